@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The structs of the machine, as include/linux/mm_types.h and mmzone.h have them
+# (2.6.30).  They stand in one file because they point at each other.
+#
+# layout.py reads this file to give numpy the same structs, so keep to its plain
+# form: one field a line, `type name` or `type name[constant]`.  Every field is
+# naturally aligned and the order is the layout.
+
+from shmkern.atomics cimport u8, u16, u32, u64, i32, i64, DIRECT_MAP_BASE, PERCPU_BASE
+
+cdef enum:
+    PAGE_SHIFT = 12
+    PAGE_SIZE = 4096
+    MAX_NUMNODES = 64
+    MAX_ORDER = 11
+    MAX_ORDER_NR_PAGES = 1024
+    NR_CPUS = 1024             # upper bound; a machine boots with its own max_tasks
+    CPU_MASK_WORDS = 16        # NR_CPUS / 64
+    PAGEVEC_SIZE = 14
+    TLB_ENTRIES = 1024
+    TASK_COMM_LEN = 32
+    HELD_LOCKS_MAX = 24
+    WAIT_TABLE_SIZE = 1024
+    SLAB_CACHES_MAX = 8
+    SLAB_NAME_LEN = 24
+
+# Page flags, by bit number (include/linux/page-flags.h).
+cdef enum:
+    PG_locked = 0
+    PG_error = 1
+    PG_referenced = 2
+    PG_uptodate = 3
+    PG_dirty = 4
+    PG_lru = 5
+    PG_active = 6
+    PG_slab = 7
+    PG_checked = 8
+    PG_reserved = 10
+    PG_private = 11
+    PG_writeback = 12
+    PG_swapcache = 13
+    PG_mappedtodisk = 14
+    PG_reclaim = 15
+    PG_buddy = 16
+    PG_swapbacked = 17
+    PG_unevictable = 18
+    PG_mlocked = 19
+    PG_waiters = 20            # somebody sleeps on this page's lock or writeback
+    PG_pagetable = 21          # the frame holds page-table entries
+    NODES_PGSHIFT = 58         # the node, in the top six bits of the flags
+    PAGE_MAPPING_ANON = 1
+
+cdef enum lru_list:
+    LRU_INACTIVE_ANON = 0
+    LRU_ACTIVE_ANON = 1
+    LRU_INACTIVE_FILE = 2
+    LRU_ACTIVE_FILE = 3
+    LRU_UNEVICTABLE = 4
+    NR_LRU_LISTS = 5
+
+# Per-zone counters; the first five follow lru_list.
+cdef enum zone_stat_item:
+    NR_INACTIVE_ANON = 0
+    NR_ACTIVE_ANON = 1
+    NR_INACTIVE_FILE = 2
+    NR_ACTIVE_FILE = 3
+    NR_UNEVICTABLE = 4
+    NR_FREE_PAGES = 5
+    NR_ANON_PAGES = 6          # mapped anonymous pages
+    NR_FILE_MAPPED = 7
+    NR_FILE_PAGES = 8
+    NR_PAGETABLE = 9
+    NR_VM_ZONE_STAT_ITEMS = 10
+
+cdef enum zone_watermarks:
+    WMARK_MIN = 0
+    WMARK_LOW = 1
+    WMARK_HIGH = 2
+    NR_WMARK = 3
+
+# Events, counted per task without atomics and summed by vmstat.
+cdef enum vm_event_item:
+    PGALLOC = 0
+    PGFREE = 1
+    PGFAULT = 2
+    PGFAULT_ANON = 3
+    PGFAULT_COW = 4
+    PGFAULT_REUSE = 5
+    PGFAULT_ZERO = 6
+    PGFAULT_SEGV = 7
+    PGFAULT_OOM = 8
+    PGMIGRATE_SUCCESS = 9
+    PGMIGRATE_FAIL = 10        # gave up: permanent failure, or busy after the tenth pass
+    PGMIGRATE_RETRY = 11       # one -EAGAIN of one pass
+    MIGRATION_ENTRY_WAIT = 12  # a task met a migration entry and waited
+    MIGRATION_ENTRY_RETRY = 13 # met one whose page was just being freed; faulted again
+    TLB_MISS = 14
+    TLB_SHOOTDOWN = 15         # invalidations posted to a CPU, by the flusher
+    TLB_ACK_WAIT = 16          # of these, how often that CPU was inside an access
+    ACCESSES = 17
+    SPIN_PARK = 18             # a spinlock's bounded spin ended in a futex
+    PAGE_LOCK_WAIT = 19
+    RWSEM_WAIT = 20
+    NR_VM_EVENTS = 24
+
+cdef enum:
+    NR_WAIT_BUCKETS = 128      # of the migration-wait histogram, four to an octave
+
+cdef struct ListHead:
+    ListHead* next
+    ListHead* prev
+
+# 0 when free; else the holder's CPU number + 1, with SPIN_WAITERS when somebody
+# is parked on the word.
+cdef struct Spinlock:
+    u32 word
+
+cdef struct WaitQueueHead:
+    u32 sequence
+
+cdef struct CondVar:
+    u32 sequence
+    u32 waiters
+
+cdef struct SeqCount:
+    u32 sequence
+
+# Readers in the low bits; see locks.pxd for the rest of the word.
+cdef struct RwSem:
+    u32 word
+    u32 sequence
+    u32 owner                  # CPU number + 1 of the writer
+    u32 writers_waiting
+
+cdef struct RcuHead:
+    RcuHead* next
+    KmemCache* cache
+    u64 epoch
+
+# One physical frame: 64 bytes, one cache line.
+cdef struct Page:
+    u64 flags
+    i32 _count
+    i32 _mapcount              # mappings - 1, so -1 when unmapped
+    void* mapping              # AddressSpace*, or AnonVma* + PAGE_MAPPING_ANON
+    u64 index                  # offset in the mapping, in pages
+    u64 private                # PG_buddy: the order
+    ListHead lru
+    u32 ptl                    # PG_pagetable: the split page-table lock
+    u32 _unused
+
+cdef struct FreeArea:
+    ListHead free_list
+    u64 nr_free
+
+cdef struct Zone:
+    Spinlock lock
+    i32 node
+    u64 zone_start_pfn
+    u64 spanned_pages
+    u64 watermark[3]           # NR_WMARK
+    FreeArea free_area[11]     # MAX_ORDER
+    u64 vm_stat[10]            # NR_VM_ZONE_STAT_ITEMS
+    Spinlock lru_lock
+    u32 _pad0
+    ListHead lru[5]            # NR_LRU_LISTS
+    u64 _pad1[5]
+
+cdef struct PgData:
+    i32 node_id
+    i32 online
+    Zone* node_zone
+    i32 zonelist[64]           # MAX_NUMNODES, nearest first, -1 past the end
+
+cdef struct KmemCache:
+    Spinlock lock
+    u32 object_size
+    void* freelist
+    u64 nr_objects             # carved so far
+    u64 nr_free
+    char name[24]              # SLAB_NAME_LEN
+
+cdef struct AnonVma:
+    Spinlock lock
+    u32 _pad0
+    ListHead head              # of VmAreaStruct.anon_vma_node
+    RcuHead rcu
+
+# Placeholder for the page cache: only its identity and operations are known yet.
+cdef struct AddressSpace:
+    u64 a_ops
+    Spinlock tree_lock
+    u32 _pad0
+
+cdef struct RbNode:
+    RbNode* rb_parent
+    RbNode* rb_left
+    RbNode* rb_right
+    u64 rb_red
+
+cdef struct RbRoot:
+    RbNode* rb_node
+
+cdef struct VmAreaStruct:
+    MmStruct* vm_mm
+    u64 vm_start
+    u64 vm_end                 # first byte after
+    VmAreaStruct* vm_next
+    u64 vm_page_prot
+    u64 vm_flags
+    RbNode vm_rb
+    ListHead anon_vma_node
+    AnonVma* anon_vma
+    u64 vm_pgoff
+    AddressSpace* vm_file
+
+cdef struct MmStruct:
+    VmAreaStruct* mmap         # sorted list
+    RbRoot mm_rb
+    u64* pgd
+    i32 mm_users               # tasks that run it
+    i32 map_count
+    RwSem mmap_sem
+    Spinlock page_table_lock
+    i32 id
+    ListHead mmlist            # all address spaces, from Kernel.init_mmlist
+    u64 total_vm               # pages
+    u64 anon_rss
+    u64 file_rss
+    u64 nr_ptes
+    u64 cpu_vm_mask[16]        # CPU_MASK_WORDS: CPUs whose TLB may hold this mm
+
+cdef struct Pagevec:
+    u64 nr
+    Page* pages[14]            # PAGEVEC_SIZE
+
+# Task states.
+cdef enum:
+    TASK_UNUSED = 0
+    TASK_EMBRYO = 1            # slot claimed, process not running yet
+    TASK_RUNNING = 2
+    TASK_DEAD = 3              # left the kernel for good; the slot may be reused
+
+cdef enum:
+    PF_SWAPWRITE = 0x00800000
+
+# What a task waits for, for the hung-task report.
+cdef enum:
+    WAIT_NONE = 0
+    WAIT_SPINLOCK = 1
+    WAIT_PAGE_LOCK = 2
+    WAIT_PAGE_WRITEBACK = 3
+    WAIT_RWSEM_READ = 4
+    WAIT_RWSEM_WRITE = 5
+    WAIT_CONDVAR = 6
+    WAIT_TLB_ACK = 7
+    WAIT_RCU = 8
+    WAIT_FREEZER = 9
+
+# A task is one CPU.  Only its owner writes what is not said to be shared.
+cdef struct Task:
+    u32 cpu                    # the slot's number
+    u32 state
+    i32 pid
+    i32 os_pid
+    i32 parent_pid
+    i32 exit_code
+    u32 flags                  # PF_*
+    u32 preempt_count          # spinlocks held
+    MmStruct* mm
+    u32 in_kernel              # shared with the freezer
+    u32 rcu_nesting
+    u64 rcu_epoch              # shared: 0 outside, else the epoch it entered in
+    u64 wait_kind
+    u64 wait_channel
+    u64 wait_since             # CLOCK_MONOTONIC, ns
+    u64 nr_held
+    u64 held_locks[24]         # HELD_LOCKS_MAX: sleeping locks, address | how
+    u64 start_time             # of the OS process, to know it from its successor
+    char comm[32]              # TASK_COMM_LEN
+    Spinlock pvec_lock
+    u32 _pad0
+    Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock: lru_add_drain_all is remote
+    u64 vm_events[24]          # NR_VM_EVENTS
+    u64 wait_buckets[128]      # NR_WAIT_BUCKETS
+    u64 _line0[8]
+    u32 access_seq             # shared: odd while inside a memory access
+    u32 _pad1
+    u64 _line1[7]
+    u32 flush_seq              # shared: bumped by every shootdown aimed here
+    u32 _pad2
+    u64 _line2[7]
+    u64 tlb[1024]              # TLB_ENTRIES, shared: a flusher zeroes entries
+
+# Everything Linux keeps in global variables.
+cdef struct Kernel:
+    u64 nr_nodes
+    u64 frames_per_node
+    u64 max_pfn
+    u64 max_tasks
+    u64 hung_task_timeout_ns
+    u64 poison                 # fill freed frames
+    Page* mem_map
+    u64 frames_base            # address of frame 0
+    Task* tasks
+    Zone* zones
+    PgData* nodes
+    WaitQueueHead* wait_table
+    u64 zero_pfn
+    i32 next_pid
+    i32 next_mm_id
+    u32 freezing               # 1 while the audit wants the machine still
+    u32 migrator_stop
+    CondVar thaw
+    Spinlock mmlist_lock
+    u32 nr_waiting_freezer
+    ListHead init_mmlist
+    # slab
+    Spinlock slab_lock
+    u32 nr_caches
+    u64 slab_base
+    u64 slab_next
+    u64 slab_end
+    KmemCache caches[8]        # SLAB_CACHES_MAX
+    KmemCache* vm_area_cachep
+    KmemCache* mm_cachep
+    KmemCache* anon_vma_cachep
+    # RCU
+    u64 rcu_epoch
+    Spinlock rcu_lock
+    u32 rcu_pending
+    RcuHead* rcu_head
+    RcuHead* rcu_tail
+    # counters of tasks that are gone
+    Spinlock events_lock
+    u32 _pad0
+    u64 vm_events[24]          # NR_VM_EVENTS
+    u64 wait_buckets[128]      # NR_WAIT_BUCKETS
+
+
+cdef inline Kernel* kernel() noexcept nogil:
+    return <Kernel*>(DIRECT_MAP_BASE + PAGE_SIZE)
+
+cdef inline Task* current() noexcept nogil:
+    return (<Task**>PERCPU_BASE)[0]
