@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Page frames, nodes, zones.  May use: locks and below.
+
+cimport cython
+from shmkern.atomics cimport *
+from shmkern.mm_types cimport *
+from shmkern.page_flags cimport *
+from shmkern.lists cimport *
+from shmkern.locks cimport *
+from shmkern.fault_inject cimport should_fail
+
+# include/linux/gfp.h
+cdef enum:
+    __GFP_HIGHMEM = 0x02
+    __GFP_MOVABLE = 0x08
+    __GFP_WAIT = 0x10
+    __GFP_HIGH = 0x20
+    __GFP_IO = 0x40
+    __GFP_FS = 0x80
+    __GFP_ZERO = 0x8000
+    __GFP_HARDWALL = 0x20000
+    __GFP_THISNODE = 0x40000
+    GFP_ATOMIC = 0x20          # __GFP_HIGH
+    GFP_KERNEL = 0xd0          # __GFP_WAIT | __GFP_IO | __GFP_FS
+    GFP_HIGHUSER_MOVABLE = 0x200da
+
+cdef enum:
+    PAGE_POISON = 0xaa         # include/linux/poison.h
+
+# ---- between numbers, structs and addresses ----
+
+cdef inline Page* pfn_to_page(u64 pfn) noexcept nogil:
+    return kernel().mem_map + pfn
+
+cdef inline u64 page_to_pfn(Page* page) noexcept nogil:
+    return <u64>(page - kernel().mem_map)
+
+cdef inline void* pfn_to_kaddr(u64 pfn) noexcept nogil:
+    return <void*>(kernel().frames_base + (pfn << PAGE_SHIFT))
+
+cdef inline void* page_address(Page* page) noexcept nogil:
+    return pfn_to_kaddr(page_to_pfn(page))
+
+cdef inline i32 page_to_nid(Page* page) noexcept nogil:
+    return <i32>(page.flags >> NODES_PGSHIFT)
+
+cdef inline Zone* page_zone(Page* page) noexcept nogil:
+    return kernel().zones + page_to_nid(page)
+
+cdef inline Page* ZERO_PAGE() noexcept nogil:
+    return kernel().mem_map + kernel().zero_pfn
+
+cdef inline i32 numa_node_id() noexcept nogil:
+    return current().numa_node
+
+# ---- references ----
+
+cdef inline int page_count(Page* page) noexcept nogil:
+    return <int>READ_ONCE32(&page._count)
+
+cdef inline int page_mapcount(Page* page) noexcept nogil:
+    return <int>READ_ONCE32(&page._mapcount) + 1
+
+cdef inline bint page_mapped(Page* page) noexcept nogil:
+    return <int>READ_ONCE32(&page._mapcount) >= 0
+
+cdef inline bint PageAnon(Page* page) noexcept nogil:
+    return (READ_ONCE64(&page.mapping) & PAGE_MAPPING_ANON) != 0
+
+cdef inline void get_page(Page* page) noexcept nogil:
+    # Whoever takes another reference already has one.
+    VM_BUG_ON_PAGE(page_count(page) <= 0, page)
+    atomic_add_return32(&page._count, 1)
+
+# Takes a reference unless there is none left; says whether it did.
+cdef inline bint get_page_unless_zero(Page* page) noexcept nogil:
+    cdef u32 count = READ_ONCE32(&page._count), seen
+    while count != 0:
+        seen = cmpxchg32(&page._count, count, count + 1)
+        if seen == count:
+            return True
+        count = seen
+    return False
+
+# Drops a reference; true when it was the last one and the caller has to free.
+cdef inline bint put_page_testzero(Page* page) noexcept nogil:
+    VM_BUG_ON_PAGE(page_count(page) <= 0, page)
+    return atomic_add_return32(&page._count, <u32>-1) == 0
+
+# Takes all `count` references at once, if nobody else has one: from here on
+# get_page_unless_zero fails.
+cdef inline bint page_freeze_refs(Page* page, int count) noexcept nogil:
+    return <int>cmpxchg32(&page._count, count, 0) == count
+
+cdef inline void page_unfreeze_refs(Page* page, int count) noexcept nogil:
+    VM_BUG_ON_PAGE(page_count(page) != 0 or count == 0, page)
+    smp_store_release32(&page._count, count)
+
+# ---- zone counters ----
+
+cdef inline void mod_zone_page_state(Zone* zone, int item, i64 delta) noexcept nogil:
+    atomic_add_return64(&zone.vm_stat[item], <u64>delta)
+
+cdef inline void inc_zone_page_state(Page* page, int item) noexcept nogil:
+    mod_zone_page_state(page_zone(page), item, 1)
+
+cdef inline void dec_zone_page_state(Page* page, int item) noexcept nogil:
+    mod_zone_page_state(page_zone(page), item, -1)
+
+# ---- allocation ----
+
+cdef void bad_page(Page* page) noexcept nogil
+cdef void list_free_block(Zone* zone, Page* page, u64 order) noexcept nogil
+cdef void unlist_free_block(Zone* zone, Page* page, u64 order) noexcept nogil
+cdef void __free_one_page(Zone* zone, Page* page, u64 order) noexcept nogil
+cdef Page* __rmqueue(Zone* zone, u64 order) noexcept nogil
+cdef bint zone_watermark_ok(Zone* zone, u64 order, u64 mark, u64 gfp) noexcept nogil
+cdef void poison_frames(Page* page, u64 order) noexcept nogil
+cdef void prep_new_page(Page* page, u64 order, u64 gfp) noexcept nogil
+cdef Page* rmqueue_checked(Zone* zone, u64 order, u64 mark, u64 gfp) noexcept nogil
+cdef Page* get_page_from_freelist(i32 nid, u64 gfp, u64 order, int mark) noexcept nogil
+cdef Page* alloc_pages_node(i32 nid, u64 gfp, u64 order) noexcept nogil
+cdef Page* alloc_page(u64 gfp) noexcept nogil
+cdef void __free_pages(Page* page, u64 order) noexcept nogil
+cdef void free_hot_page(Page* page) noexcept nogil
+@cython.locals(pfn=u64, nid=i32)
+cdef void memmap_init_zone(Zone* zone) noexcept nogil
+cdef u64 int_sqrt(u64 x) noexcept nogil
+@cython.locals(kbytes=u64, pages=u64)
+cdef void setup_per_zone_pages_min() noexcept nogil
+cdef void build_zonelist(PgData* pgdat) noexcept nogil
+cdef void free_area_init_node(i32 nid) noexcept nogil

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Page frames: struct page, nodes, zones and the buddy allocator (mm/page_alloc.c).
+
+Each node has one zone, of `frames_per_node` frames in a row; node n's first frame is
+n * frames_per_node.  A zone keeps its free frames in blocks of 2^order, order 0 to
+MAX_ORDER - 1, aligned to their size counted from the zone's start; two free buddies
+are always merged.  All of that is under zone->lock, which is innermost but for the
+slab's and RCU's.
+
+There are no per-CPU lists in front of the zone: a frame that another CPU keeps for
+itself is a frame that -ENOMEM lies about.
+
+A freed frame is filled with PAGE_POISON, so that a load through a stale translation
+is seen by whoever compares it, and not taken for old data that happens to be right.
+"""
+from cython import NULL, address, cast, pointer
+from cython.cimports.libc.string import memset
+
+# ---- the buddy allocator -----------------------------------------------------
+
+
+def bad_page(page):
+    """Stops the machine when a page is freed or handed out while something still uses
+    it (bad_page, free_pages_check and prep_new_page of mm/page_alloc.c)."""
+    # Only the node and a stale PG_waiters are no sign of use.
+    in_use = page.flags & ((cast(u64, 1) << NODES_PGSHIFT) - 1) & ~(cast(u64, 1) << PG_waiters)
+    VM_BUG_ON_PAGE(in_use != 0, page)
+    VM_BUG_ON_PAGE(page_count(page) != 0, page)
+    VM_BUG_ON_PAGE(page_mapcount(page) != 0, page)
+    VM_BUG_ON_PAGE(page.mapping != NULL, page)
+
+
+def list_free_block(zone, page, order):
+    """Enters a block in its free list.  Holds zone->lock."""
+    page.private = order
+    __SetPageBuddy(page)
+    list_add(address(page.lru), address(zone.free_area[order].free_list))
+    zone.free_area[order].nr_free += 1
+
+
+def unlist_free_block(zone, page, order):
+    """Takes a block off its free list.  Holds zone->lock."""
+    list_del(address(page.lru))
+    __ClearPageBuddy(page)
+    page.private = 0
+    zone.free_area[order].nr_free -= 1
+
+
+def __free_one_page(zone, page, order):
+    """Frees a block of 2^order frames and merges it with its buddies.  Holds zone->lock."""
+    base = pfn_to_page(zone.zone_start_pfn)
+    index = cast(u64, page - base)
+    VM_BUG_ON_PAGE(index & ((cast(u64, 1) << order) - 1) != 0, page)
+    WRITE_ONCE64(address(zone.vm_stat[NR_FREE_PAGES]),
+                 zone.vm_stat[NR_FREE_PAGES] + (cast(u64, 1) << order))
+    while order < MAX_ORDER - 1:
+        buddy_index = index ^ (cast(u64, 1) << order)
+        if buddy_index + (cast(u64, 1) << order) > zone.spanned_pages:
+            break
+        buddy = base + buddy_index
+        if not PageBuddy(buddy) or buddy.private != order:
+            break
+        unlist_free_block(zone, buddy, order)
+        index &= buddy_index
+        order += 1
+    list_free_block(zone, base + index, order)
+
+
+def __rmqueue(zone, order):
+    """Takes the smallest free block that holds 2^order frames, gives the rest back, and
+    returns its first page, or NULL.  Holds zone->lock."""
+    current_order = order
+    while current_order < MAX_ORDER and list_empty(address(zone.free_area[current_order].free_list)):
+        current_order += 1
+    if current_order == MAX_ORDER:
+        return NULL
+    page = list_entry_page(zone.free_area[current_order].free_list.next)
+    unlist_free_block(zone, page, current_order)
+    while current_order > order:
+        current_order -= 1
+        list_free_block(zone, page + (cast(u64, 1) << current_order), current_order)
+    WRITE_ONCE64(address(zone.vm_stat[NR_FREE_PAGES]),
+                 zone.vm_stat[NR_FREE_PAGES] - (cast(u64, 1) << order))
+    return page
+
+
+def zone_watermark_ok(zone, order, mark, gfp):
+    """Whether 2^order frames can be taken and `mark` are still left, with enough of them
+    in large blocks.  __GFP_HIGH may go down to half the mark."""
+    if gfp & __GFP_HIGH:
+        mark -= mark // 2
+    free = READ_ONCE64(address(zone.vm_stat[NR_FREE_PAGES]))
+    taken = (cast(u64, 1) << order) - 1
+    if free <= mark + taken:
+        return False
+    free -= taken
+    for smaller in range(order):
+        # At the next order, this order's blocks are of no use.
+        free -= zone.free_area[smaller].nr_free << smaller
+        mark >>= 1
+        if free <= mark:
+            return False
+    return True
+
+
+def rmqueue_checked(zone, order, mark, gfp):
+    """Takes a block from one zone if the watermark allows it; NULL otherwise.  Takes
+    zone->lock, under which the answer of the watermark is exact."""
+    spin_lock(address(zone.lock))
+    page = cast(pointer(Page), NULL)
+    if zone_watermark_ok(zone, order, mark, gfp):
+        page = __rmqueue(zone, order)
+    spin_unlock(address(zone.lock))
+    return page
+
+
+def get_page_from_freelist(nid, gfp, order, mark):
+    """Tries the zones of node `nid`'s zonelist, nearest first, down to one of their
+    watermarks (WMARK_MIN, LOW, HIGH).  With __GFP_THISNODE only the first."""
+    k = kernel()
+    for place in range(k.nr_nodes):
+        node = k.nodes[nid].zonelist[place]
+        if node < 0:
+            break
+        zone = k.zones + node
+        page = rmqueue_checked(zone, order, zone.watermark[mark], gfp)
+        if page != NULL:
+            return page
+        if gfp & __GFP_THISNODE:
+            break
+    return NULL
+
+
+def poison_frames(page, order):
+    """Fills the frames of a block that is about to be free."""
+    if kernel().poison:
+        memset(page_address(page), PAGE_POISON, cast(u64, PAGE_SIZE) << order)
+
+
+def prep_new_page(page, order, gfp):
+    """Makes a block fresh off the free list into pages with one reference each way."""
+    for index in range(cast(u64, 1) << order):
+        one = page + index
+        bad_page(one)
+        one.flags &= cast(u64, 63) << NODES_PGSHIFT
+        one.private = 0
+        one.index = 0
+    if gfp & __GFP_ZERO:
+        memset(page_address(page), 0, cast(u64, PAGE_SIZE) << order)
+    smp_store_release32(address(page._count), 1)
+
+
+def alloc_pages_node(nid, gfp, order):
+    """2^order frames in a row, from node `nid` if it has them, else from the nearest that
+    does; with __GFP_THISNODE from that node or not at all.
+
+    Returns the first page, with one reference, or NULL: every zone that may be used is
+    down to its min watermark (below it with __GFP_HIGH).  Takes zone locks.
+    """
+    if should_fail():
+        return NULL
+    VM_BUG_ON(order >= MAX_ORDER or nid < 0 or cast(u64, nid) >= kernel().nr_nodes)
+    page = get_page_from_freelist(nid, gfp, order, WMARK_LOW)
+    if page == NULL:
+        page = get_page_from_freelist(nid, gfp, order, WMARK_MIN)
+    if page != NULL:
+        prep_new_page(page, order, gfp)
+        current().vm_events[PGALLOC] += cast(u64, 1) << order
+    return page
+
+
+def alloc_page(gfp):
+    """One frame, from this CPU's node first."""
+    return alloc_pages_node(numa_node_id(), gfp, 0)
+
+
+def __free_pages(page, order):
+    """Frees a block whose last reference is gone.  Takes zone->lock."""
+    zone = page_zone(page)
+    for index in range(cast(u64, 1) << order):
+        bad_page(page + index)
+    poison_frames(page, order)
+    current().vm_events[PGFREE] += cast(u64, 1) << order
+    spin_lock(address(zone.lock))
+    __free_one_page(zone, page, order)
+    spin_unlock(address(zone.lock))
+
+
+def free_hot_page(page):
+    """Frees one frame whose last reference is gone."""
+    if PageAnon(page):
+        page.mapping = NULL
+    # Who still had to see these is gone with its reference.
+    keep = cast(u64, 63) << NODES_PGSHIFT | cast(u64, 1) << PG_lru | cast(u64, 1) << PG_locked | \
+        cast(u64, 1) << PG_writeback | cast(u64, 1) << PG_private | cast(u64, 1) << PG_reserved | \
+        cast(u64, 1) << PG_buddy | cast(u64, 1) << PG_active | cast(u64, 1) << PG_swapcache | \
+        cast(u64, 1) << PG_unevictable | cast(u64, 1) << PG_pagetable
+    page.flags &= keep
+    __free_pages(page, 0)
+
+
+# ---- boot --------------------------------------------------------------------
+
+def memmap_init_zone(zone):
+    """Makes the zone's struct pages and puts its frames on the free lists, in blocks as
+    large as they come.  The frames themselves are not touched."""
+    nid = zone.node
+    pfn = zone.zone_start_pfn
+    for index in range(zone.spanned_pages):
+        page = pfn_to_page(pfn + index)
+        page.flags = cast(u64, nid) << NODES_PGSHIFT
+        page._mapcount = -1
+    index = 0
+    while index < zone.spanned_pages:
+        order = MAX_ORDER - 1
+        while index & ((cast(u64, 1) << order) - 1) or \
+                index + (cast(u64, 1) << order) > zone.spanned_pages:
+            order -= 1
+        list_free_block(zone, pfn_to_page(pfn + index), order)
+        index += cast(u64, 1) << order
+    zone.vm_stat[NR_FREE_PAGES] = zone.spanned_pages
+
+
+def int_sqrt(x):
+    """The integer square root, rounded down."""
+    root = cast(u64, 0)
+    bit = cast(u64, 1) << 62
+    while bit > x:
+        bit >>= 2
+    while bit:
+        if x >= root + bit:
+            x -= root + bit
+            root = (root >> 1) + bit
+        else:
+            root >>= 1
+        bit >>= 2
+    return root
+
+
+def setup_per_zone_pages_min():
+    """The watermarks, by Linux's rule: min_free_kbytes is 4 * sqrt(memory in KiB), from
+    128 KiB to 64 MiB, shared out by size; low and high lie a quarter and a half above
+    min.  A machine so small that 128 KiB would be much of it keeps 1/32 of a zone."""
+    k = kernel()
+    kbytes = int_sqrt((k.max_pfn << (PAGE_SHIFT - 10)) * 16)
+    kbytes = min(max(kbytes, cast(u64, 128)), cast(u64, 65536))
+    for nid in range(k.nr_nodes):
+        zone = k.zones + nid
+        pages = (kbytes >> (PAGE_SHIFT - 10)) * zone.spanned_pages // k.max_pfn
+        pages = min(pages, zone.spanned_pages // 32)
+        zone.watermark[WMARK_MIN] = pages
+        zone.watermark[WMARK_LOW] = pages + (pages >> 2)
+        zone.watermark[WMARK_HIGH] = pages + (pages >> 1)
+
+
+def build_zonelist(pgdat):
+    """Orders all nodes by their distance from this one, as on a ring; of two at the same
+    distance the one behind comes first, so that neighbours do not both spill upwards."""
+    k = kernel()
+    count = cast(i32, k.nr_nodes)
+    pgdat.zonelist[0] = pgdat.node_id
+    place = 1
+    for distance in range(1, count // 2 + 1):
+        pgdat.zonelist[place] = (pgdat.node_id + distance) % count
+        place += 1
+        if place < count:
+            pgdat.zonelist[place] = (pgdat.node_id - distance + count) % count
+            place += 1
+    for rest in range(place, MAX_NUMNODES):
+        pgdat.zonelist[rest] = -1
+
+
+def free_area_init_node(nid):
+    """Makes node `nid` and its zone, with all frames free."""
+    k = kernel()
+    zone = k.zones + nid
+    zone.node = nid
+    zone.zone_start_pfn = nid * k.frames_per_node
+    zone.spanned_pages = k.frames_per_node
+    for order in range(MAX_ORDER):
+        INIT_LIST_HEAD(address(zone.free_area[order].free_list))
+    for lru in range(NR_LRU_LISTS):
+        INIT_LIST_HEAD(address(zone.lru[lru]))
+    memmap_init_zone(zone)
+    pgdat = k.nodes + nid
+    pgdat.node_id = nid
+    pgdat.online = 1
+    pgdat.node_zone = zone
+    build_zonelist(pgdat)

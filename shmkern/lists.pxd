@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Circular doubly linked lists, as include/linux/list.h.
+
+from shmkern.atomics cimport u64, VM_BUG_ON_PAGE
+from shmkern.mm_types cimport ListHead, Page, VmAreaStruct, MmStruct, RbNode
+
+# Where a removed entry points, so that a second removal is seen.
+cdef enum:
+    LIST_POISON1 = 0x100100
+    LIST_POISON2 = 0x200200
+
+cdef inline void INIT_LIST_HEAD(ListHead* head) noexcept nogil:
+    head.next = head
+    head.prev = head
+
+cdef inline bint list_empty(ListHead* head) noexcept nogil:
+    return head.next == head
+
+cdef inline void __list_add(ListHead* new, ListHead* prev, ListHead* next) noexcept nogil:
+    next.prev = new
+    new.next = next
+    new.prev = prev
+    prev.next = new
+
+cdef inline void list_add(ListHead* new, ListHead* head) noexcept nogil:
+    __list_add(new, head, head.next)
+
+cdef inline void list_add_tail(ListHead* new, ListHead* head) noexcept nogil:
+    __list_add(new, head.prev, head)
+
+cdef inline void list_del(ListHead* entry) noexcept nogil:
+    VM_BUG_ON_PAGE(entry.next.prev != entry or entry.prev.next != entry, entry)
+    entry.next.prev = entry.prev
+    entry.prev.next = entry.next
+    entry.next = <ListHead*>LIST_POISON1
+    entry.prev = <ListHead*>LIST_POISON2
+
+# container_of, spelled out for each list there is.
+cdef inline Page* list_entry_page(ListHead* lru) noexcept nogil:
+    return <Page*>(<u64>lru - <u64>&(<Page*>0).lru)
+
+cdef inline VmAreaStruct* list_entry_vma(ListHead* anon_vma_node) noexcept nogil:
+    return <VmAreaStruct*>(<u64>anon_vma_node - <u64>&(<VmAreaStruct*>0).anon_vma_node)
+
+cdef inline MmStruct* list_entry_mm(ListHead* mmlist) noexcept nogil:
+    return <MmStruct*>(<u64>mmlist - <u64>&(<MmStruct*>0).mmlist)
+
+cdef inline VmAreaStruct* rb_entry_vma(RbNode* node) noexcept nogil:
+    return <VmAreaStruct*>(<u64>node - <u64>&(<VmAreaStruct*>0).vm_rb)
+
+# lru_to_page (seed line 37): the oldest page of a list.
+cdef inline Page* lru_to_page(ListHead* head) noexcept nogil:
+    return list_entry_page(head.prev)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# LRU lists and the last reference.  May use: frames and below.
+
+cimport cython
+from shmkern.frames cimport *
+
+cdef inline bint page_is_file_cache(Page* page) noexcept nogil:
+    return not PageSwapBacked(page)
+
+cdef inline int page_lru(Page* page) noexcept nogil:
+    if PageUnevictable(page):
+        return LRU_UNEVICTABLE
+    return 2 * page_is_file_cache(page) + PageActive(page)
+
+cdef void add_page_to_lru_list(Zone* zone, Page* page, int lru) noexcept nogil
+cdef void del_page_from_lru_list(Zone* zone, Page* page, int lru) noexcept nogil
+cdef void put_page(Page* page) noexcept nogil
+cdef void __page_cache_release(Page* page) noexcept nogil
+cdef void __pagevec_lru_add(Pagevec* pvec, int lru) noexcept nogil
+cdef void lru_cache_add_lru(Page* page, int lru) noexcept nogil
+cdef void add_page_to_unevictable_list(Page* page) noexcept nogil
+cdef void lru_add_drain() noexcept nogil
+cdef void lru_add_drain_all() noexcept nogil
+cdef void drain_cpu_pagevecs(Task* task) noexcept nogil
+cdef int isolate_lru_page(Page* page) noexcept nogil
+cdef bint page_evictable(Page* page) noexcept nogil
+cdef void putback_lru_page(Page* page) noexcept nogil

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""LRU lists, per-CPU pagevecs, isolation and putback, and what happens to a page with
+its last reference (mm/swap.c, mm/vmscan.c, mm/internal.h).
+
+A page that is to enter a list waits in a pagevec of its CPU, which holds a reference,
+until fourteen have gathered and one lru_lock serves them all.  Linux drains another
+CPU's pagevecs by running a work item there; here whoever drains does it from outside,
+so each task's pagevecs have a lock, which only a drain ever contends for.
+
+Locks: pvec_lock, then zone->lru_lock.
+"""
+from cython import NULL, address, cast, pointer
+from cython.cimports.libc.errno import EBUSY
+
+
+def add_page_to_lru_list(zone, page, lru):
+    """Puts a page at the head of a list and counts it.  Holds lru_lock."""
+    list_add(address(page.lru), address(zone.lru[lru]))
+    mod_zone_page_state(zone, lru, 1)
+
+
+def del_page_from_lru_list(zone, page, lru):
+    """Takes a page off a list and counts it.  Holds lru_lock."""
+    list_del(address(page.lru))
+    mod_zone_page_state(zone, lru, -1)
+
+
+def put_page(page):
+    """Drops a reference; the last one frees the page.  May take lru_lock and zone->lock."""
+    if put_page_testzero(page):
+        __page_cache_release(page)
+        free_hot_page(page)
+
+
+def __page_cache_release(page):
+    """Takes a page without references off its list.  Nobody can isolate it any more:
+    isolate_lru_page gets no reference."""
+    if PageLRU(page):
+        zone = page_zone(page)
+        spin_lock(address(zone.lru_lock))
+        VM_BUG_ON_PAGE(not PageLRU(page), page)
+        del_page_from_lru_list(zone, page, page_lru(page))
+        ClearPageLRU(page)
+        ClearPageActive(page)
+        ClearPageUnevictable(page)
+        spin_unlock(address(zone.lru_lock))
+
+
+# ---- pagevecs ----------------------------------------------------------------
+
+def __pagevec_lru_add(pvec, lru):
+    """Moves a pagevec's pages to list `lru` of their zones, and drops the references
+    that the pagevec held.  Takes lru_lock, once for a run of pages of one zone."""
+    zone = cast(pointer(Zone), NULL)
+    for index in range(pvec.nr):
+        page = pvec.pages[index]
+        if page_zone(page) != zone:
+            if zone != NULL:
+                spin_unlock(address(zone.lru_lock))
+            zone = page_zone(page)
+            spin_lock(address(zone.lru_lock))
+        VM_BUG_ON_PAGE(PageLRU(page) or PageActive(page) or PageUnevictable(page), page)
+        SetPageLRU(page)
+        if lru & 1:
+            SetPageActive(page)
+        add_page_to_lru_list(zone, page, lru)
+    if zone != NULL:
+        spin_unlock(address(zone.lru_lock))
+    for index in range(pvec.nr):
+        put_page(pvec.pages[index])
+    pvec.nr = 0
+
+
+def lru_cache_add_lru(page, lru):
+    """Lets a page enter list `lru` (not the unevictable one), with the next batch.  The
+    page's own reference stays the caller's."""
+    VM_BUG_ON_PAGE(PageUnevictable(page) or PageLRU(page), page)
+    ClearPageActive(page)
+    get_page(page)
+    me = current()
+    spin_lock(address(me.pvec_lock))
+    pvec = address(me.lru_add_pvecs[lru])
+    pvec.pages[pvec.nr] = page
+    pvec.nr += 1
+    if pvec.nr == PAGEVEC_SIZE:
+        __pagevec_lru_add(pvec, lru)
+    spin_unlock(address(me.pvec_lock))
+
+
+def add_page_to_unevictable_list(page):
+    """Puts a page on the unevictable list at once: a page that waits in a pagevec could
+    become evictable meanwhile and be stranded."""
+    zone = page_zone(page)
+    spin_lock(address(zone.lru_lock))
+    SetPageUnevictable(page)
+    SetPageLRU(page)
+    add_page_to_lru_list(zone, page, LRU_UNEVICTABLE)
+    spin_unlock(address(zone.lru_lock))
+
+
+def drain_cpu_pagevecs(task):
+    """Empties the pagevecs of a CPU, this one's or another's.  Takes pvec_lock."""
+    spin_lock(address(task.pvec_lock))
+    for lru in range(NR_LRU_LISTS - 1):
+        if task.lru_add_pvecs[lru].nr:
+            __pagevec_lru_add(address(task.lru_add_pvecs[lru]), lru)
+    spin_unlock(address(task.pvec_lock))
+
+
+def lru_add_drain():
+    """Empties this CPU's pagevecs."""
+    drain_cpu_pagevecs(current())
+
+
+def lru_add_drain_all():
+    """Empties all CPUs' pagevecs.  What is added afterwards is not covered."""
+    k = kernel()
+    for cpu in range(k.max_tasks):
+        # An unlocked look: what slips past it was added while we were at work.
+        task = address(k.tasks[cpu])
+        for lru in range(NR_LRU_LISTS - 1):
+            if READ_ONCE64(address(task.lru_add_pvecs[lru].nr)):
+                drain_cpu_pagevecs(task)
+                break
+
+
+# ---- isolation ---------------------------------------------------------------
+
+def isolate_lru_page(page):
+    """Takes a page off its list and a reference to it, so that the caller alone moves it
+    (mm/vmscan.c).
+
+    Returns 0, or -EBUSY when it is on no list: somebody else has it, it waits in a
+    pagevec, or it is being freed.  Takes lru_lock.
+    """
+    ret = -EBUSY
+    if PageLRU(page):
+        zone = page_zone(page)
+        spin_lock(address(zone.lru_lock))
+        # Without a list entry, or without references, the page is no longer ours to take.
+        if PageLRU(page) and get_page_unless_zero(page):
+            ret = 0
+            del_page_from_lru_list(zone, page, page_lru(page))
+            ClearPageLRU(page)
+        spin_unlock(address(zone.lru_lock))
+    return ret
+
+
+def page_evictable(page):
+    """Whether reclaim may have the page: it is not mlocked."""
+    return not PageMlocked(page)
+
+
+def putback_lru_page(page):
+    """Puts an isolated page back on the list that its flags say, and drops the reference
+    that isolation took (mm/vmscan.c).
+
+    Without other references the page was freed while it was isolated, or replaced by
+    migration: it goes back to its zone now.  (2.6.30 would let it pass through a list
+    first, and free it from there.)
+    """
+    VM_BUG_ON_PAGE(PageLRU(page), page)
+    active = TestClearPageActive(page)
+    if page_count(page) == 1:
+        ClearPageUnevictable(page)
+        put_page(page)
+        return
+    while True:
+        ClearPageUnevictable(page)
+        if page_evictable(page):
+            lru_cache_add_lru(page, 2 * page_is_file_cache(page) + active)
+            break
+        add_page_to_unevictable_list(page)
+        # munlock may have looked for the page on a list just before we put it there,
+        # and then it is up to us to move it.
+        if not page_evictable(page) or isolate_lru_page(page) != 0:
+            break
+        put_page(page)
+    put_page(page)

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is done to a range of page tables: unmap, free, copy at fork, change protection,
+move (mm/memory.c, mm/mprotect.c, mm/mremap.c).
+
+All of it meets migration entries, for a range may be unmapped, forked, protected or
+moved while a migrator has pages of it in the air.  A migration entry holds no reference
+and no mapping of its page: the page must be left alone, it belongs to the migrator.
+
+The caller has mmap_sem for writing, or is the only user of the address space left.
+Locks taken: the split page-table lock; the copy takes the child's, then the parent's;
+the move takes anon_vma->lock, then the lower and the upper table's.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import ENOMEM
+
+
+def next_pmd(mm, address, end):
+    """The next pmd entry with a table in [*address, end), with *address moved up to it;
+    NULL past the end."""
+    while address[0] < end:
+        pgd = pgd_offset(mm, address[0])
+        if not table_present(READ_ONCE64(pgd)):
+            address[0] = addr_end(address[0], end, PGDIR_MASK)
+            continue
+        pud = pud_offset(pgd, address[0])
+        if not table_present(READ_ONCE64(pud)):
+            address[0] = addr_end(address[0], end, PUD_MASK)
+            continue
+        pmd = pmd_offset(pud, address[0])
+        if table_present(READ_ONCE64(pmd)):
+            return pmd
+        address[0] = addr_end(address[0], end, PMD_MASK)
+    return NULL
+
+
+# ---- unmap -------------------------------------------------------------------
+
+def zap_pte(tlb, vma, ptep):
+    """Takes one entry away; the page it mapped goes to the gather.  Holds the split lock."""
+    mm = vma.vm_mm
+    # Atomically: a CPU may be setting the dirty bit.
+    pte = ptep_get_and_clear(ptep)
+    if pte_present(pte):
+        if pte_special(pte):
+            return
+        page = pte_page(pte)
+        if pte_dirty(pte):
+            set_page_dirty(page)
+        atomic_add_return64(addressof(mm.anon_rss), -1)
+        page_remove_rmap(page)
+        tlb_remove_page(tlb, page)
+    elif not pte_none(pte):
+        # A migration entry.  Its page was counted when it was mapped and has lost its
+        # rmap and reference since; only this mm's share of the count is left to give
+        # back.  (2.6.30 forgets it: fixed by Linux commit 9f9f1acd713d.)
+        VM_BUG_ON(not is_migration_entry(pte_to_swp_entry(pte)))
+        atomic_add_return64(addressof(mm.anon_rss), -1)
+
+
+def zap_pte_range(tlb, vma, pmd, address, end):
+    """zap_pte for one table's part of [address, end)."""
+    ptep = pte_offset(pmd, address)
+    ptl = pte_lockptr(pmd)
+    spin_lock(ptl)
+    while address < end:
+        if not pte_none(READ_PTE(ptep)):
+            # For each entry anew: a full gather is flushed on the way and forgets.
+            tlb_note_range(tlb, address, address + PAGE_SIZE)
+            zap_pte(tlb, vma, ptep)
+        ptep += 1
+        address += PAGE_SIZE
+    spin_unlock(ptl)
+
+
+def unmap_page_range(tlb, vma, address, end):
+    """Takes all entries of [address, end), inside `vma`, away.  The tables stay."""
+    at = address
+    while True:
+        pmd = next_pmd(vma.vm_mm, addressof(at), end)
+        if pmd == NULL:
+            break
+        stop = addr_end(at, end, PMD_MASK)
+        zap_pte_range(tlb, vma, pmd, at, stop)
+        at = stop
+
+
+# ---- free tables -------------------------------------------------------------
+#
+# `floor` and `ceiling` are where the neighbouring areas end and begin (0 for none
+# above): a table that also covers one of them stays.
+
+def table_is_needed(address, floor, ceiling, mask):
+    """Whether the table whose range (of size ~mask + 1) holds `address` also covers an area
+    below `floor` or from `ceiling` on."""
+    start = address & mask
+    end = start + (~mask + 1)
+    return start < floor or (ceiling != 0 and end > ceiling)
+
+
+def free_table(tlb, entry, address):
+    """Unhooks the empty table below `entry` and gives it to the gather: a CPU may be
+    walking it for `address`, until the flush has waited for its access."""
+    page = pte_page(READ_ONCE64(entry))
+    tlb_note_range(tlb, address & PAGE_MASK, (address & PAGE_MASK) + PAGE_SIZE)
+    WRITE_ONCE64(entry, 0)
+    tlb_remove_page(tlb, page)
+
+
+def free_pmd_range(tlb, pud, address, end, floor, ceiling):
+    """Frees the last-level tables of [address, end) below one pud entry, then the pmd
+    table itself when nothing else needs it."""
+    start = address
+    while address < end:
+        stop = addr_end(address, end, PMD_MASK)
+        pmd = pmd_offset(pud, address)
+        if table_present(READ_ONCE64(pmd)) and not table_is_needed(address, floor, ceiling, PMD_MASK):
+            free_table(tlb, pmd, address)
+            tlb.mm.nr_ptes -= 1
+        address = stop
+    if not table_is_needed(start, floor, ceiling, PUD_MASK):
+        free_table(tlb, pud, start)
+
+
+def free_pud_range(tlb, pgd, address, end, floor, ceiling):
+    """As free_pmd_range, one level up."""
+    start = address
+    while address < end:
+        stop = addr_end(address, end, PUD_MASK)
+        pud = pud_offset(pgd, address)
+        if table_present(READ_ONCE64(pud)):
+            free_pmd_range(tlb, pud, address, stop, floor, ceiling)
+        address = stop
+    if not table_is_needed(start, floor, ceiling, PGDIR_MASK):
+        free_table(tlb, pgd, start)
+
+
+def free_pgd_range(tlb, address, end, floor, ceiling):
+    """Frees the tables that only [address, end) needed.  The range is unmapped, and its
+    areas are off their anon_vmas' lists: no reverse map walk comes here any more."""
+    while address < end:
+        stop = addr_end(address, end, PGDIR_MASK)
+        pgd = pgd_offset(tlb.mm, address)
+        if table_present(READ_ONCE64(pgd)):
+            free_pud_range(tlb, pgd, address, stop, floor, ceiling)
+        address = stop
+
+
+# ---- copy at fork ------------------------------------------------------------
+
+def copy_one_pte(dst_mm, dst, src, vm_flags):
+    """Copies one entry to the child; a writable page becomes read-only on both sides.
+    Holds both split locks."""
+    pte = READ_PTE(src)
+    if not pte_present(pte):
+        entry = pte_to_swp_entry(pte)
+        VM_BUG_ON(not is_migration_entry(entry))
+        if is_write_migration_entry(entry) and is_cow_mapping(vm_flags):
+            # When the page arrives, neither may write it without copying.
+            pte = swp_entry_to_pte(make_migration_entry_read(entry))
+            set_pte_at(src, pte)
+        atomic_add_return64(addressof(dst_mm.anon_rss), 1)
+        set_pte_at(dst, pte)
+        return
+    if is_cow_mapping(vm_flags):
+        # The parent's CPUs keep their writable translations until the flush at the end of
+        # the fork; what they write until then, the child sees as well.
+        ptep_set_wrprotect(src)
+        pte = pte_wrprotect(pte)
+    pte = pte_mkold(pte)
+    if not pte_special(pte):
+        page = pte_page(pte)
+        get_page(page)
+        page_dup_rmap(page)
+        atomic_add_return64(addressof(dst_mm.anon_rss), 1)
+    set_pte_at(dst, pte)
+
+
+def copy_pte_range(dst_mm, src_mm, src_pmd, vma, address, end):
+    """Copies one table's part of [address, end).  Returns 0 or -ENOMEM."""
+    dst_pmd = NULL
+    dst = pte_alloc(dst_mm, address, addressof(dst_pmd))
+    if dst == NULL:
+        return -ENOMEM
+    src = pte_offset(src_pmd, address)
+    dst_ptl = pte_lockptr(dst_pmd)
+    src_ptl = pte_lockptr(src_pmd)
+    # The child does not run yet, so nobody takes these the other way round.
+    spin_lock(dst_ptl)
+    spin_lock(src_ptl)
+    while address < end:
+        if not pte_none(READ_PTE(src)):
+            copy_one_pte(dst_mm, dst, src, vma.vm_flags)
+        src += 1
+        dst += 1
+        address += PAGE_SIZE
+    spin_unlock(src_ptl)
+    spin_unlock(dst_ptl)
+    return 0
+
+
+def copy_page_range(dst_mm, src_mm, vma):
+    """Copies the entries of the parent's area `vma` to the child.  Returns 0 or -ENOMEM,
+    with what was copied left for the child's exit_mmap."""
+    # Without an anon_vma nothing but zero pages is mapped, and the child's own faults
+    # bring those.
+    if vma.anon_vma == NULL:
+        return 0
+    at = vma.vm_start
+    while True:
+        pmd = next_pmd(src_mm, addressof(at), vma.vm_end)
+        if pmd == NULL:
+            return 0
+        stop = addr_end(at, vma.vm_end, PMD_MASK)
+        if copy_pte_range(dst_mm, src_mm, pmd, vma, at, stop) != 0:
+            return -ENOMEM
+        at = stop
+
+
+# ---- change protection -------------------------------------------------------
+
+def change_pte_range(mm, pmd, address, end, newprot):
+    """Gives the entries of one table's part of [address, end) another protection."""
+    ptep = pte_offset(pmd, address)
+    ptl = pte_lockptr(pmd)
+    spin_lock(ptl)
+    while address < end:
+        pte = READ_PTE(ptep)
+        if pte_present(pte):
+            # Cleared while it is changed, so that no CPU sets a bit that is then lost.
+            pte = ptep_get_and_clear(ptep)
+            set_pte_at(ptep, pte_modify(pte, newprot))
+        elif not pte_none(pte):
+            entry = pte_to_swp_entry(pte)
+            if is_write_migration_entry(entry):
+                # Writing may not be allowed when the page arrives; the fault finds out.
+                set_pte_at(ptep, swp_entry_to_pte(make_migration_entry_read(entry)))
+        ptep += 1
+        address += PAGE_SIZE
+    spin_unlock(ptl)
+
+
+def change_protection(vma, start, end):
+    """Gives all entries of [start, end) the protection that `vma` has now, and flushes."""
+    at = start
+    while True:
+        pmd = next_pmd(vma.vm_mm, addressof(at), end)
+        if pmd == NULL:
+            break
+        stop = addr_end(at, end, PMD_MASK)
+        change_pte_range(vma.vm_mm, pmd, at, stop, vma.vm_page_prot)
+        at = stop
+    flush_tlb_range(vma.vm_mm, start, end)
+
+
+# ---- move --------------------------------------------------------------------
+
+def move_ptes(vma, old_pmd, old_addr, old_end, new_pmd, new_addr):
+    """Moves entries between two tables (perhaps the same one).
+
+    Takes anon_vma->lock over the move: a reverse map walk that has passed one place and
+    not yet come to the other would miss an entry that goes the wrong way round, and a
+    missed migration entry is never restored.  (Linux met it in 2011, and takes the lock
+    since commit 38a76013ad80.)
+    """
+    mm = vma.vm_mm
+    anon_vma = vma.anon_vma
+    if anon_vma != NULL:
+        spin_lock(addressof(anon_vma.lock))
+    old_ptl = pte_lockptr(old_pmd)
+    new_ptl = pte_lockptr(new_pmd)
+    old_pte = pte_offset(old_pmd, old_addr)
+    new_pte = pte_offset(new_pmd, new_addr)
+    # mmap_sem for writing keeps other movers out, so the order of the two is free.
+    spin_lock(old_ptl)
+    if new_ptl != old_ptl:
+        spin_lock(new_ptl)
+    while old_addr < old_end:
+        if not pte_none(READ_PTE(old_pte)):
+            pte = ptep_clear_flush(mm, old_addr, old_pte)
+            set_pte_at(new_pte, pte)
+        old_pte += 1
+        new_pte += 1
+        old_addr += PAGE_SIZE
+    if new_ptl != old_ptl:
+        spin_unlock(new_ptl)
+    spin_unlock(old_ptl)
+    if anon_vma != NULL:
+        spin_unlock(addressof(anon_vma.lock))
+
+
+def move_page_tables(vma, old_addr, new_vma, new_addr, length):
+    """Moves the entries of `length` bytes at `old_addr` in `vma` to `new_addr` in `new_vma`.
+
+    Returns how many bytes were moved: less than `length` when there was no memory for a
+    table."""
+    mm = vma.vm_mm
+    at = old_addr
+    old_end = old_addr + length
+    while True:
+        old_pmd = next_pmd(mm, addressof(at), old_end)
+        if old_pmd == NULL:
+            return length
+        new_pmd = NULL
+        to = new_addr + (at - old_addr)
+        if pte_alloc(mm, to, addressof(new_pmd)) == NULL:
+            return at - old_addr
+        stop = addr_end(at, old_end, PMD_MASK)
+        # As far as both tables reach.
+        stop = at + min(stop - at, addr_end(to, to + (stop - at), PMD_MASK) - to)
+        move_ptes(vma, old_pmd, at, stop, new_pmd, to)
+        at = stop

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""RCU: an object that readers may still look at is freed after a grace period.
+
+A kernel learns that all readers are gone from the scheduler: every CPU has switched
+tasks.  Processes have no such moment in common, so readers publish the epoch they
+entered in, and an object retired in epoch E is free to go when no reader is left from
+before E.  A reader that read the epoch just before it was advanced only looks older
+than it is; that delays a free and harms nothing.
+
+call_rcu frees to a slab cache, as kfree_rcu does: a function pointer would mean
+something else in each process.
+"""
+from cython import NULL, address, cast, pointer
+
+
+def call_rcu(head, cache, obj):
+    """Frees `obj`, which `head` lies in, to `cache` once a grace period is over.  New
+    readers can no longer reach it.  Takes rcu_lock; never waits."""
+    k = kernel()
+    head.object = obj
+    head.cache = cache
+    head.next = NULL
+    spin_lock(address(k.rcu_lock))
+    head.epoch = atomic_add_return64(address(k.rcu_epoch), 1)
+    if k.rcu_tail != NULL:
+        k.rcu_tail.next = head
+    else:
+        k.rcu_head = head
+    k.rcu_tail = head
+    k.rcu_pending += 1
+    due = k.rcu_pending >= RCU_BATCH
+    spin_unlock(address(k.rcu_lock))
+    if due:
+        rcu_process_callbacks()
+
+
+def rcu_oldest_reader():
+    """The oldest epoch that a reader is in, or the largest number when there is none."""
+    k = kernel()
+    oldest = ~cast(u64, 0)
+    # What was unlinked before must be seen by every reader we do not see here.
+    smp_mb()
+    for cpu in range(k.max_tasks):
+        epoch = smp_load_acquire64(address(k.tasks[cpu].rcu_epoch))
+        if epoch != 0 and epoch < oldest:
+            oldest = epoch
+    return oldest
+
+
+def rcu_process_callbacks():
+    """Frees what no reader can hold any more.  Takes rcu_lock and cache locks."""
+    k = kernel()
+    # The queue is in order of epochs, so the oldest reader cuts it in two.
+    spin_lock(address(k.rcu_lock))
+    done = k.rcu_head
+    last = cast(pointer(RcuHead), NULL)
+    oldest = rcu_oldest_reader()
+    while k.rcu_head != NULL and k.rcu_head.epoch <= oldest:
+        last = k.rcu_head
+        k.rcu_head = last.next
+        k.rcu_pending -= 1
+    if k.rcu_head == NULL:
+        k.rcu_tail = NULL
+    spin_unlock(address(k.rcu_lock))
+    if last == NULL:
+        return
+    last.next = NULL
+    while done != NULL:
+        following = done.next
+        kmem_cache_free(done.cache, done.object)
+        done = following
+
+
+def synchronize_rcu():
+    """Returns when every reader that was in on entry has left."""
+    might_sleep()
+    epoch = atomic_add_return64(address(kernel().rcu_epoch), 1)
+    wait_begin(WAIT_RCU, address(kernel().rcu_epoch))
+    while rcu_oldest_reader() < epoch:
+        cpu_yield()
+        wait_check()
+    wait_end()

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reverse mapping: which PTEs map a page, and how to take them away (mm/rmap.c).
+
+An anonymous page points to the anon_vma of the VMA that first mapped it, and the
+anon_vma has a list of all VMAs that may map such pages: that VMA, what was split off
+it, moved from it or forked from it.  The page's index and a VMA's start and pgoff say
+at which address to look.
+
+Locks: anon_vma->lock, then a split page-table lock.  A VMA's vm_start and vm_pgoff
+change under its anon_vma's lock, so that a walk computes with either the old or the new.
+
+The order of the list matters: a forked VMA stands behind the one it was copied from,
+for the same reason that fork links it before it copies the entries; see
+remove_anon_migration_ptes.
+"""
+from cython import NULL, address as addressof, cast, pointer
+
+
+# ---- anon_vma ----------------------------------------------------------------
+
+def anon_vma_alloc():
+    """A new anon_vma without VMAs; NULL without memory."""
+    anon_vma = cast(pointer(AnonVma), kmem_cache_alloc(kernel().anon_vma_cachep))
+    if anon_vma != NULL:
+        INIT_LIST_HEAD(addressof(anon_vma.head))
+    return anon_vma
+
+
+def anon_vma_free(anon_vma):
+    """Frees an anon_vma when nobody can be looking at it: page_lock_anon_vma may have
+    found it through a page that was still mapped."""
+    call_rcu(addressof(anon_vma.rcu), kernel().anon_vma_cachep, anon_vma)
+
+
+def __anon_vma_link(vma):
+    """Adds a VMA at the end of its anon_vma's list.  Holds anon_vma->lock."""
+    list_add_tail(addressof(vma.anon_vma_node), addressof(vma.anon_vma.head))
+
+
+def anon_vma_link(vma):
+    """Adds a VMA to its anon_vma's list, if it has one."""
+    anon_vma = vma.anon_vma
+    if anon_vma != NULL:
+        spin_lock(addressof(anon_vma.lock))
+        __anon_vma_link(vma)
+        spin_unlock(addressof(anon_vma.lock))
+
+
+def __anon_vma_merge(vma, next):
+    """Takes `next` off the list when it is merged into `vma`.  Holds anon_vma->lock."""
+    BUG_ON(vma.anon_vma != next.anon_vma)
+    list_del(addressof(next.anon_vma_node))
+
+
+def anon_vma_unlink(vma):
+    """Takes a VMA off its anon_vma's list, and frees the anon_vma with the last."""
+    anon_vma = vma.anon_vma
+    if anon_vma == NULL:
+        return
+    spin_lock(addressof(anon_vma.lock))
+    list_del(addressof(vma.anon_vma_node))
+    # It cannot come back to life: who adds a VMA has another one in the list.
+    empty = list_empty(addressof(anon_vma.head))
+    spin_unlock(addressof(anon_vma.lock))
+    vma.anon_vma = NULL
+    if empty:
+        anon_vma_free(anon_vma)
+
+
+def page_lock_anon_vma(page):
+    """The page's anon_vma, locked and within rcu_read_lock; NULL, and neither, when the
+    page is not anonymous or not mapped any more.
+
+    The page may lose its last mapping, and the anon_vma its last VMA, between any two
+    lines.  Seen mapped under rcu_read_lock, the anon_vma is not freed before we leave.
+    """
+    rcu_read_lock()
+    mapping = READ_ONCE64(addressof(page.mapping))
+    if mapping & PAGE_MAPPING_ANON and page_mapped(page):
+        anon_vma = cast(pointer(AnonVma), mapping - PAGE_MAPPING_ANON)
+        spin_lock(addressof(anon_vma.lock))
+        return anon_vma
+    rcu_read_unlock()
+    return NULL
+
+
+def page_unlock_anon_vma(anon_vma):
+    """Undoes page_lock_anon_vma."""
+    spin_unlock(addressof(anon_vma.lock))
+    rcu_read_unlock()
+
+
+# ---- where a page is mapped --------------------------------------------------
+
+def vma_address(page, vma):
+    """The address at which `vma` maps the page if it does; 0 when outside the VMA.  (Linux
+    returns -EFAULT; address 0 is never mapped here.)"""
+    address = vma.vm_start + ((page.index - vma.vm_pgoff) << PAGE_SHIFT)
+    if address < vma.vm_start or address >= vma.vm_end:
+        return 0
+    return address
+
+
+def page_address_in_vma(page, vma):
+    """vma_address, or 0 when the VMA belongs to another mapping than the page."""
+    if not PageAnon(page) or vma.anon_vma != page_anon_vma(page):
+        return 0
+    return vma_address(page, vma)
+
+
+def page_check_address(page, mm, address, ptlp):
+    """The PTE at `address` if it maps the page, with its split lock taken and left in
+    *ptlp; NULL and no lock otherwise.
+
+    The tables stay: the caller has the lock of an rmap list with a VMA over `address`.
+    """
+    pmd = walk_to_pmd(mm, address)
+    if pmd == NULL:
+        return NULL
+    ptep = pte_offset(pmd, address)
+    # A quick look without the lock; nobody but us unmaps a page to which it matters.
+    if not pte_present(READ_PTE(ptep)):
+        return NULL
+    ptl = pte_lockptr(pmd)
+    spin_lock(ptl)
+    pte = READ_PTE(ptep)
+    if pte_present(pte) and not pte_special(pte) and page_to_pfn(page) == pte_pfn(pte):
+        ptlp[0] = ptl
+        return ptep
+    spin_unlock(ptl)
+    return NULL
+
+
+# ---- counting mappings -------------------------------------------------------
+
+def __page_set_anon_rmap(page, vma, address):
+    """Ties a page that is mapped for the first time to the VMA's anon_vma."""
+    BUG_ON(vma.anon_vma == NULL)
+    page.index = ((address - vma.vm_start) >> PAGE_SHIFT) + vma.vm_pgoff
+    WRITE_ONCE64(addressof(page.mapping), cast(u64, vma.anon_vma) + PAGE_MAPPING_ANON)
+    inc_zone_page_state(page, NR_ANON_PAGES)
+
+
+def page_add_anon_rmap(page, vma, address):
+    """Counts a mapping of an anonymous page.  Holds the split lock; the page is locked."""
+    VM_BUG_ON_PAGE(not PageLocked(page), page)
+    VM_BUG_ON(address < vma.vm_start or address >= vma.vm_end)
+    if cast(i32, atomic_add_return32(addressof(page._mapcount), 1)) == 0:
+        __page_set_anon_rmap(page, vma, address)
+
+
+def page_add_new_anon_rmap(page, vma, address):
+    """Counts the first mapping of a page that nobody else has seen, and sends it to the
+    active list.  Holds the split lock."""
+    VM_BUG_ON(address < vma.vm_start or address >= vma.vm_end)
+    __SetPageSwapBacked(page)
+    page._mapcount = 0
+    __page_set_anon_rmap(page, vma, address)
+    lru_cache_add_lru(page, LRU_ACTIVE_ANON)
+
+
+def page_dup_rmap(page):
+    """Counts one more mapping at fork.  Holds the parent's split lock."""
+    VM_BUG_ON_PAGE(page_mapcount(page) <= 0, page)
+    atomic_add_return32(addressof(page._mapcount), 1)
+
+
+def page_remove_rmap(page):
+    """Counts a mapping off.  Holds the split lock.  The page keeps its mapping and index
+    until it is freed: who waits for it under its lock may still need them."""
+    left = cast(i32, atomic_add_return32(addressof(page._mapcount), -1))
+    VM_BUG_ON_PAGE(left < -1, page)
+    if left == -1:
+        dec_zone_page_state(page, NR_ANON_PAGES)
+
+
+def set_page_dirty(page):
+    """Marks a page without an address_space dirty (mm/page-writeback.c)."""
+    if not PageDirty(page):
+        TestSetPageDirty(page)
+
+
+# ---- unmapping ---------------------------------------------------------------
+
+def try_to_unmap_one(page, vma, migration):
+    """Takes away the page's PTE in one VMA, if it has one there, and leaves a migration
+    entry.  Drops that mapping's reference.  Holds anon_vma->lock; takes a split lock.
+
+    Returns SWAP_AGAIN: there may be more mappings.  Without `migration` an anonymous
+    page would need a place in swap, which it does not have: SWAP_FAIL.
+    """
+    address = vma_address(page, vma)
+    if address == 0:
+        return SWAP_AGAIN
+    if not migration:
+        return SWAP_FAIL
+    ptl = cast(pointer(Spinlock), NULL)
+    ptep = page_check_address(page, vma.vm_mm, address, addressof(ptl))
+    if ptep == NULL:
+        return SWAP_AGAIN
+    # Not a plain clear: until every CPU has dropped the translation, a store through it
+    # would land in the old frame after it was copied, and be lost.
+    pte = ptep_clear_flush(vma.vm_mm, address, ptep)
+    # The dirty bit would go with the PTE.
+    if pte_dirty(pte):
+        set_page_dirty(page)
+    set_pte_at(ptep, swp_entry_to_pte(make_migration_entry(page, pte_write(pte))))
+    page_remove_rmap(page)
+    # Not the last reference: whoever unmaps a page has one.
+    put_page(page)
+    spin_unlock(ptl)
+    return SWAP_AGAIN
+
+
+def try_to_unmap_anon(page, migration):
+    """Unmaps an anonymous page from every VMA on its anon_vma's list.  Takes
+    anon_vma->lock, within rcu_read_lock."""
+    anon_vma = page_lock_anon_vma(page)
+    if anon_vma == NULL:
+        return SWAP_AGAIN
+    ret = SWAP_AGAIN
+    node = anon_vma.head.next
+    while node != addressof(anon_vma.head) and ret == SWAP_AGAIN and page_mapped(page):
+        ret = try_to_unmap_one(page, list_entry_vma(node), migration)
+        node = node.next
+    page_unlock_anon_vma(anon_vma)
+    return ret
+
+
+def try_to_unmap(page, migration):
+    """Takes away all PTEs of a page; with `migration` each becomes a migration entry.
+
+    The page is locked and the caller has a reference.  Returns SWAP_SUCCESS when it is
+    not mapped any more, SWAP_AGAIN when some mapping was missed, SWAP_FAIL when it
+    cannot be unmapped.
+    """
+    VM_BUG_ON_PAGE(not PageLocked(page), page)
+    ret = SWAP_AGAIN
+    if PageAnon(page):
+        ret = try_to_unmap_anon(page, migration)
+    if not page_mapped(page):
+        ret = SWAP_SUCCESS
+    return ret

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Virtual memory areas of an address space (the list and tree half of mm/mmap.c).
+
+The sorted list mm->mmap is what there is; the red-black tree finds places in it.  All
+changes are made of three steps: insert an area, split one in two, let one absorb its
+neighbour.  Linux's vma_merge and vma_adjust do several of these at once, to save an
+allocation; the areas that come out are the same.
+
+Locks: the caller has mmap_sem, for writing when it changes anything.  What a reverse
+map walk reads (vm_start, vm_end, vm_pgoff, membership in the anon_vma's list) changes
+under anon_vma->lock.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import ENOMEM
+
+
+def vm_get_page_prot(vm_flags):
+    """The PTE protection of an area (protection_map of arch/x86): a private area never
+    gets RW from here, for the first write may have to copy."""
+    if not vm_flags & VM_ACCESS_FLAGS:
+        return _PAGE_PROTNONE | _PAGE_ACCESSED
+    prot = cast(u64, _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED)
+    if vm_flags & VM_WRITE and vm_flags & VM_SHARED:
+        prot |= _PAGE_RW
+    if not vm_flags & VM_EXEC:
+        prot |= _PAGE_NX
+    return prot
+
+
+def vma_alloc(mm, start, end, vm_flags, pgoff):
+    """A new area [start, end), in no list yet; NULL without memory."""
+    vma = cast(pointer(VmAreaStruct), kmem_cache_alloc(kernel().vm_area_cachep))
+    if vma != NULL:
+        vma.vm_mm = mm
+        vma.vm_start = start
+        vma.vm_end = end
+        vma.vm_flags = vm_flags
+        vma.vm_page_prot = vm_get_page_prot(vm_flags)
+        vma.vm_pgoff = pgoff
+    return vma
+
+
+def vma_free(vma):
+    """Frees an area that is in no list any more."""
+    VM_BUG_ON(vma.anon_vma != NULL)
+    kmem_cache_free(kernel().vm_area_cachep, vma)
+
+
+# ---- find --------------------------------------------------------------------
+
+def find_vma_prev(mm, address, prev_out):
+    """The first area that ends above `address` (it may begin above it too), or NULL; and
+    in *prev_out the area before it, or NULL."""
+    node = mm.mm_rb.rb_node
+    found = cast(pointer(VmAreaStruct), NULL)
+    prev_out[0] = NULL
+    while node != NULL:
+        vma = rb_entry_vma(node)
+        if address < vma.vm_end:
+            found = vma
+            node = node.rb_left
+        else:
+            prev_out[0] = vma
+            node = node.rb_right
+    return found
+
+
+def find_vma(mm, address):
+    """The first area that ends above `address`, or NULL."""
+    node = mm.mm_rb.rb_node
+    found = cast(pointer(VmAreaStruct), NULL)
+    while node != NULL:
+        vma = rb_entry_vma(node)
+        if address < vma.vm_end:
+            found = vma
+            if vma.vm_start <= address:
+                break
+            node = node.rb_left
+        else:
+            node = node.rb_right
+    return found
+
+
+def find_vma_intersection(mm, start, end):
+    """The first area that has an address in [start, end), or NULL."""
+    vma = find_vma(mm, start)
+    if vma != NULL and vma.vm_start < end:
+        return vma
+    return NULL
+
+
+# ---- insert, remove ----------------------------------------------------------
+
+def insert_vm_struct(mm, vma):
+    """Enters an area, for which there is room, in list and tree."""
+    link = addressof(mm.mm_rb.rb_node)
+    parent = cast(pointer(RbNode), NULL)
+    prev = cast(pointer(VmAreaStruct), NULL)
+    while link[0] != NULL:
+        parent = link[0]
+        other = rb_entry_vma(parent)
+        VM_BUG_ON(vma.vm_start < other.vm_end and other.vm_start < vma.vm_end)
+        if vma.vm_start < other.vm_start:
+            link = addressof(parent.rb_left)
+        else:
+            prev = other
+            link = addressof(parent.rb_right)
+    if prev != NULL:
+        vma.vm_next = prev.vm_next
+        prev.vm_next = vma
+    else:
+        vma.vm_next = mm.mmap
+        mm.mmap = vma
+    rb_insert(addressof(mm.mm_rb), addressof(vma.vm_rb), parent, link)
+    mm.map_count += 1
+    mm.total_vm += vma_pages(vma)
+
+
+def detach_vma(mm, vma):
+    """Takes an area out of list and tree.  Its anon_vma's list still has it."""
+    prev = cast(pointer(VmAreaStruct), NULL)
+    find_vma_prev(mm, vma.vm_start, addressof(prev))
+    if prev != NULL:
+        prev.vm_next = vma.vm_next
+    else:
+        mm.mmap = vma.vm_next
+    rb_erase(addressof(mm.mm_rb), addressof(vma.vm_rb))
+    mm.map_count -= 1
+    mm.total_vm -= vma_pages(vma)
+
+
+def vma_set_end(mm, vma, end):
+    """Moves the end of an area; nothing is mapped between the old end and the new."""
+    anon_vma = vma.anon_vma
+    if anon_vma != NULL:
+        spin_lock(addressof(anon_vma.lock))
+    mm.total_vm -= vma_pages(vma)
+    vma.vm_end = end
+    mm.total_vm += vma_pages(vma)
+    if anon_vma != NULL:
+        spin_unlock(addressof(anon_vma.lock))
+
+
+# ---- split, merge ------------------------------------------------------------
+
+def split_vma(mm, vma, address):
+    """Splits an area at `address`, inside it and page aligned; `vma` keeps the lower half.
+
+    Returns 0, or -ENOMEM with nothing changed: no memory, or too many areas.
+    """
+    if mm.map_count >= MAX_MAP_COUNT:
+        return -ENOMEM
+    high = vma_alloc(mm, address, vma.vm_end, vma.vm_flags,
+                     vma.vm_pgoff + ((address - vma.vm_start) >> PAGE_SHIFT))
+    if high == NULL:
+        return -ENOMEM
+    high.anon_vma = vma.anon_vma
+    anon_vma = vma.anon_vma
+    if anon_vma != NULL:
+        # A walk finds each page in exactly one half.
+        spin_lock(addressof(anon_vma.lock))
+        __anon_vma_link(high)
+    mm.total_vm -= vma_pages(high)
+    vma.vm_end = address
+    if anon_vma != NULL:
+        spin_unlock(addressof(anon_vma.lock))
+    insert_vm_struct(mm, high)
+    return 0
+
+
+def can_vma_merge(low, high):
+    """Whether two areas could be one: they touch, agree in all that a PTE depends on, and
+    count their pages alike; and at most one anon_vma is between them."""
+    return low.vm_end == high.vm_start and low.vm_flags == high.vm_flags and \
+        low.vm_file == high.vm_file and \
+        low.vm_pgoff + vma_pages(low) == high.vm_pgoff and \
+        (low.anon_vma == NULL or high.anon_vma == NULL or low.anon_vma == high.anon_vma)
+
+
+def vma_absorb(mm, low, high):
+    """Lets `low` take over the range and the pages of `high`, which is freed."""
+    anon_vma = low.anon_vma if low.anon_vma != NULL else high.anon_vma
+    detach_vma(mm, high)
+    if anon_vma != NULL:
+        spin_lock(addressof(anon_vma.lock))
+        # Easily overlooked: the pages of `high` must be found through `low` from now on.
+        if low.anon_vma == NULL:
+            low.anon_vma = anon_vma
+            __anon_vma_link(low)
+        if high.anon_vma != NULL:
+            __anon_vma_merge(low, high)
+    mm.total_vm += vma_pages(high)
+    low.vm_end = high.vm_end
+    if anon_vma != NULL:
+        spin_unlock(addressof(anon_vma.lock))
+    high.anon_vma = NULL
+    vma_free(high)
+
+
+def vma_merge(mm, vma):
+    """Merges an area with the neighbours that it can be one with; returns what holds its
+    range now."""
+    prev = NULL
+    find_vma_prev(mm, vma.vm_start, addressof(prev))
+    following = vma.vm_next
+    if following != NULL and can_vma_merge(vma, following):
+        vma_absorb(mm, vma, following)
+    if prev != NULL and can_vma_merge(prev, vma):
+        vma_absorb(mm, prev, vma)
+        vma = prev
+    return vma
+
+
+# ---- anon_vma of an area -----------------------------------------------------
+
+def find_mergeable_anon_vma(vma):
+    """A neighbour's anon_vma, if the two areas may be merged some day: they touch and
+    differ at most in protection.  NULL otherwise."""
+    flags = ~cast(u64, VM_ACCESS_FLAGS)
+    following = vma.vm_next
+    if following != NULL and following.anon_vma != NULL and vma.vm_end == following.vm_start and \
+            vma.vm_file == following.vm_file and vma.vm_flags & flags == following.vm_flags & flags and \
+            following.vm_pgoff == vma.vm_pgoff + vma_pages(vma):
+        return following.anon_vma
+    prev = NULL
+    find_vma_prev(vma.vm_mm, vma.vm_start, addressof(prev))
+    if prev != NULL and prev.anon_vma != NULL and prev.vm_end == vma.vm_start and \
+            vma.vm_file == prev.vm_file and vma.vm_flags & flags == prev.vm_flags & flags and \
+            vma.vm_pgoff == prev.vm_pgoff + vma_pages(prev):
+        return prev.anon_vma
+    return NULL
+
+
+def anon_vma_prepare(vma):
+    """Gives an area an anon_vma before its first anonymous page (mm/rmap.c).
+
+    The caller has mmap_sem for reading, so other tasks of this mm may do the same now.
+    Returns 0 or -ENOMEM.  Takes anon_vma->lock, then page_table_lock.
+    """
+    # Acquire: who sees the pointer sees the list entry behind it.
+    if smp_load_acquire64(addressof(vma.anon_vma)):
+        return 0
+    anon_vma = find_mergeable_anon_vma(vma)
+    allocated = cast(pointer(AnonVma), NULL)
+    if anon_vma == NULL:
+        allocated = anon_vma_alloc()
+        if allocated == NULL:
+            return -ENOMEM
+        anon_vma = allocated
+    mm = vma.vm_mm
+    spin_lock(addressof(anon_vma.lock))
+    spin_lock(addressof(mm.page_table_lock))
+    if vma.anon_vma == NULL:
+        list_add_tail(addressof(vma.anon_vma_node), addressof(anon_vma.head))
+        smp_store_release64(addressof(vma.anon_vma), cast(u64, anon_vma))
+        allocated = NULL
+    spin_unlock(addressof(mm.page_table_lock))
+    spin_unlock(addressof(anon_vma.lock))
+    if allocated != NULL:
+        anon_vma_free(allocated)
+    return 0
