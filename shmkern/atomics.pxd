@@ -40,6 +40,7 @@ cdef extern from "atomics.h" nogil:
     void smp_store_mb32(void* word, u32 value)
     void smp_store_mb64(void* word, u64 value)
     int __builtin_ctzl(u64 word)
+    int __builtin_clzl(u64 word)
     void cpu_relax()
     void cpu_yield()
     int thread_id()

@@ -33,6 +33,23 @@ def next_pmd(mm, address, end):
     return NULL
 
 
+def follow_page(vma, address):
+    """The page mapped at `address`, with a reference taken (FOLL_GET); NULL when none is.
+    The zero page counts as one.  Takes the split lock.  Holds mmap_sem for reading."""
+    pmd = walk_to_pmd(vma.vm_mm, address)
+    if pmd == NULL:
+        return NULL
+    ptl = pte_lockptr(pmd)
+    spin_lock(ptl)
+    pte = READ_PTE(pte_offset(pmd, address))
+    page = cast(pointer(Page), NULL)
+    if pte_present(pte):
+        page = pte_page(pte)
+        get_page(page)
+    spin_unlock(ptl)
+    return page
+
+
 # ---- unmap -------------------------------------------------------------------
 
 def zap_pte(tlb, vma, ptep):

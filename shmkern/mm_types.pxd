@@ -244,7 +244,6 @@ cdef enum:
     TASK_UNUSED = 0
     TASK_EMBRYO = 1            # slot claimed, process not running yet
     TASK_RUNNING = 2
-    TASK_DEAD = 3              # left the kernel for good; the slot may be reused
 
 cdef enum:
     PF_SWAPWRITE = 0x00800000
@@ -269,7 +268,7 @@ cdef struct Task:
     i32 pid
     i32 os_pid
     i32 parent_pid
-    i32 exit_code
+    i32 _pad3
     u32 flags                  # PF_*
     u32 preempt_count          # spinlocks held
     MmStruct* mm
@@ -317,9 +316,6 @@ cdef struct Kernel:
     i32 next_pid
     i32 next_mm_id
     u32 freezing               # 1 while the audit wants the machine still
-    u32 migrator_stop
-    CondVar thaw
-    Spinlock freezer_lock      # under it: freezing and thaw
     Spinlock mmlist_lock
     ListHead init_mmlist
     # slab

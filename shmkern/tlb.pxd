@@ -67,7 +67,7 @@ cdef void flush_tlb_mm(MmStruct* mm) noexcept nogil
 cdef void flush_tlb_page(MmStruct* mm, u64 address) noexcept nogil
 cdef pte_t ptep_clear_flush(MmStruct* mm, u64 address, pte_t* ptep) noexcept nogil
 cdef void activate_mm(MmStruct* mm) noexcept nogil
-cdef void deactivate_mm(MmStruct* mm) noexcept nogil
+cdef void deactivate_mm(MmStruct* mm, Task* task) noexcept nogil
 cdef void tlb_gather_mmu(MmuGather* tlb, MmStruct* mm) noexcept nogil
 cdef void tlb_note_range(MmuGather* tlb, u64 start, u64 end) noexcept nogil
 cdef void tlb_remove_page(MmuGather* tlb, Page* page) noexcept nogil

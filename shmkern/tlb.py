@@ -152,11 +152,10 @@ def activate_mm(mm):
     fetch_or64(addressof(mm.cpu_vm_mask[me.cpu // 64]), cast(u64, 1) << (me.cpu % 64))
 
 
-def deactivate_mm(mm):
-    """This CPU will not access `mm` any more."""
-    me = current()
-    tlb_invalidate(me, 0, TASK_SIZE)
-    fetch_and64(addressof(mm.cpu_vm_mask[me.cpu // 64]), ~(cast(u64, 1) << (me.cpu % 64)))
+def deactivate_mm(mm, task):
+    """CPU `task` will not access `mm` any more.  Called by itself, or after its death."""
+    tlb_invalidate(task, 0, TASK_SIZE)
+    fetch_and64(addressof(mm.cpu_vm_mask[task.cpu // 64]), ~(cast(u64, 1) << (task.cpu % 64)))
 
 
 # ---- gathering what is unmapped ----------------------------------------------

@@ -8,6 +8,7 @@ checked against the promises themselves, also those that a sound kernel never br
 Each machine lives in a forked child, since its address is taken once for good in a process.
 """
 import ctypes
+import errno
 import json
 import os
 import pickle
@@ -40,12 +41,22 @@ def flag(*names):
     return sum(1 << C[name] for name in names)
 
 
+def unmap_machine():
+    """Unmaps whatever this process has inherited at DIRECT_MAP_BASE, and the page below."""
+    for start in (C["PERCPU_BASE"], BASE):
+        size = audit_module.mapped_bytes(start)
+        if size:
+            munmap = ctypes.CDLL(None).munmap
+            assert munmap(ctypes.c_void_p(start), ctypes.c_size_t(size)) == 0
+
+
 def in_child(function, *args):
-    """Runs function(*args) in a forked process and returns what it returns."""
+    """Runs function(*args) in a forked process without a machine; returns what it returns."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
+            unmap_machine()
             outcome = True, function(*args)
         except BaseException:
             outcome = False, traceback.format_exc()
@@ -264,8 +275,9 @@ class Synthetic:
         mm.anon_rss += len(pfns)
 
     def count_pages(self, pfns, item):
+        node = pfns // self.frames_per_node
         for nid in range(len(self.zones)):
-            self.zones["vm_stat"][nid, C[item]] += np.count_nonzero(pfns // self.frames_per_node == nid)
+            self.zones["vm_stat"][nid, C[item]] += np.count_nonzero(node == nid)
 
     def set_tlb(self, slot, address, pfn, bits=0):
         self.tasks["tlb"][slot, address >> 12 & 1023] = \
@@ -285,10 +297,9 @@ class Synthetic:
             mm.mmap = vmas[0].address if vmas else 0
             mm.mm_rb.rb_node = self.link_tree(vmas, 0, 0, len(vmas).bit_length() - 1)
         for address, vmas in self.anon_vmas.items():
-            self.link_ring(address + layout.offsetof("AnonVma", "head"), np.array(
-                [vma.address for vma in vmas], np.uint64) + layout.offsetof("VmAreaStruct", "anon_vma_node"))
-        self.link_ring(self.kernel.address + layout.offsetof("Kernel", "init_mmlist"), np.array(
-            [mm.address for mm in self.mms], np.uint64) + layout.offsetof("MmStruct", "mmlist"))
+            self.link_ring(address + layout.offsetof("AnonVma", "head"),
+                           [vma.anon_vma_node.address for vma in vmas])
+        self.link_ring(self.kernel.init_mmlist.address, [mm.mmlist.address for mm in self.mms])
         for nid in range(len(self.zones)):
             self.link_lrus(nid, shuffle)
             self.free_the_rest(nid)
@@ -306,7 +317,7 @@ class Synthetic:
         return node.address
 
     def link_ring(self, head, nodes):
-        ring = np.concatenate([[head], nodes]).astype(np.uint64)
+        ring = np.append(np.uint64(head), np.array(nodes, np.uint64))
         words = layout.view("u64", BASE, layout.header().size // 8)
         words[(ring - BASE) // 8] = np.roll(ring, -1)
         words[(ring - BASE) // 8 + 1] = np.roll(ring, 1)
@@ -345,8 +356,7 @@ class Synthetic:
             zone["free_area"]["nr_free"][order] = len(heads)
             head = self.kernel.zones + nid * layout.sizeof("Zone") + \
                 layout.offsetof("Zone", "free_area") + order * layout.sizeof("FreeArea")
-            self.link_ring(head, self.page_address(0) + np.array(heads, np.uint64) *
-                           layout.sizeof("Page") + layout.offsetof("Page", "lru"))
+            self.link_ring(head, [lru_node(self, pfn).address for pfn in heads])
 
 
 HEAP, ROM, GUARD, STACK = 0x10000000, 0x10020000, 0x20000000, 0x7ffe00000000
@@ -483,8 +493,7 @@ def page_is_flagged_for_another_node(s):
 
 def free_head(s, order):
     """A free block of this order of node 1."""
-    found = np.flatnonzero((s.pages["flags"] & flag("PG_buddy") != 0) & (s.pages["private"] == order))
-    return int(found[-1])
+    return pages_on_free_list(s, order)[-1]
 
 
 @damage("buddy", "free_list", "counter", "leak")
@@ -510,8 +519,7 @@ def split_last_block(s):
         s.pages["flags"][heads] |= flag("PG_buddy")
         s.pages["private"][heads] = order
         area["nr_free"][order] = len(heads)
-        s.link_ring(free_list_head(s, order), s.page_address(0) + np.array(heads, np.uint64) *
-                    layout.sizeof("Page") + layout.offsetof("Page", "lru"))
+        s.link_ring(free_list_head(s, order), [lru_node(s, pfn).address for pfn in heads])
 
 
 def free_list_head(s, order):
@@ -576,17 +584,12 @@ def free_page_has_a_mapcount(s):
     s.pages["_mapcount"][400] = 0
 
 
-@damage("owner", "refcount", "mapcount", "lru", "rmap", "counter", page=None)
+@damage("owner", "refcount", "mapcount", "lru", "rmap", "counter", page=400)
 def freed_page_is_still_mapped(s):
     s.pte(s.parent, HEAP + 6 * PAGE)[:] = 400 << 12 | READABLE
 
 
 # LRU lists
-
-def lru_neighbours(s):
-    """Pages on node 1's inactive list, in its order."""
-    return s.far[[0, 1, 3, 4]]
-
 
 @damage("lru", "counter", page=256)
 def page_forgets_that_it_is_on_a_list(s):
@@ -612,14 +615,14 @@ def lru_prev_does_not_lead_back(s):
 @damage("lru", page=256)
 def lru_ring_is_cut_in_two(s):
     """256 and 257 go round without the head, which goes round with the others."""
-    a, b = s.pages["lru"][256:258]
-    before, after = layout.struct("ListHead", int(a["prev"])), layout.struct("ListHead", int(b["next"]))
+    a, b = lru_node(s, 256), lru_node(s, 257)
+    before, after = layout.struct("ListHead", a.prev), layout.struct("ListHead", b.next)
     before.next, after.prev = after.address, before.address
-    a["prev"], b["next"] = a_address(s, 257), a_address(s, 256)
+    a.prev, b.next = b.address, a.address
 
 
-def a_address(s, pfn):
-    return s.page_address(pfn) + layout.offsetof("Page", "lru")
+def lru_node(s, pfn):
+    return layout.struct("Page", s.page_address(pfn)).lru
 
 
 @damage("counter")
@@ -631,8 +634,8 @@ def lru_counter_is_wrong(s):
 def page_stays_isolated(s):
     """A migrator took it off its list, as it should, and never put it back."""
     s.pages["flags"][256] ^= flag("PG_lru")
-    a = s.pages["lru"][256]
-    before, after = layout.struct("ListHead", int(a["prev"])), layout.struct("ListHead", int(a["next"]))
+    node = lru_node(s, 256)
+    before, after = layout.struct("ListHead", node.prev), layout.struct("ListHead", node.next)
     before.next, after.prev = after.address, before.address
     s.zones["vm_stat"][1, C["NR_INACTIVE_ANON"]] -= 1
 
@@ -656,12 +659,11 @@ def pagevec_holds_no_page(s):
     s.tasks["lru_add_pvecs"]["pages"][2, 0, 0] = s.page_address(9) + 8
 
 
-@damage("pagevec", page=0, task=3)
+@damage("pagevec", page=256, task=3)
 def pagevec_holds_a_page_of_a_list(s):
-    DAMAGE_PAGE = s.own[0]
     s.tasks["lru_add_pvecs"]["nr"][2, 0] = 1
-    s.tasks["lru_add_pvecs"]["pages"][2, 0, 0] = s.page_address(DAMAGE_PAGE)
-    s.pages["_count"][DAMAGE_PAGE] += 1
+    s.tasks["lru_add_pvecs"]["pages"][2, 0, 0] = s.page_address(256)
+    s.pages["_count"][256] += 1
 
 
 @damage("pagevec", found=2)
@@ -701,19 +703,18 @@ def mm_users_is_too_many(s):
 
 @damage("mm", mm=2, expected=0, found=1)
 def address_space_outlives_its_task(s):
-    s.tasks["state"][2] = C["TASK_DEAD"]
+    s.tasks["state"][2] = C["TASK_UNUSED"]
 
 
 @damage("mm", mm=2)
 def address_space_without_users_is_listed(s):
-    s.tasks["state"][2] = C["TASK_DEAD"]
+    s.tasks["state"][2] = C["TASK_UNUSED"]
     s.child.mm_users = 0
 
 
 @damage("mm", task=3)
 def address_space_is_not_listed(s):
-    s.link_ring(s.kernel.address + layout.offsetof("Kernel", "init_mmlist"),
-                np.array([s.parent.mmlist.address]))
+    s.link_ring(s.kernel.init_mmlist.address, [s.parent.mmlist.address])
 
 
 @damage("mm")
@@ -726,11 +727,10 @@ def mmlist_prev_does_not_lead_back(s):
     s.child.mmlist.prev = s.child.mmlist.address
 
 
-@damage("mm", "pagetable", "leak", "slab", "counter", "mapcount", "refcount", "vma", "anon_vma", task=3)
+@damage("mm", "leak", "slab", "counter", "mapcount", "refcount", "anon_vma", task=3)
 def task_runs_freed_memory(s):
     s.tasks["mm"][2] = s.kernel.caches["freelist"][1]
-    s.link_ring(s.kernel.address + layout.offsetof("Kernel", "init_mmlist"),
-                np.array([s.parent.mmlist.address]))
+    s.link_ring(s.kernel.init_mmlist.address, [s.parent.mmlist.address])
 
 
 # VMAs
@@ -766,17 +766,17 @@ def total_vm_is_wrong(s):
     s.child.total_vm -= 1
 
 
-@damage("vma", "rbtree", "slab")
+@damage("vma", "rbtree", "slab", "pte", mm=1, task=1)
 def vma_list_goes_astray(s):
     s.extra[0].vm_next = 0x1000
 
 
-@damage("vma", "rbtree", "slab")
+@damage("vma", "rbtree", "slab", "pte", mm=1, task=1)
 def vma_list_goes_round(s):
     s.extra[1].vm_next = s.extra[0].address
 
 
-@damage("vma", "rbtree", "slab")
+@damage("vma", "rbtree", "slab", "pte", mm=1, task=1)
 def vma_list_leads_to_a_freed_object(s):
     s.extra[1].vm_next = s.kernel.caches["freelist"][0]
 
@@ -832,19 +832,19 @@ def tree_leads_to_another_address_space(s):
 
 # anon_vmas and rmap
 
-@damage("anon_vma", "rmap", "slab", task=1)
+@damage("anon_vma", "rmap", address=HEAP, task=1)
 def anon_vma_is_freed_memory(s):
     s.heap.anon_vma = s.kernel.caches["freelist"][2]
 
 
-@damage("anon_vma", "rmap", "slab", task=1)
+@damage("anon_vma", "rmap", "slab", address=STACK, task=1)
 def anon_vma_waits_for_rcu(s):
     s.stack.anon_vma = s.retired.address
 
 
 @damage("anon_vma")
 def vma_is_missing_from_its_anon_vma(s):
-    s.link_ring(s.heap_anon.head.address, np.array([s.heap.anon_vma_node.address]))
+    s.link_ring(s.heap_anon.head.address, [s.heap.anon_vma_node.address])
 
 
 @damage("anon_vma", "rmap", "slab")
@@ -858,7 +858,7 @@ def empty_anon_vma_lives(s):
     s.new_anon_vma()
 
 
-@damage("rmap", page=256, expected="heap", found="guard")
+@damage("rmap", page=256, address=HEAP + 4 * PAGE, task=1)
 def page_belongs_to_another_anon_vma(s):
     s.pages["mapping"][256] = s.guard_anon.address + 1
 
@@ -870,14 +870,14 @@ def page_has_a_wrong_index(s):
 
 # Page tables
 
-@damage("pagetable", "pte", "mapcount", "refcount", "leak", "lru", "counter", "tlb", task=3)
+@damage("pagetable", "mapcount", "refcount", "leak", "counter", "tlb", task=3, page=5)
 def pgd_goes_astray(s):
     s.child.pgd += 8
 
 
 @damage("pagetable", "leak", "counter", "refcount", "mapcount", "lru", "tlb", task=1)
 def table_entry_points_to_no_frame(s):
-    s.frames[(s.parent.pgd - s.kernel.frames_base) // PAGE, 0] = s.max_pfn << 12 | 0x67
+    s.frames[(s.parent.pgd - s.kernel.frames_base) // PAGE, 0] = s.max_pfn << 12 | C["_PAGE_TABLE"]
 
 
 @damage("pagetable", "leak", "counter", "refcount", "mapcount", "lru", task=1)
@@ -886,16 +886,19 @@ def table_entry_is_no_table_entry(s):
     s.frames[upper, STACK >> 30 & 511] = 0x1234 << 12
 
 
-@damage("pagetable", mm=2)
+@damage("pagetable", mm=2, page=9)
 def two_entries_point_to_one_table(s):
-    s.frames[(s.child.pgd - s.kernel.frames_base) // PAGE, 7] = \
-        s.leaf_table(s.parent, HEAP) << 12 | 0x67
+    assert s.leaf_table(s.parent, HEAP) == 9
+    pgd = (s.child.pgd - s.kernel.frames_base) // PAGE
+    pud = int(s.frames[pgd, 0]) >> 12
+    pmd = int(s.frames[pud, 0]) >> 12
+    s.frames[pmd, 7] = 9 << 12 | C["_PAGE_TABLE"]
 
 
 @damage("pagetable")
 def page_table_points_to_itself(s):
     pgd = (s.child.pgd - s.kernel.frames_base) // PAGE
-    s.frames[pgd, 3] = pgd << 12 | 0x67
+    s.frames[pgd, 3] = pgd << 12 | C["_PAGE_TABLE"]
 
 
 @damage("leak")
@@ -905,7 +908,6 @@ def page_table_is_leaked(s):
     take_free_page(s, table)
     s.pages["flags"][table] |= flag("PG_pagetable")
     s.pages["_count"][table] = 1
-    s.zones["vm_stat"][1, C["NR_PAGETABLE"]] += 1
 
 
 def take_free_page(s, pfn):
@@ -917,8 +919,8 @@ def take_free_page(s, pfn):
     s.pages["private"][[pfn, pfn + 1]] = 0
     zone["free_area"]["nr_free"][:2] = 1, 0
     zone["vm_stat"][C["NR_FREE_PAGES"]] -= 1
-    s.link_ring(free_list_head(s, 1), np.array([], np.uint64))
-    s.link_ring(free_list_head(s, 0), np.array([a_address(s, pfn + 1)]))
+    s.link_ring(free_list_head(s, 1), [])
+    s.link_ring(free_list_head(s, 0), [lru_node(s, pfn + 1).address])
 
 
 @damage("leak", page=262, expected=0, found=1)
@@ -944,10 +946,9 @@ def nr_pagetable_is_wrong(s):
 
 # Page table entries
 
-@damage("pte", "tlb", address=HEAP, task=1)
+@damage("pte", address=HEAP, task=1)
 def writable_pte_in_a_read_only_vma(s):
     s.heap.vm_flags = C["VM_READ"]
-    s.tasks["tlb"][0] = 0
 
 
 @damage("pte", address=GUARD)
@@ -991,12 +992,12 @@ def zero_page_is_mapped_as_a_page(s):
     s.pte(s.parent, ROM)[:] ^= np.uint64(SPECIAL)
 
 
-@damage("pte", "mapcount", "refcount", "lru", "counter", page=256)
+@damage("pte", "mapcount", "leak", "lru", "counter", page=256)
 def page_is_mapped_as_special(s):
     s.pte(s.parent, HEAP + 4 * PAGE)[:] |= np.uint64(SPECIAL)
 
 
-@damage("mapcount", "refcount", "lru", "counter", page=257)
+@damage("mapcount", "leak", "lru", "counter", page=257)
 def pte_is_lost(s):
     s.pte(s.parent, HEAP + 5 * PAGE)[:] = 0
 
@@ -1109,7 +1110,7 @@ def lock_in(s, what):
             "anon_vma": s.heap_anon, "cache": s.kernel.caches[1]}[what]
 
 
-@damage("lock", task=2, expected=0, found=hex(0x80000002))
+@damage("lock", task=2, expected=0, found=hex(C["RWSEM_WRITER"]))
 def mmap_sem_is_held_for_writing(s):
     s.child.mmap_sem.word, s.child.mmap_sem.owner = C["RWSEM_WRITER"], 2
 
@@ -1119,7 +1120,7 @@ def mmap_sem_is_held_by_readers(s):
     s.child.mmap_sem.word = 3
 
 
-@damage("lock", page=6, task=3)
+@damage("lock", page=9, task=3)
 def page_table_lock_is_held(s):
     s.pages["ptl"][s.leaf_table(s.parent, HEAP)] = 3
 
@@ -1177,7 +1178,7 @@ def cache_pointer_goes_astray(s):
     s.kernel.mm_cachep += 1
 
 
-@damage("slab", "rcu", "anon_vma", "rmap", "mm", "vma", "pagetable", "leak", "counter", "mapcount")
+@damage("slab")
 def object_size_is_crazy(s):
     s.kernel.caches["object_size"][2] = 5
 
@@ -1214,3 +1215,237 @@ def test_damage_is_found_and_named(function, kinds, where):
     print("\n".join(str(Finding(**finding)) for finding in findings))
     assert {finding["kind"] for finding in findings} == kinds
     assert any(where.items() <= finding.items() for finding in findings), where
+
+
+@pytest.mark.parametrize("what, field", LOCKS)
+def test_held_spinlock_is_found_with_its_holder(what, field):
+    def hold(s):
+        lock_in(s, what)[field]["word"] = C["SPIN_WAITERS"] | 3
+    findings = findings_of(hold)
+    assert [finding["kind"] for finding in findings] == ["lock"]
+    assert findings[0]["task"] == 3 and field in findings[0]["message"]
+    assert "held by CPU 2" in findings[0]["message"]
+
+
+def test_page_lock_names_its_holder():
+    def hold(s):
+        s.pages["flags"][256] |= flag("PG_locked")
+        s.tasks["nr_held"][2], s.tasks["held_locks"][2, 0] = 1, s.page_address(256) | C["HELD_PAGE"]
+    flags = [finding for finding in findings_of(hold) if finding["kind"] == "flags"]
+    assert len(flags) == 1 and flags[0]["message"].endswith("locked by task 3")
+
+
+def test_shared_page_finding_names_all_who_map_it():
+    def damage(s):
+        s.pages["_count"][s.shared[0]] += 1
+    finding, = findings_of(damage)
+    assert "mm 1 of tasks 1, 2 at 0x10002000" in finding["message"]
+    assert "mm 2 of task 3 at 0x10002000" in finding["message"]
+    assert (finding["expected"], finding["found"]) == (2, 3)
+
+
+def test_tasks_may_access_memory_during_the_audit():
+    """An MMU sets DIRTY in a PTE and then enters it, after the audit has read the tables."""
+    def run():
+        machine = small_machine()
+        machine.pte(machine.parent, HEAP + PAGE)[:] &= ~np.uint64(DIRTY | ACCESSED)
+        find_ptes = audit_module.find_ptes
+
+        def find_ptes_then_store(*args):
+            find_ptes(*args)
+            machine.pte(machine.parent, HEAP + PAGE)[:] |= np.uint64(DIRTY | ACCESSED)
+            machine.set_tlb(0, HEAP + PAGE, machine.own[1], C["TLB_WRITE"] | C["TLB_DIRTY"])
+
+        audit_module.find_ptes = find_ptes_then_store
+        during = audit().to_json()
+        audit_module.find_ptes = find_ptes
+        return during, audit().to_json()
+
+    assert in_child(run) == ([], [])
+
+
+def test_tlb_is_left_out_on_request_and_inside_an_access():
+    def stale(s):
+        s.set_tlb(2, HEAP + 2 * PAGE, 256)
+
+    def stale_inside_an_access(s):
+        stale(s)
+        s.tasks["access_seq"][2] = 7
+
+    assert findings_of(stale, strict_tlb=False) == []
+    assert findings_of(stale_inside_an_access) == []
+
+
+def test_write_to_a_freed_frame_is_found_on_request():
+    def write(s):
+        s.frames[400:402] = 0xaaaaaaaaaaaaaaaa
+        s.frames[401, 17] = 1
+
+    def write_unpoisoned(s):
+        write(s)
+        s.kernel.poison = 0
+
+    assert findings_of(write) == []
+    assert findings_of(write_unpoisoned, check_poison=True) == []
+    finding, = findings_of(write, check_poison=True)
+    assert (finding["kind"], finding["page"], finding["found"]) == ("poison", 401, "0x1")
+
+
+def test_much_damage_of_one_sort_is_counted():
+    def damage(s):
+        s.pages["mapping"][262:500] = 8
+    findings = findings_of(damage)
+    assert len(findings) == audit_module.LIMIT + 1
+    assert f"{238 - audit_module.LIMIT} more" in findings[-1]["message"]
+
+
+def test_outcome_is_json_and_raises_when_broken():
+    def run():
+        machine = small_machine()
+        audit().raise_if_broken()
+        text = [str(audit())]
+        machine.pages["_count"][256] += np.int32(1)
+        outcome = audit()
+        try:
+            outcome.raise_if_broken()
+        except AuditError as error:
+            text += [str(error), str(outcome)]
+            assert error.findings == outcome.findings
+        return text, outcome.clean, json.dumps(outcome.to_json())
+
+    (clean, *texts), is_clean, encoded = in_child(run)
+    assert clean == "audit: clean" and not is_clean and len(texts) == 2
+    for text in texts:
+        assert "refcount" in text and "page 256" in text and "expected 1, found 2" in text
+    assert json.loads(encoded)[0]["page"] == 256
+
+
+def test_audit_without_a_machine_is_an_os_error():
+    def run():
+        try:
+            audit()
+        except OSError as error:
+            return error.errno, error.strerror
+
+    assert in_child(run) == (errno.ENXIO, "no machine is mapped in this process")
+
+
+# ---- a patient in any state -------------------------------------------------
+
+def regions_of(s):
+    """(address, words) of all memory that the audit believes something of."""
+    tables = np.flatnonzero(s.pages["flags"] & flag("PG_pagetable"))
+    tlb = layout.offsetof("Task", "tlb")
+    task = layout.sizeof("Task")
+    return [(s.kernel.address, layout.sizeof("Kernel") // 8),
+            (s.kernel.zones, layout.sizeof("Zone") * len(s.zones) // 8),
+            (s.kernel.nodes, layout.sizeof("PgData") * len(s.zones) // 8),
+            (s.kernel.mem_map, layout.sizeof("Page") * s.max_pfn // 8),
+            (s.kernel.slab_base, (s.kernel.slab_next - s.kernel.slab_base) // 8),
+            *[(s.kernel.tasks + slot * task, tlb // 8) for slot in range(len(s.tasks))],
+            *[(s.frame_address(pfn), 512) for pfn in tables]]
+
+
+def strange_word(s, rng, old):
+    """A value as damage leaves it: a flipped bit, rubbish, or a pointer to the wrong thing."""
+    return rng.choice([
+        lambda: old ^ 1 << rng.randrange(64), lambda: rng.getrandbits(64), lambda: 0,
+        lambda: (1 << 64) - 1, lambda: (old + rng.choice((-8, 8, 64, PAGE))) % (1 << 64),
+        lambda: BASE + rng.randrange(0, s.end - BASE, 8),
+        lambda: BASE + rng.randrange(s.end - BASE),
+        lambda: rng.choice([mm.address for mm in s.mms] + [s.heap.address, s.heap_anon.address]),
+        lambda: rng.randrange(s.max_pfn) << 12 | C["_PAGE_TABLE"]])()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_damage_makes_the_audit_crash_or_hang(seed):
+    """Words that hold something, or might, are overwritten at random, up to eight at a time."""
+    def run():
+        s, rng, broken = small_machine(), random.Random(seed), 0
+        regions = regions_of(s)
+        for _round in range(100):
+            undo = []
+            for _word in range(rng.choice((1, 1, 1, 2, 8))):
+                start, count = rng.choice(regions)
+                words = layout.view("u64", start, count)
+                used = np.flatnonzero(words)
+                at = rng.choice(used.tolist()) if rng.random() < 0.8 and len(used) else \
+                    rng.randrange(count)
+                undo.append((words, at, int(words[at])))
+                words[at] = strange_word(s, rng, int(words[at]))
+            outcome = audit()
+            broken += not outcome.clean
+            json.dumps(outcome.to_json())
+            for words, at, value in reversed(undo):
+                words[at] = value
+        return broken, audit().to_json()
+
+    broken, at_last = in_child(run)
+    assert at_last == []
+    # Much of the memory (free fields, padding) has no meaning, but not most.
+    assert broken > 50
+
+
+# ---- the two algorithms -----------------------------------------------------
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.randoms(use_true_random=False))
+def test_rings_of_any_size_and_order_are_whole(owners, rng):
+    next_, prev, owner = rings(owners, rng)
+    broken, lost = check_rings(next_, prev, owner)
+    assert not broken.any() and not lost.any()
+
+
+def rings(owners, rng):
+    """Four heads, numbered 0 to 3, and a member for each element of `owners`, in rings."""
+    owner = np.append(np.arange(4), owners)
+    next_, prev = np.empty_like(owner), np.empty_like(owner)
+    for head in range(4):
+        members = [i for i in range(4, len(owner)) if owner[i] == head]
+        rng.shuffle(members)
+        ring = [head, *members]
+        next_[ring], prev[ring] = np.roll(ring, -1), np.roll(ring, 1)
+    return next_, prev, owner
+
+
+@given(st.integers(2, 30), st.integers(1, 28), st.randoms(use_true_random=False))
+def test_ring_without_its_head_is_lost(members, cut, rng):
+    next_, prev, owner = rings([0] * members, rng)
+    cut = min(cut, members - 1)
+    ring = [0]
+    while len(ring) <= members:
+        ring.append(int(next_[ring[-1]]))
+    for part in (ring[:cut + 1], ring[cut + 1:]):
+        next_[part], prev[part] = np.roll(part, -1), np.roll(part, 1)
+    broken, lost = check_rings(next_, prev, owner)
+    assert not broken.any()
+    assert set(np.flatnonzero(lost)) == set(ring[cut + 1:])
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.randoms(use_true_random=False))
+def test_any_wrong_link_is_broken_or_loses_members(owners, rng):
+    next_, prev, owner = rings(owners, rng)
+    links = rng.choice((next_, prev))
+    at = rng.randrange(len(owner))
+    links[at] = rng.choice([node for node in range(-1, len(owner)) if node != links[at]])
+    broken, lost = check_rings(next_, prev, owner)
+    assert broken.any() or lost.any()
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 200))
+def test_balanced_trees_of_any_size_are_sound(size):
+    nodes = [None] * size
+
+    def link(low, high, parent, depth):
+        if low == high:
+            return 0
+        middle = (low + high) // 2
+        nodes[middle] = (parent, link(low, middle, middle + 1, depth + 1),
+                         link(middle + 1, high, middle + 1, depth + 1),
+                         int(depth == size.bit_length() - 1 and depth > 0))
+        return middle + 1
+
+    root = link(0, size, 0, 0)
+    addresses = list(range(1, size + 1))
+    order, faults = walk_rb_tree(nodes, addresses, {a: a - 1 for a in addresses}, root)
+    assert order == list(range(size)) and faults == []

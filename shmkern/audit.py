@@ -1,0 +1,1394 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What must hold in a machine that stands still, computed from the page tables up.
+
+Primary state is what the machine means: which tasks run which address space, its VMAs,
+its page tables.  All the rest (reference and map counts, rmap, LRU and free lists,
+counters, TLBs, lock words) follows from it.  The audit computes what follows and
+compares it with what the block says; each difference is a Finding.
+
+The machine is a patient that may be badly hurt: no pointer is followed before it is
+known to lead to a whole object of the right region, every walk of a list is bounded,
+and whatever fails that is a finding too.  So the audit itself neither crashes nor hangs.
+
+How it is fast: struct page is read once into columns, the last-level page tables are
+taken out of the frames with one indexing, and every check is an operation on these
+arrays.  Lists of a million pages are not walked: their links must be each other's
+inverses, and pointer doubling then shows in 20 steps that all members lead to the
+list's head.  Only objects that are few (VMAs, address spaces, free slab objects) are
+visited one by one.
+
+Still means that nobody is inside the kernel.  Tasks may go on accessing memory that is
+mapped: their MMUs fill TLBs and set ACCESSED and DIRTY in PTEs, and nothing else.  So the
+TLBs are read before the PTEs that they must agree with.
+
+May import: layout.  Takes no lock; whoever calls it has frozen the machine.
+"""
+import ctypes
+import errno
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from shmkern import layout
+
+C = layout.constants
+
+BASE = C["DIRECT_MAP_BASE"]
+PAGE_SIZE = C["PAGE_SIZE"]
+PAGE_SHIFT = C["PAGE_SHIFT"]
+NODE_SHIFT = C["NODES_PGSHIFT"]
+ANON = C["PAGE_MAPPING_ANON"]
+NR_LRU = C["NR_LRU_LISTS"]
+MAX_ORDER = C["MAX_ORDER"]
+
+PRESENT, RW, USER = C["_PAGE_PRESENT"], C["_PAGE_RW"], C["_PAGE_USER"]
+ACCESSED, DIRTY, PTE_FILE = C["_PAGE_ACCESSED"], C["_PAGE_DIRTY"], C["_PAGE_FILE"]
+PROTNONE, SPECIAL = C["_PAGE_PROTNONE"], C["_PAGE_SPECIAL"]
+PTE_BITS = {"PRESENT": PRESENT, "RW": RW, "USER": USER, "ACCESSED": ACCESSED, "DIRTY": DIRTY,
+            "PROTNONE": PROTNONE, "SPECIAL": SPECIAL, "NX": 1 << 63}
+ENTRIES = C["PTRS_PER_TABLE"]
+# Macros in pagetable.pxd, so layout does not know them.
+PTE_PFN_MASK = 0x000ffffffffff000
+TASK_SIZE = 0x7ffffffff000
+VM_WRITE, VM_ACCESS = C["VM_WRITE"], C["VM_ACCESS_FLAGS"]
+
+# An address space and a page number in one sortable number.
+VPN_BITS = 36
+
+LRU_NAMES = sorted((name for name in C if name.startswith("LRU_")), key=C.get)
+PAGE_FLAGS = {name: C[name] for name in C if name.startswith("PG_")}
+MAPPED_BY_MAX = 4
+# Of one sort of damage this many findings are told in full; the rest are counted.
+LIMIT = 16
+
+
+# ---- what an audit says -----------------------------------------------------
+
+@dataclass
+class Finding:
+    """One thing that does not hold.
+
+    `kind` is the promise broken: block, zone, task, mm, vma, rbtree, anon_vma, pagetable,
+    pte, migration_entry, rmap, mapcount, refcount, leak, owner, flags, free_page, buddy,
+    free_list, lru, pagevec, counter, tlb, lock, slab, rcu, poison.  `page` is a page frame
+    number, `task` a pid, `mm` an address space's id, `address` a virtual address or that of
+    a kernel object.
+    """
+    kind: str
+    message: str
+    page: int | None = None
+    task: int | None = None
+    mm: int | None = None
+    address: int | None = None
+    expected: int | str | None = None
+    found: int | str | None = None
+
+    def __str__(self):
+        where = [f"{name} {value}" for name, value in
+                 (("page", self.page), ("task", self.task), ("mm", self.mm)) if value is not None]
+        if self.address is not None:
+            where.append(f"at {self.address:#x}")
+        text = f"{self.kind}: {self.message}" + (f" [{', '.join(where)}]" if where else "")
+        values = [f"{name} {value}" for name, value in
+                  (("expected", self.expected), ("found", self.found)) if value is not None]
+        return f"{text}: {', '.join(values)}" if values else text
+
+
+class AuditError(Exception):
+    """A machine is broken; `findings` says how."""
+
+    def __init__(self, findings):
+        super().__init__("\n".join(["the audit found a broken machine:", *map(str, findings)]))
+        self.findings = findings
+
+
+class Audit:
+    """The outcome: `findings`, empty when all promises held."""
+
+    def __init__(self, findings):
+        self.findings = findings
+
+    @property
+    def clean(self):
+        return not self.findings
+
+    def raise_if_broken(self):
+        """Raises AuditError listing the findings, if there are any."""
+        if self.findings:
+            raise AuditError(self.findings)
+
+    def to_json(self):
+        """The findings as a list of dicts of plain values."""
+        return [asdict(finding) for finding in self.findings]
+
+    def __str__(self):
+        if self.clean:
+            return "audit: clean"
+        return "\n".join([f"audit: {len(self.findings)} findings",
+                          *(f"  {finding}" for finding in self.findings)])
+
+
+class _Report:
+    """Collects findings."""
+
+    def __init__(self):
+        self.findings = []
+
+    def add(self, kind, message, **details):
+        """One finding; numpy's numbers become Python's, so that they print and encode."""
+        plain = {name: value.item() if isinstance(value, np.generic) else value
+                 for name, value in details.items()}
+        self.findings.append(Finding(kind, message, **plain))
+
+    def each(self, broken, kind, describe):
+        """One finding for each element of the mask `broken` that is set.
+
+        `describe(i)` gives the message and a dict of details; it runs LIMIT times at most,
+        so it may search.
+        """
+        indices = np.flatnonzero(broken)
+        for index in indices[:LIMIT].tolist():
+            message, details = describe(index)
+            self.add(kind, message, **details)
+        if len(indices) > LIMIT:
+            self.add(kind, f"... and {len(indices) - LIMIT} more like the last one")
+
+
+def page_flags_text(flags):
+    """struct page flags in words: "PG_lru|PG_active, node 1"."""
+    names = [name for name, bit in PAGE_FLAGS.items() if flags >> bit & 1]
+    return f"{'|'.join(names) or '0'}, node {flags >> NODE_SHIFT}"
+
+
+def pte_text(pte):
+    """A PTE in words."""
+    if pte == 0:
+        return "none"
+    if pte & (PRESENT | PROTNONE):
+        names = [name for name, bit in PTE_BITS.items() if pte & bit]
+        return f"page {(pte & PTE_PFN_MASK) >> PAGE_SHIFT} {'|'.join(names)}"
+    kind, offset = pte >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"], pte >> C["SWP_OFFSET_SHIFT"]
+    if kind >= C["SWP_MIGRATION_READ"]:
+        how = "write" if kind == C["SWP_MIGRATION_WRITE"] else "read"
+        return f"{how} migration entry of page {offset}"
+    return f"swap entry of type {kind}, offset {offset}"
+
+
+# ---- the machine as arrays --------------------------------------------------
+
+class _Machine:
+    """The block in the form that the checks want.  Made when check_header() and
+    check_regions() have passed.
+
+    Columns of struct page, one element a frame:
+        flags count mapcount mapping index private next prev
+    Filled in by the find_* functions, in this order:
+        free_objects                            addresses of free slab objects
+        users_of, mm, mm_address                address space of each slot (-1: none); MmStruct
+                                                rows and their addresses
+        vma, vma_address, vma_mm                VmAreaStruct rows, by address space and order
+        anon_vmas, rcu_pending                  addresses of AnonVma objects
+        table, table_mm, leaf_mm                which frames are page tables, and whose
+        pte, pte_mm, pte_vpn, pte_key, pte_pfn, pte_vma   one element an entry, sorted by key
+        maps, map_pfn                           the entries that map a frame that counts, and it
+        nr_maps, nr_held                        PTEs, pagevec slots that lead to each frame
+        free                                    which frames lie in a free block
+    """
+
+    def __init__(self, report):
+        self.report = report
+        self.kernel = kernel = layout.kernel()
+        self.max_pfn = kernel.max_pfn
+        self.slab_base, self.slab_used = kernel.slab_base, kernel.slab_next - kernel.slab_base
+        self.zone_size = kernel.frames_per_node
+        self.words = layout.view("u64", BASE, layout.header().size // 8)
+        self.quads = memoryview(self.words)
+        self.frames = layout.view("u64", kernel.frames_base, self.max_pfn * ENTRIES
+                                  ).reshape(self.max_pfn, ENTRIES)
+        self.zones = layout.view("Zone", kernel.zones, kernel.nr_nodes)
+        self.tasks = layout.view("Task", kernel.tasks, kernel.max_tasks)
+        self.state = self.tasks["state"].copy()
+        self.running = self.state == C["TASK_RUNNING"]
+        self.live = self.running | (self.state == C["TASK_EMBRYO"])
+        self.pid = self.tasks["pid"].copy()
+        # CPUs outside an access, and what they have cached, before any PTE is read.
+        self.quiet = self.tasks["access_seq"] % 2 == 0
+        self.tlb = self.tasks["tlb"].copy()
+        pages = layout.view("Page", kernel.mem_map, self.max_pfn)
+        for column, field in (("flags", "flags"), ("count", "_count"), ("mapcount", "_mapcount"),
+                              ("mapping", "mapping"), ("index", "index"), ("private", "private")):
+            setattr(self, column, np.ascontiguousarray(pages[field]))
+        self.next = np.ascontiguousarray(pages["lru"]["next"])
+        self.prev = np.ascontiguousarray(pages["lru"]["prev"])
+        self.ptl = pages["ptl"]
+        self.object_size = {name: layout.sizeof(name) for name in ("VmAreaStruct", "MmStruct",
+                                                                   "AnonVma")}
+        self.free_objects = set()
+
+    def has(self, *names):
+        """Mask of the pages that have any of these flags."""
+        return (self.flags & sum(1 << PAGE_FLAGS[name] for name in names)) != 0
+
+    def per_zone(self, per_page):
+        """Sums of a mask or count of pages over each zone."""
+        return per_page.reshape(-1, self.zone_size).sum(axis=1)
+
+    def u64(self, address):
+        """The word at an address of the block that is known to be good."""
+        return self.quads[(address - BASE) >> 3]
+
+    def gather(self, addresses, name):
+        """Copies of the structs at `addresses`, as a structured array."""
+        if not len(addresses):
+            return np.zeros(0, layout.dtypes[name])
+        first = (np.array(addresses, np.uint64) - BASE) >> 3
+        words = np.arange(layout.sizeof(name) // 8, dtype=np.uint64)
+        return self.words[first[:, None] + words].view(layout.dtypes[name])[:, 0]
+
+    def object_fault(self, address, name):
+        """Why no live slab object of this struct can be at `address`; None when one can.
+
+        None also means that the memory is there to be read.
+        """
+        size, offset = self.object_size[name], address - self.slab_base
+        if not 0 <= offset < self.slab_used:
+            return "lies outside the slab"
+        if offset % PAGE_SIZE % size or offset % PAGE_SIZE + size > PAGE_SIZE:
+            return "is not the start of an object"
+        if address in self.free_objects:
+            return "is a freed object"
+        return None
+
+    def pids_of(self, mm):
+        """The pids of the tasks that run address space number `mm`."""
+        return self.pid[self.users_of == mm].tolist()
+
+    def whose(self, mm):
+        """The details of a finding about address space number `mm`."""
+        return {"task": next(iter(self.pids_of(mm)), None), "mm": int(self.mm["id"][mm])}
+
+    def mm_text(self, mm):
+        """An address space by its tasks."""
+        pids = self.pids_of(mm)
+        return f"mm {self.mm['id'][mm]} of task{'s'[:len(pids) != 1]} " + \
+            (", ".join(map(str, pids)) or "none")
+
+    def mapped_by(self, pfn):
+        """(text, details): who maps a page, and the first of them."""
+        at = np.flatnonzero(self.map_pfn == pfn)
+        entries = self.maps[at[:MAPPED_BY_MAX]]
+        if not len(entries):
+            return "mapped by nobody", {"page": pfn}
+        places = [f"{self.mm_text(self.pte_mm[entry])} at {self.pte_vpn[entry] << PAGE_SHIFT:#x}"
+                  for entry in entries]
+        if len(at) > MAPPED_BY_MAX:
+            places.append(f"{len(at) - MAPPED_BY_MAX} more")
+        return "mapped by " + "; ".join(places), \
+            {"page": pfn, "address": int(self.pte_vpn[entries[0]]) << PAGE_SHIFT,
+             **self.whose(self.pte_mm[entries[0]])}
+
+    def pte_details(self, entry):
+        """The details of a finding about one PTE."""
+        pfn = int(self.pte_pfn[entry])
+        return {"page": pfn if pfn < self.max_pfn else None,
+                "address": int(self.pte_vpn[entry]) << PAGE_SHIFT, **self.whose(self.pte_mm[entry])}
+
+    def holder_text(self, word):
+        """Who holds a lock, by its word."""
+        cpu = (word & ~C["SPIN_WAITERS"] & 0xffffffff) - 1
+        return f"CPU {cpu}, task {self.pid[cpu]}" if 0 <= cpu < len(self.pid) else f"CPU {cpu}"
+
+
+# ---- the block and its zones ------------------------------------------------
+
+def mapped_bytes(address):
+    """How many bytes are mapped in this process from `address` on without a gap."""
+    end = address
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        for line in maps:
+            low, high = (int(number, 16) for number in line.split()[0].split("-"))
+            if low <= end < high:
+                end = high
+    return end - address
+
+
+def check_header(report):
+    """The first page says what the block is; nothing else can be trusted if it does not.
+
+    Raises OSError(ENXIO) when nothing is mapped at DIRECT_MAP_BASE.
+    """
+    mapped = mapped_bytes(BASE)
+    if mapped == 0:
+        raise OSError(errno.ENXIO, "no machine is mapped in this process")
+    if mapped < PAGE_SIZE + layout.sizeof("Kernel"):
+        report.add("block", "the block ends before struct Kernel does", address=BASE, found=mapped)
+        return False
+    header = layout.header()
+    for field, expected in (("magic", C["BLOCK_MAGIC"]), ("layout_hash", layout.layout_hash()),
+                            ("base", BASE)):
+        if header[field] != expected:
+            report.add("block", f"block_header.{field} is wrong", address=BASE,
+                       expected=hex(expected), found=hex(header[field]))
+    if header.size > mapped:
+        report.add("block", "block_header.size is more than is mapped", address=BASE,
+                   expected=mapped, found=header.size)
+    return not report.findings
+
+
+def check_regions(report):
+    """The tables that Kernel points to lie in the block, whole, aligned and apart.
+
+    Everything later indexes them without looking again.
+    """
+    kernel = layout.kernel()
+    bounds = (("nr_nodes", C["MAX_NUMNODES"]), ("frames_per_node", 1 << 40),
+              ("max_tasks", C["NR_CPUS"]))
+    for field, most in bounds:
+        if not 1 <= kernel[field] <= most:
+            report.add("block", f"kernel.{field} is out of range", expected=f"1 to {most}",
+                       found=kernel[field])
+    if kernel.max_pfn != kernel.nr_nodes * kernel.frames_per_node:
+        report.add("block", "kernel.max_pfn is not nr_nodes * frames_per_node",
+                   expected=kernel.nr_nodes * kernel.frames_per_node, found=kernel.max_pfn)
+    if not kernel.slab_base <= kernel.slab_next <= kernel.slab_end:
+        report.add("block", "kernel.slab_next lies outside the slab", found=hex(kernel.slab_next),
+                   expected=f"{kernel.slab_base:#x} to {kernel.slab_end:#x}")
+    if not kernel.zero_pfn < kernel.max_pfn:
+        report.add("block", "kernel.zero_pfn is no frame", expected=f"below {kernel.max_pfn}",
+                   found=kernel.zero_pfn)
+    if kernel.nr_caches > C["SLAB_CACHES_MAX"]:
+        report.add("block", "kernel.nr_caches is out of range", found=kernel.nr_caches,
+                   expected=f"at most {C['SLAB_CACHES_MAX']}")
+    if report.findings:
+        return False
+    regions = [("struct Kernel", BASE, PAGE_SIZE + layout.sizeof("Kernel"), 8)]
+    for field, name, count in (
+            ("mem_map", "Page", kernel.max_pfn), ("tasks", "Task", kernel.max_tasks),
+            ("zones", "Zone", kernel.nr_nodes), ("nodes", "PgData", kernel.nr_nodes)):
+        regions.append((f"kernel.{field}", kernel[field], count * layout.sizeof(name), 8))
+    slab_size, frames_size = kernel.slab_end - kernel.slab_base, kernel.max_pfn * PAGE_SIZE
+    regions.append(("kernel.slab_base", kernel.slab_base, slab_size, 8))
+    regions.append(("kernel.frames_base", kernel.frames_base, frames_size, PAGE_SIZE))
+    free_from, before = BASE, "the start of the block"
+    for what, start, size, alignment in sorted(regions, key=lambda region: region[1]):
+        if start < free_from or start + size > BASE + layout.header().size or start % alignment:
+            report.add("block", f"{what} does not fit between {before} and the end of the block",
+                       address=start, expected=f"{free_from:#x} or above", found=hex(start))
+        free_from, before = start + size, what
+    return not report.findings
+
+
+def check_zones(m):
+    """Node n has one zone, of its frames_per_node frames, and each page's flags say n."""
+    nodes = layout.view("PgData", m.kernel.nodes, m.kernel.nr_nodes)
+    for nid, zone in enumerate(m.zones):
+        expected = {"node": nid, "zone_start_pfn": nid * m.zone_size, "spanned_pages": m.zone_size}
+        for field, value in expected.items():
+            if zone[field] != value:
+                m.report.add("zone", f"zone {nid}: {field} is wrong", expected=value,
+                             found=zone[field])
+        address = m.kernel.zones + nid * layout.sizeof("Zone")
+        if nodes["node_zone"][nid] != address:
+            m.report.add("zone", f"node {nid}: node_zone is another zone", expected=hex(address),
+                         found=hex(nodes["node_zone"][nid]))
+    node = (m.flags >> NODE_SHIFT).reshape(-1, m.zone_size)
+    right = np.arange(len(m.zones), dtype=np.uint64)[:, None]
+    m.report.each((node != right).ravel(), "zone", lambda pfn: (
+        "the node in the page's flags is wrong",
+        {"page": pfn, "expected": pfn // m.zone_size, "found": m.flags[pfn] >> NODE_SHIFT}))
+
+
+# ---- slab -------------------------------------------------------------------
+
+def cache_name(m, index):
+    """The name of a cache, or its number."""
+    return m.kernel.caches["name"][index].decode("ascii", "replace") or f"cache {index}"
+
+
+def find_caches(m):
+    """Learns the object sizes of the three caches the audit knows.  Kernel's pointers to
+    them lead into Kernel.caches, and the objects are large enough for their structs."""
+    m.cache_of = {}
+    first = m.kernel.address + layout.offsetof("Kernel", "caches")
+    addresses = [first + index * layout.sizeof("KmemCache") for index in range(m.kernel.nr_caches)]
+    for struct, field in (("VmAreaStruct", "vm_area_cachep"), ("MmStruct", "mm_cachep"),
+                          ("AnonVma", "anon_vma_cachep")):
+        if m.kernel[field] not in addresses:
+            m.report.add("slab", f"kernel.{field} is no cache", address=m.kernel[field])
+            continue
+        index = addresses.index(m.kernel[field])
+        size = int(m.kernel.caches["object_size"][index])
+        m.cache_of[struct] = index
+        if not layout.sizeof(struct) <= size <= PAGE_SIZE or size % 8:
+            m.report.add("slab", f"{cache_name(m, index)}: object_size does not fit {struct}",
+                         expected=layout.sizeof(struct), found=size)
+        else:
+            m.object_size[struct] = size
+
+
+def find_free_objects(m):
+    """Each cache's free list holds nr_free objects, once each, filled with POISON_FREE but
+    for the link; no free object was written to since."""
+    pages = 0
+    for index in range(m.kernel.nr_caches):
+        cache, name = m.kernel.caches[index], cache_name(m, index)
+        size = int(cache["object_size"])
+        if not 16 <= size <= PAGE_SIZE or size % 8:
+            m.report.add("slab", f"{name}: object_size is out of range", found=size)
+            continue
+        pages += int(cache["nr_objects"]) // (PAGE_SIZE // size)
+        found, address = [], int(cache["freelist"])
+        m.object_size["free"] = size
+        while address:
+            fault = "is on a free list already" if address in m.free_objects else \
+                m.object_fault(address, "free")
+            if fault:
+                m.report.add("slab", f"{name}: an entry of the free list {fault}", address=address)
+                break
+            found.append(address)
+            m.free_objects.add(address)
+            address = m.u64(address)
+        if len(found) != cache["nr_free"]:
+            m.report.add("slab", f"{name}: the free list is not as long as nr_free",
+                         expected=cache["nr_free"], found=len(found))
+        check_object_poison(m, name, size, np.array(found, np.uint64))
+    carved = m.slab_used // PAGE_SIZE
+    if pages != carved:
+        m.report.add("slab", "the caches do not have all pages taken from the slab",
+                     expected=carved, found=pages)
+
+
+def check_object_poison(m, name, size, addresses):
+    """All words of a free object but its first are POISON_FREE."""
+    if not len(addresses):
+        return
+    words = np.arange(1, size // 8, dtype=np.uint64)
+    contents = m.words[((addresses - BASE) >> 3)[:, None] + words]
+    poison = int.from_bytes(bytes([C["POISON_FREE"]]) * 8, "little")
+    m.report.each((contents != poison).any(axis=1), "slab", lambda i: (
+        f"{name}: a free object was written to",
+        {"address": addresses[i], "expected": hex(poison),
+         "found": hex(contents[i][contents[i] != poison][0])}))
+
+
+def find_rcu_pending(m):
+    """The RCU queue, from rcu_head to rcu_tail, has rcu_pending entries, each inside the
+    anon_vma (nothing else is freed by RCU) that it is going to free."""
+    kernel = m.kernel
+    m.rcu_pending, head, last = set(), kernel.rcu_head, 0
+    while head:
+        address = head - layout.offsetof("AnonVma", "rcu")
+        fault = m.object_fault(address, "AnonVma") or \
+            ("is queued twice" if address in m.rcu_pending else None)
+        if fault:
+            m.report.add("rcu", f"an entry of the RCU queue {fault}", address=head)
+            return
+        entry = layout.struct("RcuHead", head)
+        if (entry.object, entry.cache) != (address, kernel.anon_vma_cachep):
+            m.report.add("rcu", "an entry of the RCU queue frees something else than the "
+                         "anon_vma it lies in", address=head, found=hex(entry.object),
+                         expected=hex(address))
+        m.rcu_pending.add(address)
+        last, head = head, entry.next
+    if last != kernel.rcu_tail:
+        m.report.add("rcu", "rcu_tail is not the end of the RCU queue", expected=hex(last),
+                     found=hex(kernel.rcu_tail))
+    if len(m.rcu_pending) != kernel.rcu_pending:
+        m.report.add("rcu", "the RCU queue is not as long as rcu_pending",
+                     expected=len(m.rcu_pending), found=kernel.rcu_pending)
+
+
+def check_slab_usage(m):
+    """Every object that is not free was reached: a VMA by its address space, an address
+    space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue.  More is a leak."""
+    reached = {"VmAreaStruct": len(m.vma), "MmStruct": len(m.mm),
+               "AnonVma": len(m.rcu_pending.union(m.anon_vmas))}
+    for struct, index in m.cache_of.items():
+        cache = m.kernel.caches[index]
+        live = int(cache["nr_objects"]) - int(cache["nr_free"])
+        if live != reached[struct]:
+            m.report.add("slab", f"{cache_name(m, index)}: objects in use are not those that can "
+                         "be reached", expected=reached[struct], found=live)
+
+
+# ---- tasks and address spaces -----------------------------------------------
+
+def check_tasks(m):
+    """A slot's number is its index; live tasks have different pids; a task that stands still
+    outside the kernel holds nothing: no spinlock (preempt_count), no sleeping lock, no RCU
+    read section."""
+    m.report.each(m.tasks["cpu"] != np.arange(len(m.tasks)), "task", lambda cpu: (
+        "a task's CPU number is not its slot's",
+        {"task": m.pid[cpu], "expected": cpu, "found": m.tasks["cpu"][cpu]}))
+    m.report.each(~m.live & (m.state != C["TASK_UNUSED"]), "task", lambda cpu: (
+        f"slot {cpu}: no such state", {"task": m.pid[cpu], "found": m.state[cpu]}))
+    pids, times = np.unique(m.pid[m.live], return_counts=True)
+    for pid in pids[times > 1].tolist():
+        m.report.add("task", "several live tasks have this pid", task=pid)
+    for field in ("preempt_count", "nr_held", "rcu_nesting", "rcu_epoch"):
+        m.report.each(m.running & (m.tasks[field] != 0), "lock", lambda cpu, field=field: (
+            f"a task stands still with {field} not zero{held_text(m, cpu)}",
+            {"task": m.pid[cpu], "expected": 0, "found": m.tasks[field][cpu]}))
+
+
+def held_text(m, cpu):
+    """The sleeping locks that a task holds, in words."""
+    row = m.tasks[cpu]
+    held = row["held_locks"][:min(int(row["nr_held"]), C["HELD_LOCKS_MAX"])]
+    return f" (holds {', '.join(hex(int(lock) & ~7) for lock in held)})" if len(held) else ""
+
+
+def list_addresses(m, head, struct, field):
+    """The structs on a short circular list, by address.
+
+    What breaks the list is reported and ends the walk.  Returns (addresses, whole).
+    """
+    offset = layout.offsetof(struct, field)
+    found, previous, node = {}, head, m.u64(head)
+    while node != head:
+        address = node - offset
+        fault = m.object_fault(address, struct) or \
+            ("is on it twice" if address in found else None)
+        if fault:
+            m.report.add("mm", f"the list {field}: an entry {fault}", address=node)
+            return list(found), False
+        if m.u64(node + 8) != previous:
+            m.report.add("mm", f"the list {field}: prev does not lead back", address=node,
+                         expected=hex(previous), found=hex(m.u64(node + 8)))
+        found[address] = None
+        previous, node = node, m.u64(node)
+    if m.u64(head + 8) != previous:
+        m.report.add("mm", f"the list {field}: the head's prev is not the last entry", address=head,
+                     expected=hex(previous), found=hex(m.u64(head + 8)))
+    return list(found), True
+
+
+def find_address_spaces(m):
+    """Every address space that a task runs is on init_mmlist, and no other is; mm_users
+    counts the tasks."""
+    head = m.kernel.address + layout.offsetof("Kernel", "init_mmlist")
+    listed, whole = list_addresses(m, head, "MmStruct", "mmlist")
+    pointer = m.tasks["mm"]
+    runs = m.live & (pointer != 0)
+    m.mm_address, number = list(listed), {address: i for i, address in enumerate(listed)}
+    m.users_of = np.full(len(m.tasks), -1)
+    for cpu in np.flatnonzero(runs).tolist():
+        address = int(pointer[cpu])
+        fault = m.object_fault(address, "MmStruct")
+        if fault:
+            m.report.add("mm", f"the task's mm {fault}", task=m.pid[cpu], address=address)
+            continue
+        if address not in number:
+            number[address] = len(m.mm_address)
+            m.mm_address.append(address)
+            if whole:
+                m.report.add("mm", "the task's mm is not on init_mmlist", task=m.pid[cpu],
+                             address=address)
+        m.users_of[cpu] = number[address]
+    m.mm = m.gather(m.mm_address, "MmStruct")
+    users = np.bincount(m.users_of[m.users_of >= 0], minlength=len(m.mm))
+    m.report.each(users != m.mm["mm_users"], "mm", lambda i: (
+        f"mm_users is not the number of tasks that run {m.mm_text(i)}",
+        {**m.whose(i), "address": m.mm_address[i], "expected": users[i],
+         "found": m.mm["mm_users"][i]}))
+    m.report.each((users == 0) & (m.mm["mm_users"] == 0), "mm", lambda i: (
+        "an address space that no task runs is on init_mmlist",
+        {**m.whose(i), "address": m.mm_address[i]}))
+
+
+# ---- VMAs -------------------------------------------------------------------
+
+def find_vmas(m):
+    """Follows each address space's mmap list; it ends, and leads to whole, live objects
+    that are on no other list."""
+    m.vma_address, owner, seen = [], [], set()
+    link = layout.offsetof("VmAreaStruct", "vm_next")
+    for mm, address in enumerate(m.mm["mmap"].tolist()):
+        while address:
+            fault = m.object_fault(address, "VmAreaStruct") or \
+                ("is on a list already" if address in seen else None)
+            if fault:
+                m.report.add("vma", f"a VMA on the list of {m.mm_text(mm)} {fault}",
+                             **m.whose(mm), address=address)
+                break
+            seen.add(address)
+            m.vma_address.append(address)
+            owner.append(mm)
+            address = m.u64(address + link)
+    m.vma = m.gather(m.vma_address, "VmAreaStruct")
+    m.vma_mm = np.array(owner, np.int64)
+
+
+def check_vmas(m):
+    """VMAs are whole pages of user addresses, in ascending order without overlap; they know
+    their address space, which counts them (map_count) and their pages (total_vm)."""
+    start, end = m.vma["vm_start"], m.vma["vm_end"]
+
+    def vma(i, **details):
+        return {**m.whose(m.vma_mm[i]), "address": start[i], **details}
+
+    m.report.each((start % PAGE_SIZE != 0) | (end % PAGE_SIZE != 0) | (start >= end) |
+                  (end > TASK_SIZE), "vma", lambda i: (
+        "the bounds of a VMA are no range of user pages",
+        vma(i, found=f"{start[i]:#x}-{end[i]:#x}")))
+    same = m.vma_mm[1:] == m.vma_mm[:-1]
+    m.report.each(np.append(False, same & (start[1:] < end[:-1])), "vma", lambda i: (
+        "a VMA overlaps the one before it, or comes before it",
+        vma(i, expected=f"{end[i - 1]:#x} or above", found=hex(start[i]))))
+    addresses = np.array(m.mm_address, np.uint64)
+    m.report.each(m.vma["vm_mm"] != addresses[m.vma_mm], "vma", lambda i: (
+        "vm_mm is not the address space that has the VMA on its list",
+        vma(i, expected=hex(addresses[m.vma_mm[i]]), found=hex(m.vma["vm_mm"][i]))))
+    count = np.bincount(m.vma_mm, minlength=len(m.mm))
+    pages = np.zeros(len(m.mm), np.uint64)
+    np.add.at(pages, m.vma_mm, (end - start) >> PAGE_SHIFT)
+    for field, expected in (("map_count", count), ("total_vm", pages)):
+        m.report.each(m.mm[field] != expected, "vma", lambda i, field=field, expected=expected: (
+            f"{field} is not what the VMAs of {m.mm_text(i)} add up to",
+            {**m.whose(i), "expected": expected[i], "found": m.mm[field][i]}))
+
+
+def check_rb_trees(m):
+    """Each mm_rb is a red-black tree of the VMAs on the list, in the list's order, and parent
+    pointers lead back: find_vma and the list must never disagree."""
+    offset = layout.offsetof("VmAreaStruct", "vm_rb")
+    node_address = [address + offset for address in m.vma_address]
+    ends = np.searchsorted(m.vma_mm, np.arange(len(m.mm) + 1)).tolist()
+    for mm, root in enumerate(m.mm["mm_rb"]["rb_node"].tolist()):
+        first, end = ends[mm], ends[mm + 1]
+        number = {address: i for i, address in enumerate(node_address[first:end])}
+        nodes = m.vma["vm_rb"][first:end].tolist()
+        order, faults = walk_rb_tree(nodes, node_address[first:end], number, root)
+        if not faults and order != list(range(end - first)):
+            faults = [(root, "its nodes are not the VMAs of the list in their order")]
+        for address, fault in faults[:LIMIT]:
+            m.report.add("rbtree", f"mm_rb of {m.mm_text(mm)}: {fault}", **m.whose(mm),
+                         address=address)
+
+
+def walk_rb_tree(nodes, address_of, number, root):
+    """(order, faults) of one red-black tree.
+
+    `nodes` are tuples (parent, left, right, red), `number` maps addresses to indices into
+    it.  order lists the indices as an in-order walk meets them, faults pairs of an address
+    and what is wrong there.
+    """
+    order, faults, heights, seen = [], [], set(), set()
+    # (address, parent, parent is red, black nodes above), or an index to put into order.
+    stack = [(root, 0, True, 0)]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, int):
+            order.append(top)
+            continue
+        address, parent, red_parent, blacks = top
+        if address == 0:
+            heights.add(blacks)
+            continue
+        index = number.get(address)
+        if index is None or index in seen:
+            faults.append((address, "a pointer leads to no VMA of the list" if index is None
+                           else "a node is reached twice"))
+            continue
+        seen.add(index)
+        its_parent, left, right, red = nodes[index]
+        if its_parent != parent:
+            faults.append((address, f"rb_parent is {its_parent:#x}, not {parent:#x}"))
+        if red not in (0, 1):
+            faults.append((address, f"the colour is {red}"))
+        if red and red_parent:
+            faults.append((address, "a red node has a red parent" if parent else "the root is red"))
+        below = address_of[index], bool(red), blacks + (not red)
+        stack += [(right, *below), index, (left, *below)]
+    if len(heights) > 1:
+        faults.append((root, f"the number of black nodes on a path varies: {sorted(heights)}"))
+    return order, faults
+
+
+def check_anon_vmas(m):
+    """A VMA with an anon_vma is on that anon_vma's list, once, and nobody else is: rmap finds
+    every VMA that may map a page, and never a dead one."""
+    pointer = m.vma["anon_vma"]
+    has = np.flatnonzero(pointer)
+    good = {}
+    for address in np.unique(pointer[has]).tolist():
+        fault = m.object_fault(address, "AnonVma") or \
+            ("waits for RCU to free it" if address in m.rcu_pending else None)
+        good[address] = not fault
+        if fault:
+            i = has[pointer[has] == address][0]
+            m.report.add("anon_vma", f"anon_vma of a VMA {fault}", **m.whose(m.vma_mm[i]),
+                         address=m.vma["vm_start"][i], found=hex(address))
+    m.anon_vmas = [address for address in good if good[address]]
+    members = [i for i in has.tolist() if good[int(pointer[i])]]
+    head_at = np.array(m.anon_vmas, np.uint64) + layout.offsetof("AnonVma", "head")
+    offset = layout.offsetof("VmAreaStruct", "anon_vma_node")
+    node_at = np.append(head_at, np.array(m.vma_address, np.uint64)[members] + offset)
+    heads = m.gather(m.anon_vmas, "AnonVma")["head"]
+    nodes = np.append(heads, m.vma["anon_vma_node"][members])
+    number = {address: i for i, address in enumerate(m.anon_vmas)}
+    owner = np.append(np.arange(len(heads)), [number[int(pointer[i])] for i in members]).astype(int)
+    by_address = np.argsort(node_at)
+
+    def ids(pointers):
+        at = np.minimum(np.searchsorted(node_at[by_address], pointers), len(node_at) - 1)
+        return np.where(node_at[by_address[at]] == pointers, by_address[at], -1)
+
+    if not len(node_at):
+        return
+    next_, prev = ids(nodes["next"]), ids(nodes["prev"])
+    broken, lost = check_rings(next_, prev, owner)
+
+    def describe(i):
+        i = int(i)
+        details = {"address": node_at[i], "found": hex(nodes["next"][i])}
+        if i >= len(heads):
+            vma = members[i - len(heads)]
+            details |= {**m.whose(m.vma_mm[vma]), "address": m.vma["vm_start"][vma]}
+        what = "a VMA" if i >= len(heads) else "the head"
+        fault = "not reached from the head" if lost[i] else "not followed by one that leads back"
+        return f"the list of anon_vma {m.anon_vmas[owner[i]]:#x}: {what} is {fault}", details
+
+    m.report.each(broken | lost, "anon_vma", describe)
+
+
+def check_rings(next_, prev, owner):
+    """Which nodes of circular lists are linked wrongly.
+
+    Nodes are numbered.  `next_` and `prev` hold numbers, -1 for a pointer that leads to no
+    node; `owner` the number of the head on whose list a node must be, heads their own, -1
+    for a node that must be on none.  Returns masks (broken, lost): broken nodes have a next
+    that is not on the same list, or whose prev is another; lost ones are linked well, but
+    to each other and not to their head.
+    """
+    nodes = np.arange(len(owner))
+    on_list = owner >= 0
+    broken = on_list & ((owner[next_] != owner) | (next_ < 0) | (prev[next_] != nodes))
+    # Doubling: after k rounds `step` is 2^k links away.  Heads, and nodes that are broken
+    # anyway, keep who arrives; who never arrives goes round a ring without a head.
+    stop = broken | (owner == nodes) | ~on_list
+    step = np.where(stop, nodes, next_)
+    for _round in range(len(owner).bit_length()):
+        further = step[step]
+        if np.array_equal(further, step):
+            break
+        step = further
+    return broken, ~stop[step]
+
+
+# ---- page tables ------------------------------------------------------------
+
+def admit_tables(m, pfn, mm, describe):
+    """Which of the frames `pfn`, that something points to as page tables, are; marks them.
+
+    Each is flagged PG_pagetable and pointed to once.  `describe(i)` names the pointer.
+    """
+    inside = pfn < m.max_pfn
+    flagged = inside.copy()
+    flagged[inside] = m.has("PG_pagetable")[pfn[inside]]
+    new = flagged.copy()
+    new[flagged] = ~m.table[pfn[flagged]]
+    candidates = np.flatnonzero(new)
+    first = np.zeros(len(pfn), bool)
+    first[candidates[np.unique(pfn[candidates], return_index=True)[1]]] = True
+
+    def finding(text):
+        def one(i):
+            page = int(pfn[i]) if inside[i] else None
+            return f"{describe(i)} {text}", {**m.whose(mm[i]), "page": page, "found": pfn[i]}
+        return one
+
+    for mask, text in ((~inside, "points to no frame"),
+                       (inside & ~flagged, "points to a frame that is no page table"),
+                       (flagged & ~first, "points to a table that is in use elsewhere")):
+        m.report.each(mask, "pagetable", finding(text))
+    m.table[pfn[first]] = True
+    m.table_mm[pfn[first]] = mm[first]
+    return first
+
+
+def find_page_tables(m):
+    """Walks all address spaces' upper levels at once; each table is reached exactly once.
+
+    Tables of a level stay in the order of address space and address, so the entries of the
+    last level come out sorted.
+    """
+    m.table = np.zeros(m.max_pfn, bool)
+    m.table_mm = np.full(m.max_pfn, -1)
+    pgd = m.mm["pgd"]
+    # Not a multiple of the page size, or below the frames: a number that is no frame.
+    pfn = np.where(pgd % PAGE_SIZE == 0, (pgd - m.kernel.frames_base) >> PAGE_SHIFT, m.max_pfn)
+    pfn, mm, vpn = np.minimum(pfn, m.max_pfn).astype(np.int64), np.arange(len(m.mm)), \
+        np.zeros(len(m.mm), np.int64)
+    good = admit_tables(m, pfn, mm, lambda i: f"pgd of {m.mm_text(i)}")
+    pfn, mm, vpn = pfn[good], mm[good], vpn[good]
+    for level in ("PGDIR", "PUD", "PMD"):
+        entries = m.frames[pfn].ravel()
+        at = np.flatnonzero(entries)
+        value, row = entries[at], at // ENTRIES
+        vpn = vpn[row] + (at % ENTRIES << (C[f"{level}_SHIFT"] - PAGE_SHIFT))
+        mm = mm[row]
+
+        def entry(i, level=level, mm=mm, vpn=vpn):
+            return f"the {level} entry over {vpn[i] << PAGE_SHIFT:#x} of {m.mm_text(mm[i])}"
+
+        usable = (value & (PRESENT | RW | USER)) == PRESENT | RW | USER
+        m.report.each(~usable, "pagetable", lambda i, entry=entry, value=value, mm=mm: (
+            f"{entry(i)} is no table entry", {**m.whose(mm[i]), "found": hex(value[i])}))
+        mm, vpn = mm[usable], vpn[usable]
+        pfn = ((value[usable] & PTE_PFN_MASK) >> PAGE_SHIFT).astype(np.int64)
+        good = admit_tables(m, pfn, mm, lambda i, entry=entry, back=np.flatnonzero(usable):
+                            entry(back[i]))
+        pfn, mm, vpn = pfn[good], mm[good], vpn[good]
+    m.leaf_mm = mm
+    find_ptes(m, pfn, mm, vpn)
+
+
+def find_ptes(m, pfn, mm, vpn):
+    """All entries that are not none, out of the last-level tables `pfn`; finds for each its
+    VMA (-1: none), and counts how often each frame is mapped."""
+    entries = m.frames[pfn].ravel()
+    at = np.flatnonzero(entries)
+    row = at // ENTRIES
+    m.pte = entries[at]
+    m.pte_mm = mm[row]
+    m.pte_vpn = vpn[row] + at % ENTRIES
+    m.pte_key = (m.pte_mm << VPN_BITS) + m.pte_vpn
+    m.pte_pfn = ((m.pte & PTE_PFN_MASK) >> PAGE_SHIFT).astype(np.int64)
+    m.pte_vma = vmas_of(m, m.pte_key)
+    m.pte_present = (m.pte & (PRESENT | PROTNONE)) != 0
+    counts = m.pte_present & ((m.pte & SPECIAL) == 0) & (m.pte_pfn < m.max_pfn)
+    m.maps = np.flatnonzero(counts)
+    m.map_pfn = m.pte_pfn[m.maps]
+    m.nr_maps = np.bincount(m.map_pfn, minlength=m.max_pfn)
+
+
+def vmas_of(m, keys):
+    """The number of the VMA that each key (address space and page number) lies in, or -1."""
+    if not len(m.vma):
+        return np.full(len(keys), -1)
+    most = 1 << VPN_BITS
+    base = m.vma_mm << VPN_BITS
+    start = base + np.minimum(m.vma["vm_start"] >> PAGE_SHIFT, most).astype(np.int64)
+    end = base + np.minimum(m.vma["vm_end"] >> PAGE_SHIFT, most).astype(np.int64)
+    order = np.argsort(start, kind="stable")
+    vma = order[np.searchsorted(start[order], keys, side="right") - 1]
+    return np.where((start[vma] <= keys) & (keys < end[vma]), vma, -1)
+
+
+def check_page_tables(m):
+    """PG_pagetable is on the frames that were reached and no others; nr_ptes counts each
+    address space's last-level tables."""
+    m.report.each(m.has("PG_pagetable") & ~m.table, "leak", lambda pfn: (
+        "a page table that no address space leads to", {"page": pfn}))
+    tables = np.bincount(m.leaf_mm, minlength=len(m.mm))
+    m.report.each(tables != m.mm["nr_ptes"], "counter", lambda i: (
+        f"nr_ptes is not the number of last-level tables of {m.mm_text(i)}",
+        {**m.whose(i), "expected": tables[i], "found": m.mm["nr_ptes"][i]}))
+
+
+# ---- page table entries and rmap --------------------------------------------
+
+def check_ptes(m):
+    """A PTE lies in a VMA and maps a frame, or nothing; in a still machine no migration
+    entry is left, and without swap there are no other entries."""
+    def found(i):
+        return {**m.pte_details(i), "found": pte_text(int(m.pte[i]))}
+
+    m.report.each(m.pte_vma < 0, "pte", lambda i: ("a PTE outside any VMA", found(i)))
+    kind = m.pte >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"]
+    swap = ~m.pte_present & ((m.pte & PTE_FILE) == 0)
+    migration = swap & (kind >= C["SWP_MIGRATION_READ"])
+    m.report.each(migration, "migration_entry", lambda i: (
+        "a migration entry is left",
+        {**found(i), "page": int(m.pte[i]) >> C["SWP_OFFSET_SHIFT"]}))
+    m.report.each(~m.pte_present & ~migration, "pte", lambda i: (
+        "neither a frame nor a migration entry", found(i)))
+    m.report.each(m.pte_present & (m.pte_pfn >= m.max_pfn), "pte", lambda i: (
+        "a PTE maps a frame that does not exist", found(i)))
+    zero = m.pte_pfn == m.kernel.zero_pfn
+    special = (m.pte & SPECIAL) != 0
+    m.report.each(m.pte_present & (zero != special), "pte", lambda i: (
+        "SPECIAL is for the zero page, and the zero page for it", found(i)))
+    m.report.each(m.pte_present & zero & ((m.pte & RW) != 0), "pte", lambda i: (
+        "the zero page is mapped writable", found(i)))
+
+
+def check_pte_protection(m):
+    """A PTE allows no more than its VMA.  An anonymous page that can be written through one
+    PTE has no other: copy-on-write would leak the writes to whoever shares it."""
+    def found(i, expected):
+        return {**m.pte_details(i), "found": pte_text(int(m.pte[i])), "expected": expected}
+
+    inside = m.pte_present & (m.pte_vma >= 0)
+    # One more, for the VMA number -1.
+    flags = np.append(m.vma["vm_flags"], np.uint64(0))[m.pte_vma]
+    writable = (m.pte & RW) != 0
+    m.report.each(inside & writable & ((flags & VM_WRITE) == 0), "pte", lambda i: (
+        "a writable PTE in a VMA that does not allow writing", found(i, "not RW")))
+    allowed = (flags & VM_ACCESS) != 0
+    m.report.each(inside & (allowed != ((m.pte & PRESENT) != 0)), "pte", lambda i: (
+        "a PTE is PRESENT for the MMU exactly when its VMA allows any access",
+        found(i, "PRESENT" if allowed[i] else "PROTNONE")))
+    shared = writable[m.maps] & (m.nr_maps[m.map_pfn] > 1)
+    m.report.each(shared, "pte", lambda i: (
+        f"a page with several mappings is mapped writable: {m.mapped_by(m.map_pfn[i])[0]}",
+        found(m.maps[i], "not RW")))
+
+
+def check_rmap(m):
+    """rmap of an anonymous page finds each PTE that maps it: its mapping is the anon_vma of
+    the VMA that the PTE lies in, and its index the PTE's place there."""
+    entry = m.maps[m.pte_vma[m.maps] >= 0]
+    vma, pfn = m.pte_vma[entry], m.pte_pfn[entry]
+    first = (m.vma["vm_start"] >> PAGE_SHIFT).astype(np.int64)
+    start_index = m.vma["vm_pgoff"].astype(np.int64) - first
+    mapping, index = m.vma["anon_vma"][vma] + ANON, m.pte_vpn[entry] + start_index[vma]
+    found_mapping, found_index = m.mapping[pfn], m.index[pfn].astype(np.int64)
+    m.report.each(found_mapping != mapping, "rmap", lambda i: (
+        "the page's mapping is not the anon_vma of the VMA that maps it",
+        {**m.pte_details(entry[i]), "expected": hex(mapping[i]), "found": hex(found_mapping[i])}))
+    m.report.each(found_index != index, "rmap", lambda i: (
+        "the page's index is not its place in the VMA that maps it",
+        {**m.pte_details(entry[i]), "expected": index[i], "found": found_index[i]}))
+
+
+def check_rss(m):
+    """anon_rss and file_rss count the PTEs that map a page of that sort."""
+    anon = (m.mapping[m.map_pfn] & ANON) != 0
+    for field, mask in (("anon_rss", anon), ("file_rss", ~anon)):
+        count = np.bincount(m.pte_mm[m.maps][mask], minlength=len(m.mm))
+        m.report.each(m.mm[field] != count, "counter", lambda i, field=field, count=count: (
+            f"{field} is not the number of such PTEs of {m.mm_text(i)}",
+            {**m.whose(i), "expected": count[i], "found": m.mm[field][i]}))
+
+
+# ---- pages ------------------------------------------------------------------
+
+def find_pagevecs(m):
+    """A pagevec holds a reference to each of its pages, which are on no list yet, and wait
+    in one place only."""
+    pvecs = m.tasks["lru_add_pvecs"]
+    nr = pvecs["nr"]
+    m.report.each((nr > C["PAGEVEC_SIZE"]).any(axis=1), "pagevec", lambda cpu: (
+        f"a pagevec of CPU {cpu} is longer than a pagevec",
+        {"task": m.pid[cpu], "expected": f"at most {C['PAGEVEC_SIZE']}", "found": nr[cpu].max()}))
+    used = np.arange(C["PAGEVEC_SIZE"]) < nr[:, :, None]
+    offset = pvecs["pages"][used] - m.kernel.mem_map
+    size = layout.sizeof("Page")
+    task = m.pid[np.nonzero(used)[0]]
+    good = (offset % size == 0) & (offset // size < m.max_pfn)
+    m.report.each(~good, "pagevec", lambda i: (
+        "a pagevec entry is no page", {"task": task[i], "found": hex(pvecs["pages"][used][i])}))
+    pfn = (offset[good] // size).astype(np.int64)
+    m.nr_held = np.bincount(pfn, minlength=m.max_pfn)
+    waits = m.nr_held > 0
+
+    def holder(page):
+        return {"page": page, "task": task[good][pfn == page][0]}
+
+    m.report.each(waits & m.has("PG_lru"), "pagevec", lambda page: (
+        "a page in a pagevec is on an LRU list", holder(page)))
+    m.report.each(m.nr_held > 1, "pagevec", lambda page: (
+        "a page is in pagevecs more than once", {**holder(page), "found": m.nr_held[page]}))
+
+
+def zero_page(m):
+    """Mask of the one zero page."""
+    mask = np.zeros(m.max_pfn, bool)
+    mask[m.kernel.zero_pfn] = True
+    return mask
+
+
+def check_counts(m):
+    """_mapcount + 1 is the number of PTEs; _count is that, one for each pagevec slot, one
+    for a page table, one for the zero page.  Isolated pages have one more, but nobody
+    isolates a page in a still machine."""
+    def details(pfn, expected, found):
+        text, where = m.mapped_by(pfn)
+        return f": {text}", {**where, "expected": expected, "found": found}
+
+    def mapcount(pfn):
+        text, where = details(pfn, m.nr_maps[pfn] - 1, m.mapcount[pfn])
+        return f"_mapcount is not the number of PTEs - 1{text}", where
+
+    def refcount(pfn):
+        text, where = details(pfn, expected[pfn], m.count[pfn])
+        return f"_count is not the number of references{text}", where
+
+    m.report.each(m.mapcount + 1 != m.nr_maps, "mapcount", mapcount)
+    expected = m.nr_maps + m.nr_held + m.table + zero_page(m)
+    wrong, owned = m.count != expected, (expected > 0) | m.free
+    m.report.each(wrong & owned, "refcount", refcount)
+    # A page table that nobody leads to has been told already.
+    m.report.each(wrong & ~owned & ~m.has("PG_pagetable"), "leak", lambda pfn: (
+        "a frame in use that nobody owns",
+        {"page": pfn, "expected": 0, "found": m.count[pfn]}))
+    m.report.each(~wrong & ~owned, "leak", lambda pfn: (
+        "a frame that is neither in use nor free", {"page": pfn}))
+
+
+def check_owners(m):
+    """A frame is one thing only: free, a page table, a mapped page, or the zero page."""
+    uses = {"free": m.free, "a page table": m.table, "the zero page": zero_page(m),
+            "mapped or in a pagevec": (m.nr_maps > 0) | (m.nr_held > 0)}
+    several = sum(mask.astype(np.int8) for mask in uses.values()) > 1
+
+    def describe(pfn):
+        text, where = m.mapped_by(pfn)
+        names = " and ".join(name for name, mask in uses.items() if mask[pfn])
+        return f"a frame is {names} at once: {text}", where
+
+    m.report.each(several, "owner", describe)
+
+
+def check_page_flags(m):
+    """In a still machine no page is locked or under writeback; PG_reserved is the zero
+    page's; an anonymous page that is mapped is swap-backed, and on an LRU list or about to
+    be; what is not mapped is on none."""
+    def found(message):
+        def one(pfn):
+            text, where = m.mapped_by(pfn)
+            return f"{message}: {text}{page_lock_text(m, pfn)}", \
+                {**where, "found": page_flags_text(int(m.flags[pfn]))}
+        return one
+
+    mapped, lru = m.nr_maps > 0, m.has("PG_lru")
+    m.report.each(m.has("PG_locked"), "flags", found("a page is locked"))
+    m.report.each(m.has("PG_writeback"), "flags", found("a page is under writeback"))
+    m.report.each(m.has("PG_reserved") != zero_page(m), "flags", found(
+        "PG_reserved is not on the zero page alone"))
+    anon = mapped & ((m.mapping & ANON) != 0)
+    m.report.each(anon & ~m.has("PG_swapbacked"), "flags", found(
+        "an anonymous page is not PG_swapbacked"))
+    m.report.each(mapped & ~lru & (m.nr_held == 0), "lru", found(
+        "a mapped page is on no LRU list and in no pagevec"))
+    m.report.each(lru & ~mapped & ~m.free, "lru", found("a page on an LRU list is not mapped"))
+
+
+def page_lock_text(m, pfn):
+    """Who holds a page's lock, as far as tasks say."""
+    page = m.kernel.mem_map + pfn * layout.sizeof("Page")
+    holders = [m.pid[cpu] for cpu in range(len(m.pid))
+               if page | C["HELD_PAGE"] in
+               m.tasks["held_locks"][cpu][:min(int(m.tasks["nr_held"][cpu]), C["HELD_LOCKS_MAX"])]]
+    return f"; locked by task {', '.join(map(str, holders))}" if holders else ""
+
+
+# ---- free pages -------------------------------------------------------------
+
+def find_free_blocks(m):
+    """Free blocks have an order below MAX_ORDER, are aligned to their size and lie in their
+    zone; no two overlap.  Marks all frames in them as free."""
+    head = np.flatnonzero(m.has("PG_buddy"))
+    order = m.private[head]
+    relative = head % m.zone_size
+    size = np.left_shift(1, np.minimum(order, MAX_ORDER - 1).astype(np.int64))
+    bad = (order >= MAX_ORDER) | (relative % size != 0) | (relative + size > m.zone_size)
+    m.report.each(bad, "buddy", lambda i: (
+        "a free block has no order, is not aligned to it, or leaves its zone",
+        {"page": head[i], "found": f"order {order[i]}"}))
+    m.block_head, m.block_order = head[~bad], order[~bad].astype(np.int64)
+    edges = np.zeros(m.max_pfn + 1, np.int64)
+    np.add.at(edges, m.block_head, 1)
+    np.add.at(edges, m.block_head + (1 << m.block_order), -1)
+    cover = np.cumsum(edges[:-1])
+    m.free = cover > 0
+    m.report.each(cover > 1, "buddy", lambda pfn: ("free blocks overlap", {"page": pfn}))
+
+
+def check_buddies(m):
+    """A free block's buddy of the same order is not free too: they would have been merged."""
+    order_at = np.full(m.max_pfn, -1)
+    order_at[m.block_head] = m.block_order
+    relative = m.block_head % m.zone_size
+    buddy = m.block_head - relative + (relative ^ (1 << m.block_order))
+    # Left ones only, so that a pair is told once.
+    pairs = (buddy > m.block_head) & (m.block_order < MAX_ORDER - 1) & (buddy < m.max_pfn)
+    pairs[pairs] = order_at[buddy[pairs]] == m.block_order[pairs]
+    m.report.each(pairs, "buddy", lambda i: (
+        f"two free buddies of order {m.block_order[i]} were not merged: pages "
+        f"{m.block_head[i]} and {buddy[i]}", {"page": m.block_head[i]}))
+
+
+def check_free_pages(m):
+    """A free page is blank: no reference, mapping or flag but its node, and PG_buddy on the
+    first of a block.  Anything else was left by, or belongs to, somebody who still uses it."""
+    node_bits = ((1 << 6) - 1) << NODE_SHIFT
+    expected = np.zeros(m.max_pfn, np.uint64)
+    expected[m.block_head] = 1 << PAGE_FLAGS["PG_buddy"]
+    flags = m.flags & ~np.uint64(node_bits)
+    m.report.each(m.free & (flags != expected), "free_page", lambda pfn: (
+        "a free page has flags", {"page": pfn, "expected": page_flags_text(int(expected[pfn])),
+                                  "found": page_flags_text(int(m.flags[pfn]))}))
+    m.report.each(m.free & (m.mapping != 0), "free_page", lambda pfn: (
+        "a free page has a mapping", {"page": pfn, "expected": 0, "found": hex(m.mapping[pfn])}))
+
+
+def check_free_counts(m):
+    """nr_free counts the blocks of each order, NR_FREE_PAGES the frames in them."""
+    key = m.block_head // m.zone_size * MAX_ORDER + m.block_order
+    blocks = np.bincount(key, minlength=len(m.zones) * MAX_ORDER)
+    nr_free = m.zones["free_area"]["nr_free"].ravel()
+    m.report.each(nr_free != blocks, "counter", lambda i: (
+        f"zone {i // MAX_ORDER}: free_area[{i % MAX_ORDER}].nr_free is not the number of blocks",
+        {"expected": blocks[i], "found": nr_free[i]}))
+
+
+# ---- lists of pages, counters -----------------------------------------------
+
+def list_heads(m):
+    """Addresses and names of all list heads that pages hang on: NR_LRU for each zone, then
+    MAX_ORDER for each zone."""
+    addresses, names = [], []
+    for field, count, step, name in (
+            ("lru", NR_LRU, layout.sizeof("ListHead"), "{}"),
+            ("free_area", MAX_ORDER, layout.sizeof("FreeArea"), "free_area[{}]")):
+        for nid in range(len(m.zones)):
+            first = m.kernel.zones + nid * layout.sizeof("Zone") + layout.offsetof("Zone", field)
+            for i in range(count):
+                addresses.append(first + i * step)
+                names.append(f"zone {nid} " + name.format(LRU_NAMES[i] if field == "lru" else i))
+    return np.array(addresses, np.uint64), names
+
+
+def check_page_lists(m):
+    """A page with PG_lru is on the list of its zone that its flags say, a free block on that
+    of its order, and nothing else is on these lists, forwards or backwards."""
+    head_at, names = list_heads(m)
+    owner = np.full(m.max_pfn + len(head_at), -1)
+    owner[m.max_pfn:] = np.arange(m.max_pfn, len(owner))
+    on_lru = np.flatnonzero(m.has("PG_lru") & ~m.has("PG_buddy"))
+    m.lru_of = lru_of(m.flags[on_lru])
+    owner[on_lru] = m.max_pfn + on_lru // m.zone_size * NR_LRU + m.lru_of
+    free_lists = m.max_pfn + len(m.zones) * NR_LRU
+    owner[m.block_head] = free_lists + m.block_head // m.zone_size * MAX_ORDER + m.block_order
+    next_, prev = page_links(m, owner >= 0, head_at)
+    broken, lost = check_rings(next_, prev, owner)
+
+    def name(node):
+        if node < 0:
+            return "something that is no list entry"
+        return f"page {node}" if node < m.max_pfn else "the head"
+
+    def describe(node):
+        where = f"of {names[owner[node] - m.max_pfn]}"
+        details = {"page": node} if node < m.max_pfn else {}
+        if node < m.max_pfn:
+            details = {**m.mapped_by(node)[1], "found": page_flags_text(int(m.flags[node]))}
+        if lost[node]:
+            return f"{name(node)} {where} is on a ring that does not lead to the head", details
+        after = next_[node]
+        text = f"{name(node)} {where}: next is {name(after)}, "
+        if after < 0 or owner[after] != owner[node]:
+            return text + "which is not on that list", details
+        return text + f"whose prev is {name(prev[after])}", details
+
+    wrong = broken | lost
+    free_list = owner >= free_lists
+    m.report.each(wrong & ~free_list, "lru", describe)
+    m.report.each(wrong & free_list, "free_list", describe)
+
+
+def lru_of(flags):
+    """page_lru() of many pages: the LRU list that their flags say."""
+    def bit(name):
+        return (flags >> PAGE_FLAGS[name] & 1).astype(np.int64)
+    return np.where(bit("PG_unevictable") == 1, C["LRU_UNEVICTABLE"],
+                    C["LRU_INACTIVE_FILE"] * (1 - bit("PG_swapbacked")) + bit("PG_active"))
+
+
+def page_links(m, on_list, head_at):
+    """(next, prev) of all pages and list heads as node numbers: a page's pfn, or max_pfn +
+    the head's index; -1 for a pointer to neither, and for nodes not in `on_list`."""
+    size, first = layout.sizeof("Page"), m.kernel.mem_map + layout.offsetof("Page", "lru")
+    pages = np.flatnonzero(on_list[:m.max_pfn])
+    by_address = np.argsort(head_at)
+    heads = m.gather(head_at, "ListHead")
+
+    def numbers(of_pages, of_heads):
+        pointers = np.append(of_pages[pages], of_heads)
+        offset = pointers - np.uint64(first)
+        node = (offset // size).astype(np.int64)
+        good = (offset % size == 0) & (offset < m.max_pfn * size)
+        rest = np.flatnonzero(~good)
+        at = np.minimum(np.searchsorted(head_at[by_address], pointers[rest]), len(head_at) - 1)
+        is_head = head_at[by_address[at]] == pointers[rest]
+        node[rest] = np.where(is_head, m.max_pfn + by_address[at], -1)
+        all_nodes = np.full(len(on_list), -1)
+        all_nodes[pages] = node[:len(pages)]
+        all_nodes[m.max_pfn:] = node[len(pages):]
+        return all_nodes
+
+    return numbers(m.next, heads["next"]), numbers(m.prev, heads["prev"])
+
+
+def check_zone_counters(m):
+    """vm_stat of each zone is what its pages add up to."""
+    mapped = m.nr_maps > 0
+    anon = (m.mapping & ANON) != 0
+    on_lru = m.has("PG_lru") & ~m.has("PG_buddy")
+    lru = lru_of(m.flags)
+    expected = {item: m.per_zone(on_lru & (lru == i)) for i, item in enumerate(
+        ("NR_INACTIVE_ANON", "NR_ACTIVE_ANON", "NR_INACTIVE_FILE", "NR_ACTIVE_FILE",
+         "NR_UNEVICTABLE"))}
+    expected["NR_FREE_PAGES"] = m.per_zone(m.free)
+    expected["NR_ANON_PAGES"] = m.per_zone(mapped & anon)
+    expected["NR_FILE_MAPPED"] = m.per_zone(mapped & ~anon)
+    expected["NR_PAGETABLE"] = m.per_zone(m.table)
+    for item, sums in expected.items():
+        found = m.zones["vm_stat"][:, C[item]]
+        m.report.each(found != sums, "counter", lambda nid, item=item, sums=sums, found=found: (
+            f"zone {nid}: {item} is wrong",
+            {"expected": sums[nid], "found": found.view(np.int64)[nid]}))
+
+
+# ---- TLBs -------------------------------------------------------------------
+
+def check_tlbs(m):
+    """A translation in a TLB is the page table's: the PTE is PRESENT and ACCESSED and maps
+    that frame; it is RW if the TLB lets writes pass, and DIRTY if it lets them pass unseen.
+    Otherwise a store goes to a page that is not there any more.  The CPU is in cpu_vm_mask,
+    or no flush would ever reach it.  CPUs in the middle of an access are left out."""
+    rows = np.flatnonzero(m.running & (m.users_of >= 0) & m.quiet)
+    tlb = m.tlb[rows]
+    row, slot = np.nonzero(tlb)
+    entry, cpu = tlb[row, slot], rows[row]
+    mm = m.users_of[cpu]
+    vpn = (entry >> C["TLB_TAG_SHIFT"] << C["TLB_INDEX_BITS"]).astype(np.int64) + slot
+    pfn = (entry & ((1 << C["TLB_TAG_SHIFT"]) - 1)) >> C["TLB_PFN_SHIFT"]
+    pte = lookup_ptes(m, mm, vpn)
+    needed = PRESENT | ACCESSED | np.where((entry & C["TLB_WRITE"]) != 0, RW, 0) | \
+        np.where((entry & C["TLB_DIRTY"]) != 0, DIRTY, 0)
+    valid = (entry & C["TLB_VALID"]) != 0
+    stale = ((pte & needed.astype(np.uint64)) != needed) | \
+        ((pte & PTE_PFN_MASK) >> PAGE_SHIFT != pfn)
+
+    def describe(i):
+        bits = [name for name in ("WRITE", "DIRTY") if entry[i] & C[f"TLB_{name}"]]
+        return f"CPU {cpu[i]}: a TLB entry does not agree with the PTE", {
+            "page": int(pfn[i]) if pfn[i] < m.max_pfn else None, "task": m.pid[cpu[i]],
+            "mm": m.mm["id"][mm[i]], "address": int(vpn[i]) << PAGE_SHIFT,
+            "expected": pte_text(int(pte[i])), "found": f"page {'|'.join([str(pfn[i]), *bits])}"}
+
+    m.report.each(valid & stale, "tlb", describe)
+    m.report.each(~valid, "tlb", lambda i: (
+        f"CPU {cpu[i]}: TLB slot {slot[i]} is neither empty nor valid",
+        {"task": m.pid[cpu[i]], "found": hex(entry[i])}))
+    used = np.unique(cpu)
+    mask = m.mm["cpu_vm_mask"][m.users_of[used], used // 64] >> (used % 64).astype(np.uint64)
+    m.report.each(mask & 1 == 0, "tlb", lambda i: (
+        f"CPU {used[i]} has translations but is not in cpu_vm_mask",
+        {**m.whose(m.users_of[used[i]]), "task": m.pid[used[i]]}))
+
+
+def lookup_ptes(m, mm, vpn):
+    """The PTEs of pages `vpn` of address spaces `mm`; 0 where there is none."""
+    if not len(m.pte):
+        return np.zeros(len(vpn), np.uint64)
+    key = (mm << VPN_BITS) + vpn
+    at = np.minimum(np.searchsorted(m.pte_key, key), len(m.pte) - 1)
+    return np.where((m.pte_key[at] == key) & (vpn < 1 << VPN_BITS), m.pte[at], 0)
+
+
+# ---- locks ------------------------------------------------------------------
+
+def check_locks(m):
+    """Nobody holds a lock in a still machine: every Spinlock and RwSem, wherever a struct has
+    one, and every page table's split lock is free."""
+    anon_vmas = m.gather(m.anon_vmas, "AnonVma")
+    kernel = layout.view("Kernel", m.kernel.address, 1)
+    check_lock_fields(m, kernel, lambda i: ("kernel", {}))
+    check_lock_fields(m, m.zones, lambda i: (f"zone {i}", {}))
+    check_lock_fields(m, m.kernel.caches[:m.kernel.nr_caches], lambda i: (cache_name(m, i), {}))
+    check_lock_fields(m, m.tasks, lambda i: (f"CPU {i}", {}))
+    check_lock_fields(m, m.mm, lambda i: (m.mm_text(i), {
+        "mm": m.mm["id"][i], "address": m.mm_address[i]}))
+    check_lock_fields(m, anon_vmas, lambda i: (
+        f"anon_vma {m.anon_vmas[i]:#x}", {"address": m.anon_vmas[i]}))
+    table = np.flatnonzero(m.table)
+    words = m.ptl[table]
+    m.report.each(words != 0, "lock", lambda i: lock_finding(
+        m, f"ptl of a page table of {m.mm_text(m.table_mm[table[i]])}", int(words[i]),
+        {"page": table[i], "mm": m.mm["id"][m.table_mm[table[i]]]}))
+
+
+def check_lock_fields(m, rows, describe):
+    """The locks in an array of structs; describe(i) gives the owner's name and details."""
+    for field in rows.dtype.names:
+        if rows.dtype[field] not in (layout.dtypes["Spinlock"], layout.dtypes["RwSem"]):
+            continue
+        words = rows[field]["word"]
+        semaphore = rows.dtype[field] == layout.dtypes["RwSem"]
+
+        def finding(i, field=field, words=words, semaphore=semaphore):
+            name, details = describe(i)
+            word = int(words[i])
+            if semaphore and not word & C["RWSEM_WRITER"]:
+                return f"{name}: {field} is held by {word & C['RWSEM_READERS']} readers", \
+                    {**details, "expected": 0, "found": hex(word)}
+            holder = int(rows[field]["owner"][i]) if semaphore else word
+            return lock_finding(m, f"{name}: {field}", holder, {**details, "found": hex(word)})
+
+        m.report.each(words != 0, "lock", finding)
+
+
+def lock_finding(m, name, holder, details):
+    """Message and details of a lock that CPU `holder` - 1 holds."""
+    cpu = (holder & ~C["SPIN_WAITERS"]) - 1
+    if 0 <= cpu < len(m.pid):
+        details = {**details, "task": m.pid[cpu]}
+    return f"{name} is held by {m.holder_text(holder)}", \
+        {"expected": 0, "found": hex(holder), **details}
+
+
+# ---- poison -----------------------------------------------------------------
+
+def check_frame_poison(m, chunk=4096):
+    """A free frame that the host has memory for was used before, so it is filled with
+    PAGE_POISON; one that is all zero was only looked at.  Reads every such frame."""
+    vector = np.zeros(m.max_pfn, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mincore(ctypes.c_void_p(m.kernel.frames_base), ctypes.c_size_t(m.max_pfn * PAGE_SIZE),
+                    ctypes.c_void_p(vector.ctypes.data)):
+        raise OSError(ctypes.get_errno(), "mincore")
+    poison = int.from_bytes(bytes([C["PAGE_POISON"]]) * 8, "little")
+    resident = np.flatnonzero(m.free & (vector & 1 != 0))
+    for first in range(0, len(resident), chunk):
+        pfn = resident[first:first + chunk]
+        words = m.frames[pfn]
+        dirty = (words != poison).any(axis=1) & words.any(axis=1)
+        m.report.each(dirty, "poison", lambda i, pfn=pfn, words=words: (
+            "a free frame was written to", {
+                "page": pfn[i], "expected": hex(poison),
+                "found": hex(words[i][words[i] != poison][0])}))
+
+
+# ---- all of it --------------------------------------------------------------
+
+def audit(strict_tlb=True, check_poison=False):
+    """Audits the machine whose block is mapped in this process; nobody may be inside the
+    kernel meanwhile.
+
+    Without `strict_tlb` the TLBs are left out.  `check_poison` also reads all free frames
+    that were ever used, if the machine poisons them.  Returns an Audit; raises
+    OSError(ENXIO) when no machine is mapped.
+    """
+    report = _Report()
+    if not check_header(report) or not check_regions(report):
+        return Audit(report.findings)
+    m = _Machine(report)
+    # Each of the find_* functions needs those before it.
+    for step in (check_zones, find_caches, find_free_objects, find_rcu_pending,
+                 check_tasks, find_address_spaces, find_vmas, check_vmas, check_rb_trees,
+                 check_anon_vmas, find_page_tables, check_page_tables, find_pagevecs,
+                 find_free_blocks, check_ptes, check_pte_protection, check_rmap, check_rss,
+                 check_counts, check_owners, check_page_flags,
+                 check_buddies, check_free_pages, check_free_counts,
+                 check_page_lists, check_zone_counters, check_slab_usage, check_locks):
+        step(m)
+    if strict_tlb:
+        check_tlbs(m)
+    if check_poison and m.kernel.poison:
+        check_frame_poison(m)
+    return Audit(report.findings)

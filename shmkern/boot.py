@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Boot: how the block is divided, and the kernel's first moments (init/main.c,
+mm/bootmem.c).
+
+The block is: header page, struct Kernel, then each table from a page boundary on, then
+the slab arena, then all frames.  Everything up to the frames is metadata, which the host
+gives at boot; a frame is only touched when it is used.
+"""
+from cython import NULL, address as addressof, cast, declare, pointer, sizeof
+from cython.cimports.libc.string import memset
+
+
+def align_up(offset, alignment):
+    """`offset` rounded up."""
+    return (offset + alignment - 1) // alignment * alignment
+
+
+def carve(nr_nodes, frames_per_node, max_tasks, layout):
+    """Fills `layout` for a machine of that shape."""
+    nr_frames = nr_nodes * frames_per_node
+    layout.tasks = align_up(PAGE_SIZE + sizeof(Kernel), PAGE_SIZE)
+    layout.zones = align_up(layout.tasks + max_tasks * sizeof(Task), PAGE_SIZE)
+    layout.nodes = align_up(layout.zones + nr_nodes * sizeof(Zone), PAGE_SIZE)
+    layout.wait_table = align_up(layout.nodes + nr_nodes * sizeof(PgData), PAGE_SIZE)
+    layout.mem_map = align_up(layout.wait_table + WAIT_TABLE_SIZE * sizeof(WaitQueueHead), PAGE_SIZE)
+    layout.slab = align_up(layout.mem_map + nr_frames * sizeof(Page), PAGE_SIZE)
+    # Room for 16 KiB of kernel objects a task, and for an area every eight frames, which
+    # a program that unmaps every second page of a small machine comes near to.
+    layout.slab_end = layout.slab + align_up(max_tasks * 16384 + nr_frames * 16, PAGE_SIZE)
+    # A 2 MiB boundary lets the host back frames with huge pages if it likes to.
+    layout.frames = align_up(layout.slab_end, cast(u64, 2) << 20)
+    layout.end = layout.frames + nr_frames * PAGE_SIZE
+
+
+def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison):
+    """Makes the kernel in a block of zeros, and leaves it without tasks.  The caller is the
+    boot CPU, slot 0, until it calls set_current(NULL)."""
+    carve(nr_nodes, frames_per_node, max_tasks, addressof(layout))
+    k = kernel()
+    k.nr_nodes = nr_nodes
+    k.frames_per_node = frames_per_node
+    k.max_pfn = nr_nodes * frames_per_node
+    k.max_tasks = max_tasks
+    k.hung_task_timeout_ns = hung_task_timeout_ns
+    k.poison = poison
+    k.mem_map = cast(pointer(Page), DIRECT_MAP_BASE + layout.mem_map)
+    k.tasks = cast(pointer(Task), DIRECT_MAP_BASE + layout.tasks)
+    k.zones = cast(pointer(Zone), DIRECT_MAP_BASE + layout.zones)
+    k.nodes = cast(pointer(PgData), DIRECT_MAP_BASE + layout.nodes)
+    k.wait_table = cast(pointer(WaitQueueHead), DIRECT_MAP_BASE + layout.wait_table)
+    k.frames_base = DIRECT_MAP_BASE + layout.frames
+    k.slab_base = DIRECT_MAP_BASE + layout.slab
+    k.slab_next = k.slab_base
+    k.slab_end = DIRECT_MAP_BASE + layout.slab_end
+    k.rcu_epoch = 1
+    INIT_LIST_HEAD(addressof(k.init_mmlist))
+    for cpu in range(max_tasks):
+        k.tasks[cpu].cpu = cpu
+    set_current(k.tasks)
+    k.vm_area_cachep = kmem_cache_create(b"vm_area_struct", sizeof(VmAreaStruct))
+    k.mm_cachep = kmem_cache_create(b"mm_struct", sizeof(MmStruct))
+    k.anon_vma_cachep = kmem_cache_create(b"anon_vma", sizeof(AnonVma))
+    for nid in range(nr_nodes):
+        free_area_init_node(nid)
+    setup_per_zone_pages_min()
+    zero = alloc_pages_node(0, GFP_KERNEL | __GFP_ZERO, 0)
+    BUG_ON(zero == NULL)
+    __SetPageReserved(zero)
+    k.zero_pfn = page_to_pfn(zero)
+    # init is to be pid 1.
+    k.next_pid = 0
+    fold_vm_events(k.tasks)
+
+
+def block_size(nr_nodes, frames_per_node, max_tasks):
+    """Bytes of the block before the first frame, and bytes of all of it."""
+    layout = declare(BootLayout)
+    carve(nr_nodes, frames_per_node, max_tasks, addressof(layout))
+    return layout.frames, layout.end
+
+
+def boot(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison):
+    """start_kernel for Python.  The block is mapped and zero, and so is the per-CPU page."""
+    start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison)
+    set_current(cast(pointer(Task), NULL))
+
+
+def claim_task():
+    """alloc_task for the supervisor: the slot's number, or -1 when all are taken."""
+    task = alloc_task()
+    return -1 if task == NULL else task.cpu
+
+
+def struct_sizes():
+    """What the compiler makes of the structs, to check layout.py against."""
+    return {"Page": sizeof(Page), "Zone": sizeof(Zone), "PgData": sizeof(PgData),
+            "KmemCache": sizeof(KmemCache), "AnonVma": sizeof(AnonVma),
+            "VmAreaStruct": sizeof(VmAreaStruct), "MmStruct": sizeof(MmStruct),
+            "Task": sizeof(Task), "Kernel": sizeof(Kernel), "RwSem": sizeof(RwSem),
+            "RcuHead": sizeof(RcuHead), "Pagevec": sizeof(Pagevec),
+            "block_header": sizeof(block_header)}

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The block: one POSIX shared memory object, mapped at the same address by everybody.
+
+The object lies in /dev/shm, mode 0600, as shm_open puts it there.  It is opened by path
+and not through multiprocess.shared_memory: that starts a tracker process which would
+remove the block of a running machine as soon as any process that attached to it ends.
+
+Imports layout, errors and the compiled atomics' constants; knows nothing of what is in
+the block behind its first page.
+"""
+import ctypes
+import mmap
+import os
+import time
+from pathlib import Path
+
+import psutil
+
+from shmkern import layout
+from shmkern.errors import BootError
+
+SHM_DIR = Path("/dev/shm")
+PREFIX = "shmkern-"
+BASE = layout.constants["DIRECT_MAP_BASE"]
+PERCPU = layout.constants["PERCPU_BASE"]
+PAGE_SIZE = layout.constants["PAGE_SIZE"]
+MAGIC = layout.constants["BLOCK_MAGIC"]
+
+_MAP_FIXED_NOREPLACE = 0x100000
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
+                       ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def _map_at(address, size, prot, flags, fd, what):
+    """mmap at exactly `address`; BootError when something is there."""
+    got = _libc.mmap(address, size, prot, flags | _MAP_FIXED_NOREPLACE, fd, 0)
+    if got == address:
+        return
+    if got not in (None, ctypes.c_void_p(-1).value):
+        _libc.munmap(got, size)
+    raise BootError(f"{what} cannot be mapped at {address:#x}: {os.strerror(ctypes.get_errno())}. "
+                    "A process can be part of one machine at a time.")
+
+
+class Block:
+    """A block mapped in this process.  `name` is its name in /dev/shm, `size` its bytes."""
+
+    def __init__(self, name, fd, size, prot):
+        self.name = name
+        self.size = size
+        try:
+            _map_at(BASE, size, prot, mmap.MAP_SHARED, fd, f"block {name}")
+            try:
+                _map_at(PERCPU, PAGE_SIZE, mmap.PROT_READ | mmap.PROT_WRITE,
+                        mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, "the per-CPU page")
+            except BootError:
+                _libc.munmap(BASE, size)
+                raise
+        finally:
+            os.close(fd)
+
+    @property
+    def header(self):
+        """struct block_header, live."""
+        return layout.header()
+
+    def close(self):
+        """Unmaps the block.  Views on it must not be used any more."""
+        _libc.munmap(BASE, self.size)
+        _libc.munmap(PERCPU, PAGE_SIZE)
+
+    def unlink(self):
+        """Removes the name; the memory goes with the last process that has it mapped."""
+        (SHM_DIR / self.name).unlink(missing_ok=True)
+
+
+def process_stat(pid):
+    """The state letter of a process and when it started, in clock ticks since boot; ("", 0)
+    when there is none.  Pid and start together tell it from a later one with its pid."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return "", 0
+    fields = stat[stat.rindex(")") + 1:].split()
+    return fields[0], int(fields[19])
+
+
+def process_start(pid):
+    """When a process started; see process_stat."""
+    return process_stat(pid)[1]
+
+
+def process_gone(pid, start):
+    """Whether the process with that pid and start time has ended, reaped or not."""
+    state, began = process_stat(pid)
+    return began != start or state in "ZX"
+
+
+def create(size, metadata_size):
+    """Makes and maps a new block of `size` bytes, the first `metadata_size` of them given by
+    the host for good.  All of it reads as zeros.
+
+    Raises BootError: no /dev/shm, or not enough room in it, or this process has a machine
+    already.
+    """
+    try:
+        room = os.statvfs(SHM_DIR)
+    except OSError as error:
+        raise BootError(f"{SHM_DIR} is needed for shared memory: {error.strerror}") from error
+    available = room.f_bavail * room.f_frsize
+    if size > available:
+        raise BootError(f"the machine needs {size >> 20} MiB in {SHM_DIR}, which has "
+                        f"{available >> 20} MiB left")
+    if size > psutil.virtual_memory().total:
+        raise BootError(f"the machine needs {size >> 20} MiB, the host has "
+                        f"{psutil.virtual_memory().total >> 20} MiB of memory")
+    fd, name = _new_object()
+    try:
+        os.ftruncate(fd, size)
+        os.posix_fallocate(fd, 0, metadata_size)
+        block = Block(name, fd, size, mmap.PROT_READ | mmap.PROT_WRITE)
+    except OSError as error:
+        os.close(fd)
+        (SHM_DIR / name).unlink()
+        raise BootError(f"{SHM_DIR} does not give {metadata_size >> 20} MiB: {error.strerror}") from error
+    except BaseException:
+        (SHM_DIR / name).unlink()
+        raise
+    header = block.header
+    header.size, header.metadata_size, header.base = size, metadata_size, BASE
+    header.layout_hash = layout.layout_hash()
+    header.supervisor_pid = os.getpid()
+    header.supervisor_start = process_start(os.getpid())
+    header.boot_time_ns = time.time_ns()
+    # Last: who finds it finds the rest.
+    header.magic = MAGIC
+    return block
+
+
+def _new_object():
+    """A new, empty shared memory object: its descriptor and its name."""
+    for number in range(1 << 20):
+        name = f"{PREFIX}{os.getpid()}-{number}"
+        try:
+            return os.open(SHM_DIR / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), name
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise BootError(f"no shared memory object can be made in {SHM_DIR}: {error.strerror}") from error
+    raise BootError(f"{SHM_DIR} is full of blocks named {PREFIX}{os.getpid()}-*")
+
+
+def read_header(name):
+    """A copy of a block's header as a numpy record, without mapping the block; None when
+    there is no such block or it is none of ours (whatever its layout)."""
+    try:
+        data = (SHM_DIR / name).open("rb").read(layout.sizeof("block_header"))
+    except OSError:
+        return None
+    if len(data) < layout.sizeof("block_header"):
+        return None
+    record = layout.np.frombuffer(data, layout.dtypes["block_header"])[0]
+    return record if record["magic"] == MAGIC else None
+
+
+def attach(name, writable=False):
+    """Maps an existing block, made by whatever process.
+
+    Raises BootError when there is none of that name, when it is not a machine's, when it was
+    made by a build with other structs, or when this process has a machine already.
+    """
+    if "/" in name or not (SHM_DIR / name).exists():
+        raise BootError(f"there is no machine {name!r}; `shmkern ls` shows those there are")
+    record = read_header(name)
+    if record is None:
+        raise BootError(f"{name} is not a machine")
+    if record["layout_hash"] != layout.layout_hash() or record["base"] != BASE:
+        raise BootError(f"{name} was made by another build of shmkern; its structs differ from this one's")
+    path = SHM_DIR / name
+    if path.stat().st_size != record["size"]:
+        raise BootError(f"{name} is damaged: it says it has {record['size']} bytes and has {path.stat().st_size}")
+    fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+    return Block(name, fd, int(record["size"]), mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+
+
+def blocks():
+    """The names of all machines' blocks on this host that we may read, sorted."""
+    return sorted(path.name for path in SHM_DIR.glob(f"{PREFIX}*") if read_header(path.name) is not None)
+
+
+def supervisor_alive(record):
+    """Whether the process that made a block (its header given) still runs."""
+    return process_start(int(record["supervisor_pid"])) == int(record["supervisor_start"])

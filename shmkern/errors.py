@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the Python side raises besides OSError."""
+
+
+class SegmentationFault(Exception):
+    """A task touched memory that it may not: where a CPU would raise SIGSEGV.
+
+    `address` is the first byte that could not be accessed, `access` "load" or "store".
+    """
+
+    def __init__(self, address, access):
+        super().__init__(address, access)
+        self.address = address
+        self.access = access
+
+    def __str__(self):
+        return f"{self.access} at {self.address:#x}"
+
+
+class KernelBug(Exception):
+    """The machine has stopped: a kernel invariant broke, a task hung, or the host ran out
+    of memory.  The text is the whole report; `kind` is "kernel BUG", "hung task", "host
+    memory" or "lost task"."""
+
+    def __init__(self, kind, report):
+        super().__init__(kind, report)
+        self.kind = kind
+        self.report = report
+
+    def __str__(self):
+        return self.report
+
+
+class TaskDied(Exception):
+    """A task's process ended without a result.  `pid` is the machine's, `status` the exit
+    status as multiprocess gives it: negative for a signal."""
+
+    def __init__(self, pid, status):
+        super().__init__(pid, status)
+        self.pid = pid
+        self.status = status
+
+    def __str__(self):
+        how = f"was killed by signal {-self.status}" if self.status is not None and self.status < 0 \
+            else f"exited with status {self.status}"
+        return f"task {self.pid} {how} before it had a result"
+
+
+class BootError(Exception):
+    """A machine cannot be made or attached to; the text says why."""

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Page faults.  May use: mm, migrate and below.
+
+cimport cython
+from shmkern.mm cimport *
+from shmkern.migrate cimport migration_entry_wait
+from shmkern.freezer cimport *
+
+cdef int do_zero_page(VmAreaStruct* vma, pte_t* ptep, Spinlock* ptl) noexcept nogil
+cdef int do_anonymous_page(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, bint write) noexcept nogil
+cdef int do_swap_page(MmStruct* mm, u64* pmd, u64 address, pte_t pte) noexcept nogil
+cdef bint wp_page_reuse(VmAreaStruct* vma, pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
+cdef int wp_page_copy(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
+@cython.locals(reuse=bint)
+cdef int do_wp_page(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
+cdef int handle_pte_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, u64* pmd, pte_t* ptep, bint write) noexcept nogil
+@cython.locals(pmd=pointer_to_u64)
+cdef int handle_mm_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, bint write) noexcept nogil
+cdef bint access_error(VmAreaStruct* vma, bint write) noexcept nogil
+cdef int do_page_fault(u64 address, bint write) noexcept nogil

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Page faults (mm/memory.c, arch/x86/mm/fault.c).
+
+A fault looks at the PTE without the lock, prepares what it may have to (a frame, an
+anon_vma, the page lock), then takes the split lock and looks again: if the PTE is not
+what it was, somebody else was faster, what was prepared is given back, and the access
+tries again.  Nothing below returns with a lock.
+
+Locks: mmap_sem for reading, held by do_page_fault; then PG_locked, then the split lock.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import EFAULT, ENOMEM
+
+
+# ---- memory that is not there yet --------------------------------------------
+
+def do_zero_page(vma, ptep, ptl):
+    """Maps the zero page, read-only, where nothing is mapped: a read needs no frame of its
+    own.  (2.6.30 has no zero page for anonymous memory, 2.6.24 and 2.6.32 do.)"""
+    spin_lock(ptl)
+    if pte_none(READ_PTE(ptep)):
+        set_pte_at(ptep, pte_mkspecial(mk_pte(ZERO_PAGE(), vma.vm_page_prot)))
+        count_vm_event(PGFAULT_ZERO)
+    spin_unlock(ptl)
+    return 0
+
+
+def do_anonymous_page(mm, vma, address, ptep, ptl, write):
+    """Maps a fresh page, or the zero page for a read.  Returns 0 or -ENOMEM."""
+    if not write:
+        return do_zero_page(vma, ptep, ptl)
+    if anon_vma_prepare(vma) != 0:
+        return -ENOMEM
+    page = alloc_page(GFP_HIGHUSER_MOVABLE | __GFP_ZERO)
+    if page == NULL:
+        return -ENOMEM
+    SetPageUptodate(page)
+    pte = mk_pte(page, vma.vm_page_prot)
+    if vma.vm_flags & VM_WRITE:
+        pte = pte_mkwrite(pte_mkdirty(pte))
+    spin_lock(ptl)
+    # Another task of this mm may have been faster; or the PTE is for a moment none while
+    # a migrator unmaps the page, and a migration entry by now.
+    raced = 0 if pte_none(READ_PTE(ptep)) else 1
+    if not raced:
+        atomic_add_return64(addressof(mm.anon_rss), 1)
+        page_add_new_anon_rmap(page, vma, address)
+        set_pte_at(ptep, pte)
+        count_vm_event(PGFAULT_ANON)
+    spin_unlock(ptl)
+    if raced:
+        put_page(page)
+    return 0
+
+
+def do_swap_page(mm, pmd, address, pte):
+    """A PTE that is neither none nor present: waits out a migration.  There is no other
+    kind of entry."""
+    entry = pte_to_swp_entry(pte)
+    BUG_ON(not is_migration_entry(entry))
+    migration_entry_wait(mm, pmd, address)
+    return 0
+
+
+# ---- writing to what is mapped read-only -------------------------------------
+
+def wp_page_reuse(vma, ptep, ptl, pte):
+    """Makes the PTE writable if it still is what it was.  Takes the split lock.  Says
+    whether it did."""
+    spin_lock(ptl)
+    same = 1
+    while True:
+        # The MMU may set a bit between the look and the change.
+        now = READ_PTE(ptep)
+        if (now | _PAGE_ACCESSED | _PAGE_DIRTY) != (pte | _PAGE_ACCESSED | _PAGE_DIRTY):
+            same = 0
+            break
+        if cmpxchg64(ptep, now, pte_mkwrite(pte_mkdirty(pte_mkyoung(now)))) == now:
+            count_vm_event(PGFAULT_REUSE)
+            break
+    spin_unlock(ptl)
+    return same
+
+
+def wp_page_copy(mm, vma, address, ptep, ptl, pte):
+    """Gives this address space its own copy of the page, writable.  Returns 0 or -ENOMEM.
+
+    The caller has a reference to the old page (or it is the zero page).  While that stands
+    the page cannot be migrated away, so its contents are where the PTE says.
+    """
+    if anon_vma_prepare(vma) != 0:
+        return -ENOMEM
+    old_page = cast(pointer(Page), NULL) if pte_special(pte) else pte_page(pte)
+    new_page = alloc_page(GFP_HIGHUSER_MOVABLE | (__GFP_ZERO if old_page == NULL else 0))
+    if new_page == NULL:
+        return -ENOMEM
+    if old_page != NULL:
+        copy_page(page_address(new_page), page_address(old_page))
+    SetPageUptodate(new_page)
+    spin_lock(ptl)
+    now = READ_PTE(ptep)
+    same = 1 if (now | _PAGE_ACCESSED | _PAGE_DIRTY) == (pte | _PAGE_ACCESSED | _PAGE_DIRTY) else 0
+    if same:
+        # Gone from every TLB before the copy is visible: a reader of the old page must
+        # not miss what another task then writes to the new one.
+        ptep_clear_flush(mm, address, ptep)
+        page_add_new_anon_rmap(new_page, vma, address)
+        entry = mk_pte(new_page, vma.vm_page_prot)
+        set_pte_at(ptep, pte_mkwrite(pte_mkdirty(pte_mkyoung(entry))))
+        if old_page != NULL:
+            # After the PTE: until here the page's mapcount is what tells the other
+            # mappers not to reuse it (mm/memory.c has the long story).
+            page_remove_rmap(old_page)
+        else:
+            atomic_add_return64(addressof(mm.anon_rss), 1)
+        count_vm_event(PGFAULT_COW)
+    spin_unlock(ptl)
+    if not same:
+        put_page(new_page)
+    elif old_page != NULL:
+        # The PTE's reference.
+        put_page(old_page)
+    return 0
+
+
+def do_wp_page(mm, vma, address, ptep, ptl, pte):
+    """A write to a present, read-only PTE of a writable area.  Holds the split lock on
+    entry, and gives it back.  Returns 0 or -ENOMEM.
+
+    The last user of an anonymous page may write it; anybody else gets a copy.  Whether one
+    is the last is only certain under the page lock: a migrator that holds it has turned
+    other mappings into entries that do not count, and they come back.
+    """
+    if pte_special(pte):
+        spin_unlock(ptl)
+        return wp_page_copy(mm, vma, address, ptep, ptl, pte)
+    page = pte_page(pte)
+    get_page(page)
+    spin_unlock(ptl)
+    lock_page(page)
+    # Only we could add a mapping of ours, and a fork of ours waits for mmap_sem.
+    reuse = page_mapcount(page) == 1
+    rc = 0
+    if reuse:
+        wp_page_reuse(vma, ptep, ptl, pte)
+    unlock_page(page)
+    if not reuse:
+        rc = wp_page_copy(mm, vma, address, ptep, ptl, pte)
+    put_page(page)
+    return rc
+
+
+# ---- the fault ---------------------------------------------------------------
+
+def handle_pte_fault(mm, vma, address, pmd, ptep, write):
+    """Does what the PTE calls for.  Returns 0 when the access may be tried again, or
+    -ENOMEM."""
+    pte = READ_PTE(ptep)
+    ptl = pte_lockptr(pmd)
+    if pte_none(pte):
+        return do_anonymous_page(mm, vma, address, ptep, ptl, write)
+    if not pte_present(pte):
+        return do_swap_page(mm, pmd, address, pte)
+    if write and not pte_write(pte):
+        spin_lock(ptl)
+        now = READ_PTE(ptep)
+        if pte_present(now) and not pte_write(now):
+            return do_wp_page(mm, vma, address, ptep, ptl, now)
+        spin_unlock(ptl)
+    # Somebody else has mapped it meanwhile.
+    return 0
+
+
+def handle_mm_fault(mm, vma, address, write):
+    """Makes `address` accessible, as far as one step goes.  Holds mmap_sem for reading.
+    Returns 0 or -ENOMEM."""
+    count_vm_event(PGFAULT)
+    pmd = NULL
+    ptep = pte_alloc(mm, address, addressof(pmd))
+    if ptep == NULL:
+        return -ENOMEM
+    return handle_pte_fault(mm, vma, address, pmd, ptep, write)
+
+
+def access_error(vma, write):
+    """Whether the area forbids the access.  x86 cannot forbid reading what may be written
+    or executed."""
+    if write:
+        return not vma.vm_flags & VM_WRITE
+    return not vma.vm_flags & VM_ACCESS_FLAGS
+
+
+def do_page_fault(address, write):
+    """Entry from the MMU: the current task cannot access `address`.
+
+    Returns 0 when it may try again; -EFAULT where a CPU would raise SIGSEGV; -ENOMEM.
+    Takes mmap_sem for reading; sleeps.
+    """
+    me = current()
+    mm = me.mm
+    kernel_enter()
+    down_read(addressof(mm.mmap_sem))
+    vma = find_vma(mm, address)
+    if vma == NULL or vma.vm_start > address or access_error(vma, write):
+        rc = -EFAULT
+        count_vm_event(PGFAULT_SEGV)
+    else:
+        rc = handle_mm_fault(mm, vma, address, write)
+        if rc == -ENOMEM:
+            count_vm_event(PGFAULT_OOM)
+    up_read(addressof(mm.mmap_sem))
+    kernel_exit()
+    return rc

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A process's ties to its machine: it dies with the supervisor, and a frame that the host
+cannot give becomes a report.
+
+The supervisor holds the write end of a pipe.  Every task has an open file of its own on
+the read end, which sends it SIGKILL when the write end closes: by the supervisor's will or
+by its death.  (PR_SET_PDEATHSIG would also kill a forked task when its parent exits.)
+"""
+import os
+import signal
+
+_read_fd = _write_fd = -1
+
+
+def open_lifeline():
+    """The supervisor's part, before the first task.  Also ties the supervisor to the block,
+    for it touches frames as well when it boots and audits."""
+    global _read_fd, _write_fd
+    _read_fd, _write_fd = os.pipe()
+    guard_frames()
+
+
+def close_lifeline():
+    """Kills every task that is left.  Does nothing the second time."""
+    global _read_fd, _write_fd
+    for fd in (_read_fd, _write_fd):
+        if fd >= 0:
+            os.close(fd)
+    _read_fd = _write_fd = -1
+
+
+def guard_frames():
+    """Makes SIGBUS in the block a report: the host had promised memory it does not have."""
+    if install_sigbus_handler() != 0:
+        raise OSError("the SIGBUS handler cannot be installed")
+
+
+def start_task_process():
+    """A task's part, first thing in its process: no Ctrl-C, and ties to the supervisor."""
+    global _write_fd
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _write_fd >= 0:
+        os.close(_write_fd)
+        _write_fd = -1
+    # Opened anew: who gets the signal is kept in the open file, not in the descriptor.
+    fd = os.open(f"/proc/self/fd/{_read_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    rc = kill_me_when_pipe_closes(fd)
+    if rc != 0:
+        raise OSError(-rc, os.strerror(-rc))
+    try:
+        os.read(fd, 1)
+    except BlockingIOError:
+        return
+    # It was closed before we asked to be told.
+    os._exit(1)

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A machine: boot, spawn, supervise, shut down.
+
+The process that makes a Machine is its supervisor.  It is no task: after boot it changes
+nothing in the block but single words (claiming a slot, the freezer's flag), so that it can
+be interrupted at any time.  What needs a lock is done by init, the machine's pid 1.
+
+Supervision is polling, four or five times a second and only while the supervisor waits for
+something: it has no threads, since it forks.
+"""
+import atexit
+import os
+import time
+
+from shmkern import audit as audit_module
+from shmkern import boot, direct_map, freezer, layout, lifeline, report, vmstat, worker
+from shmkern.errors import KernelBug, TaskDied
+
+C = layout.constants
+MIN_FRAMES = 64
+# Sixteen GiB a node; the TLB's frame numbers have 28 bits for all of them.
+MAX_FRAMES = 1 << 22
+MAX_PFN = 1 << 28
+
+
+def _whole(name, value, low, high):
+    """`value` as an int within bounds, or ValueError."""
+    if isinstance(value, bool) or int(value) != value or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+    return int(value)
+
+
+class Init:
+    """The machine's own task, pid 1: every method of worker.Task, done in init's process."""
+
+    def __init__(self, machine):
+        self._machine = machine
+        self._connection, other = worker._fork.Pipe()
+        self._child = machine.spawn(worker.serve, other)
+        other.close()
+        self.pid = self._child.pid
+        self.os_pid = self._child.os_pid
+
+    def __getattr__(self, name):
+        if not callable(getattr(worker.Task, name, None)):
+            raise AttributeError(f"tasks have no {name}()")
+
+        def call(*args):
+            try:
+                self._connection.send((name, args))
+                while not self._connection.poll(worker.POLL_SECONDS):
+                    self._machine.check()
+                succeeded, value = self._connection.recv()
+            except (EOFError, ConnectionError):
+                self._child.process.join()
+                self._machine.check()
+                raise TaskDied(self.pid, self._child.process.exitcode) from None
+            if succeeded:
+                return value
+            raise value
+        return call
+
+
+class Migrator:
+    """A process that moves all movable pages from node to node until stop()."""
+
+    def __init__(self, machine, nodes, seed):
+        self._connection, other = worker._fork.Pipe()
+        self.child = machine.spawn(worker.migrator, other, nodes, seed)
+        other.close()
+
+    def stop(self, timeout=None):
+        """Lets it finish its batch, and returns what it did (see worker.migrator)."""
+        try:
+            self._connection.send("stop")
+        except BrokenPipeError:
+            pass  # It is gone; result() tells why.
+        return self.child.result(timeout)
+
+
+class Machine:
+    """A running machine.  Leaving its `with` block ends every process and removes the block.
+
+    nodes: 1 to 64.  frames_per_node: 64 to 4194304, of 4 KiB.  max_tasks: how many there can
+    be at once, with init and each migrator.  hung_task_timeout: seconds that a task may wait
+    before the machine stops with a report.  poison: fill freed frames, so that a use after
+    free shows.
+
+    Raises ValueError for numbers out of range and BootError when the host has no room.
+    """
+
+    def __init__(self, nodes=2, frames_per_node=16384, *, max_tasks=256, hung_task_timeout=60.0,
+                 poison=True):
+        nodes = _whole("nodes", nodes, 1, C["MAX_NUMNODES"])
+        frames_per_node = _whole("frames_per_node", frames_per_node, MIN_FRAMES, MAX_FRAMES)
+        max_tasks = _whole("max_tasks", max_tasks, 3, C["NR_CPUS"])
+        if not 0 < hung_task_timeout < 1e9:
+            raise ValueError(f"hung_task_timeout is {hung_task_timeout!r}; it must be a time in seconds")
+        if nodes * frames_per_node > MAX_PFN:
+            raise ValueError(f"{nodes} nodes of {frames_per_node} frames are more than {MAX_PFN} frames")
+        metadata, size = boot.block_size(nodes, frames_per_node, max_tasks)
+        self._block = direct_map.create(size, metadata)
+        self.name = self._block.name
+        self._supervisor = os.getpid()
+        self._panic = None
+        self._checked = 0.0
+        self.init = None
+        self.children = []
+        atexit.register(self.close)
+        try:
+            lifeline.open_lifeline()
+            boot.boot(nodes, frames_per_node, max_tasks, int(hung_task_timeout * 1e9), bool(poison))
+            self.init = Init(self)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        self.close()
+
+    # ---- processes ----
+
+    def spawn(self, program, *args):
+        """Runs program(task, *args) in a new process, as a task with an empty address space.
+        Returns its worker.Child.  Raises OSError(EAGAIN) when all slots are taken."""
+        self._mine()
+        cpu = boot.claim_task()
+        if cpu < 0:
+            raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
+        try:
+            child = worker.start_process(cpu, program, args, self.check)
+        except OSError:
+            worker.slot(cpu).state = C["TASK_UNUSED"]
+            raise
+        self.children.append(child)
+        return child
+
+    def start_migrator(self, nodes=None, seed=0):
+        """Starts a process that moves all pages among `nodes` (all of them by default) until its
+        stop().  Returns a Migrator."""
+        count = layout.kernel().nr_nodes
+        nodes = list(range(count)) if nodes is None else [_whole("node", node, 0, count - 1) for node in nodes]
+        if len(set(nodes)) < 2:
+            raise ValueError("a migrator needs two nodes at least")
+        return Migrator(self, nodes, seed)
+
+    def check(self):
+        """Looks after the tasks: cleans up after those that were killed, and raises KernelBug
+        when the machine has stopped.  Does nothing more than five times a second."""
+        self._mine()
+        if self._panic is None and layout.header().panic:
+            self._stopped()
+        if self._panic is not None:
+            raise KernelBug(*self._panic)
+        now = time.monotonic()
+        if now - self._checked >= worker.POLL_SECONDS:
+            self._checked = now
+            for task in report.running():
+                if direct_map.process_gone(int(task["os_pid"]), int(task["start_time"])):
+                    self._lost(task)
+
+    def _lost(self, task):
+        """A task's process was killed.  Outside the kernel it is as if it had exited; inside,
+        nobody can tell what it had begun, and the machine stops."""
+        cpu, pid = int(task["cpu"]), int(task["pid"])
+        if layout.header().panic == 0 and not int(task["in_kernel"]) and pid != self.init.pid:
+            self.init._reap(cpu)
+            return
+        if layout.header().panic == 0:
+            header = layout.header()
+            header.panic_kind = C["PANIC_LOST_TASK"]
+            header.panic_pid, header.panic_os_pid = pid, int(task["os_pid"])
+            header.panic_text = b"a task's process was killed inside the kernel" \
+                if pid != self.init.pid else b"init was killed"
+            header.panic = 2
+        self._stopped()
+        raise KernelBug(*self._panic)
+
+    def _stopped(self):
+        """Reads the report of a machine that has stopped and ends its processes."""
+        deadline = time.monotonic() + 5
+        while layout.header().panic == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._panic = report.panic() or ("kernel BUG", "kernel BUG: died while it wrote its report")
+        self._end_processes()
+
+    def _mine(self):
+        """Raises what a call on a closed machine, or from a task of it, deserves."""
+        if self._block is None:
+            raise RuntimeError("the machine is closed")
+        if os.getpid() != self._supervisor:
+            raise RuntimeError("a task cannot do that; only the process that made the machine can")
+
+    # ---- looking inside ----
+
+    def audit(self, timeout=60.0, **options):
+        """Makes the machine still and computes from the page tables up what must hold.  Returns
+        an audit.Audit.  TimeoutError when tasks do not leave the kernel."""
+        self.check()
+        freezer.freeze()
+        try:
+            deadline = time.monotonic() + timeout
+            while freezer.tasks_in_kernel():
+                self.check()
+                if time.monotonic() >= deadline:
+                    raise TimeoutError("tasks do not leave the kernel:\n" + "\n".join(report.waiters()))
+                time.sleep(0.001)
+            return audit_module.audit(**options)
+        finally:
+            freezer.thaw()
+
+    def vmstat(self):
+        """All counters by name; see vmstat.vmstat."""
+        self._mine()
+        return vmstat.vmstat()
+
+    def zoneinfo(self):
+        """The nodes' counters; see vmstat.zoneinfo."""
+        self._mine()
+        return vmstat.zoneinfo()
+
+    # ---- the end ----
+
+    def _end_processes(self):
+        """Kills every task and waits until all are gone."""
+        tasks = [(int(task["os_pid"]), int(task["start_time"])) for task in report.running()]
+        lifeline.close_lifeline()
+        for child in self.children:
+            child.process.kill()
+        for child in self.children:
+            child.process.join()
+        # Children of tasks got the signal from the lifeline; somebody else reaps them.
+        deadline = time.monotonic() + 10
+        while not all(direct_map.process_gone(*task) for task in tasks) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def close(self):
+        """Ends every process and removes the block.  Does nothing the second time, or in a
+        task."""
+        if self._block is None or os.getpid() != self._supervisor:
+            return
+        atexit.unregister(self.close)
+        block, self._block = self._block, None
+        try:
+            self._end_processes()
+        finally:
+            block.unlink()
+            block.close()

@@ -1,0 +1,468 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Page migration: the seed, mm/migrate.c of Linux 2.6.30, for anonymous memory.
+
+A page moves like this, with its tasks running: it is taken off the LRU, locked, and each
+PTE that maps it becomes a migration entry; a task that faults on one waits for the page
+lock.  When nobody maps the page and nobody else has a reference, the new page takes its
+place and its contents; then each migration entry becomes a PTE of the new page, and the
+lock is given back.  If any step fails the same entries become PTEs of the old page, and
+nothing has happened.
+
+Lock order: mmap_sem (only where an address leads to the page), PG_locked of the old page,
+PG_locked of the new one by trylock, anon_vma->lock, split page-table lock.
+
+Line numbers are the seed's.  Where later kernels mended the protocol their way is taken,
+and the docstring says so.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import EACCES, EAGAIN, EBUSY, EFAULT, EIO, ENOENT, ENOMEM
+
+
+def migrate_prep():
+    """Empties the pagevecs of all CPUs, so that the pages in them can be isolated.  What
+    is added to one afterwards will fail to migrate, as any page that is busy.  Lines 43-55."""
+    lru_add_drain_all()
+
+
+def putback_lru_pages(pagelist):
+    """Puts all pages of an isolated list back on the LRU and drops the references that
+    isolation took.  Returns their number.  Lines 57-74."""
+    count = 0
+    while not list_empty(pagelist):
+        page = list_entry_page(pagelist.next)
+        list_del(addressof(page.lru))
+        putback_lru_page(page)
+        count += 1
+    return count
+
+
+# ---- from migration entries back to PTEs -------------------------------------
+
+def remove_migration_pte(vma, old, new):
+    """Makes the migration entry for `old` in one VMA, if there is one, a PTE of `new`, and
+    takes a reference and a mapping of `new` for it.  Lines 77-155.
+
+    Holds anon_vma->lock; takes the split lock.  `new` is locked.
+    """
+    mm = vma.vm_mm
+    address = page_address_in_vma(new, vma)
+    if address == 0:
+        return
+    pmd = walk_to_pmd(mm, address)
+    if pmd == NULL:
+        return
+    ptep = pte_offset(pmd, address)
+    # Without the lock: an entry for our page cannot appear any more, only be zapped or
+    # copied by a fork, and the copy stands in a VMA that is further down the list.
+    if not is_swap_pte(READ_PTE(ptep)):
+        return
+    ptl = pte_lockptr(pmd)
+    spin_lock(ptl)
+    pte = READ_PTE(ptep)
+    entry = pte_to_swp_entry(pte)
+    if is_swap_pte(pte) and is_migration_entry(entry) and migration_entry_to_page(entry) == old:
+        # A failed charge is not an option: the entry has to go (lines 125-136).
+        mem_cgroup_charge(new, mm, GFP_ATOMIC)
+        get_page(new)
+        pte = pte_mkold(mk_pte(new, vma.vm_page_prot))
+        if is_write_migration_entry(entry):
+            pte = pte_mkwrite(pte)
+        # Counted before it can be seen: the MMU may walk to it at once.
+        page_add_anon_rmap(new, vma, address)
+        set_pte_at(ptep, pte)
+        # No flush: the entry was not present before.
+    spin_unlock(ptl)
+
+
+def remove_anon_migration_ptes(old, new):
+    """remove_migration_pte for every VMA of an anonymous page.  Lines 179-204.
+
+    Within rcu_read_lock since the page was last seen mapped, so the anon_vma is still
+    there even if all its VMAs have gone.  Takes anon_vma->lock.
+
+    A fork that runs meanwhile linked its VMA behind the parent's before it copied an
+    entry.  So if it copied a migration entry we come to its VMA later; and if it copies
+    after we were at the parent's, it copies a PTE.
+    """
+    mapping = cast(u64, new.mapping)
+    if not mapping & PAGE_MAPPING_ANON:
+        return
+    anon_vma = cast(pointer(AnonVma), mapping - PAGE_MAPPING_ANON)
+    spin_lock(addressof(anon_vma.lock))
+    node = anon_vma.head.next
+    while node != addressof(anon_vma.head):
+        remove_migration_pte(list_entry_vma(node), old, new)
+        node = node.next
+    spin_unlock(addressof(anon_vma.lock))
+
+
+def remove_migration_ptes(old, new):
+    """Replaces every migration entry for `old` by a PTE of `new`, which is `old` itself
+    when the migration failed.  Lines 206-216."""
+    if PageAnon(new):
+        remove_anon_migration_ptes(old, new)
+
+
+# ---- waiting for a migration -------------------------------------------------
+
+def migration_entry_wait(mm, pmd, address):
+    """Sleeps until the page whose migration entry stands at `address` is unlocked; the
+    caller then faults again.  Lines 218-259.  Holds mmap_sem for reading, takes the split
+    lock for the look."""
+    ptl = pte_lockptr(pmd)
+    ptep = pte_offset(pmd, address)
+    spin_lock(ptl)
+    pte = READ_PTE(ptep)
+    if not is_swap_pte(pte) or not is_migration_entry(pte_to_swp_entry(pte)):
+        spin_unlock(ptl)
+        return
+    page = migration_entry_to_page(pte_to_swp_entry(pte))
+    # While its references are frozen the page has none, and a plain get_page would bring
+    # it back to life; then the fault just tries again.
+    if not get_page_unless_zero(page):
+        spin_unlock(ptl)
+        count_vm_event(MIGRATION_ENTRY_RETRY)
+        return
+    spin_unlock(ptl)
+    count_vm_event(MIGRATION_ENTRY_WAIT)
+    began = ktime_get_ns()
+    wait_on_page_locked(page)
+    account_migration_wait(ktime_get_ns() - began)
+    put_page(page)
+
+
+def account_migration_wait(ns):
+    """Enters one wait in this task's histogram: four buckets to an octave of ns."""
+    if ns < 4:
+        ns = 4
+    octave = 63 - __builtin_clzl(ns)
+    bucket = 4 * octave + (ns >> (octave - 2) & 3)
+    current().wait_buckets[min(bucket, cast(u64, NR_WAIT_BUCKETS - 1))] += 1
+
+
+# ---- moving one page ---------------------------------------------------------
+
+def migrate_page_move_mapping(mapping, newpage, page):
+    """Makes sure that nobody but us has a reference to `page`, and puts `newpage` in its
+    place in the mapping.  Lines 262-335.
+
+    Both pages are locked, `page` is unmapped.  An anonymous page without swap is in no
+    mapping, so there is nothing to replace; one reference is ours, and any other is
+    somebody at work on the page.  Returns 0 or -EAGAIN.
+    """
+    VM_BUG_ON_PAGE(mapping != NULL, page)
+    if page_count(page) != 1:
+        return -EAGAIN
+    return 0
+
+
+def migrate_page_copy(newpage, page):
+    """Copies contents and state to the new page and strips the old one.  Lines 337-394.
+    Both are locked and unmapped."""
+    copy_page(page_address(newpage), page_address(page))
+    if PageError(page):
+        SetPageError(newpage)
+    if PageReferenced(page):
+        SetPageReferenced(newpage)
+    if PageUptodate(page):
+        SetPageUptodate(newpage)
+    if TestClearPageActive(page):
+        VM_BUG_ON_PAGE(PageUnevictable(page), page)
+        SetPageActive(newpage)
+    if TestClearPageUnevictable(page):
+        SetPageUnevictable(newpage)
+    if PageChecked(page):
+        SetPageChecked(newpage)
+    if PageMappedToDisk(page):
+        SetPageMappedToDisk(newpage)
+    if TestClearPageDirty(page):
+        # Not set_page_dirty: that may mean all of the page is dirty, where only a part is.
+        SetPageDirty(newpage)
+    if TestClearPageMlocked(page):
+        SetPageMlocked(newpage)
+    ClearPageSwapCache(page)
+    ClearPagePrivate(page)
+    page.private = 0
+    WRITE_ONCE64(addressof(page.mapping), 0)
+    if PageWriteback(newpage):
+        end_page_writeback(newpage)
+
+
+def fail_migrate_page(mapping, newpage, page):
+    """The migratepage of mappings that cannot be moved: always -EIO.  Lines 400-405."""
+    return -EIO
+
+
+def migrate_page(mapping, newpage, page):
+    """Moves a page that has nothing private.  Both are locked on entry and exit.  Returns
+    0 or -EAGAIN.  Lines 408-428."""
+    BUG_ON(PageWriteback(page))
+    rc = migrate_page_move_mapping(mapping, newpage, page)
+    if rc == 0:
+        migrate_page_copy(newpage, page)
+    return rc
+
+
+def move_to_new_page(newpage, page):
+    """Moves a locked, unmapped page into `newpage`, and on success turns its migration
+    entries into PTEs of the new page.  Lines 556-610.
+
+    Returns 0; -EAGAIN when somebody has a reference; another errno for good.
+    """
+    # Keeps others off the new page while it is given an identity.  We alone have it.
+    if not trylock_page(newpage):
+        BUG_AT(b"a page fresh from the allocator is locked", newpage)
+    newpage.index = page.index
+    newpage.mapping = page.mapping
+    if PageSwapBacked(page):
+        SetPageSwapBacked(newpage)
+    mapping = page_mapping(page)
+    if mapping == NULL:
+        rc = migrate_page(mapping, newpage, page)
+    else:
+        rc = fail_migrate_page(mapping, newpage, page)
+    if rc == 0:
+        remove_migration_ptes(page, newpage)
+    else:
+        newpage.mapping = NULL
+    unlock_page(newpage)
+    return rc
+
+
+def unmap_and_move_locked(newpage, page):
+    """The part of unmap_and_move under the page lock.  Lines 654-703.
+
+    Returns 0, -EAGAIN, or another errno for good; in all but the first case the page is
+    mapped again as before.
+    """
+    # The walk that restores the PTEs needs the anon_vma, and once the page is unmapped
+    # nothing else keeps it.  It is not freed before rcu_read_unlock if the page is mapped
+    # after rcu_read_lock; if not, its last VMA may be gone and the anon_vma with it, and
+    # there is nothing to move (later kernels: commit 3fe2011ff51e).
+    rcu_read_lock()
+    rc = -EAGAIN
+    # A page without a mapping was freed by truncation, or has no rmap yet.
+    if page.mapping != NULL and page_mapped(page):
+        try_to_unmap(page, 1)
+        if not page_mapped(page):
+            rc = move_to_new_page(newpage, page)
+        if rc:
+            remove_migration_ptes(page, page)
+    rcu_read_unlock()
+    return rc
+
+
+def lock_and_move(newpage, page, force):
+    """Locks the page, waits for writeback, moves it, unlocks.  Lines 640-705.
+
+    Without `force` a page that is locked or under writeback is left for another pass.
+    Returns as unmap_and_move_locked.
+    """
+    if not trylock_page(page):
+        if not force:
+            return -EAGAIN
+        lock_page(page)
+    rc = -EAGAIN
+    if not PageWriteback(page) or force:
+        wait_on_page_writeback(page)
+        rc = unmap_and_move_locked(newpage, page)
+    unlock_page(page)
+    return rc
+
+
+def unmap_and_move(get_new_page, private, page, force):
+    """Moves one isolated page to a page from `get_new_page`.  Lines 612-735.
+
+    Returns 0 when it was moved, or was freed meanwhile; -ENOMEM without a new page;
+    -EAGAIN when it is busy and stays on its list; another errno when it can never be
+    moved.  But for -ENOMEM and -EAGAIN the page is off its list and put back.
+    """
+    result = NULL
+    newpage = get_new_page(page, private, addressof(result))
+    if newpage == NULL:
+        return -ENOMEM
+    rc = 0
+    if page_count(page) == 1:
+        # Freed from under us, so we are done.  (2.6.30 leaves it on the list, to be met
+        # again by the next pass.)
+        list_del(addressof(page.lru))
+        putback_lru_page(page)
+    elif mem_cgroup_prepare_migration(page, newpage) == -ENOMEM:
+        rc = -ENOMEM
+    else:
+        rc = lock_and_move(newpage, page, force)
+        if rc == 0:
+            count_vm_event(PGMIGRATE_SUCCESS)
+        if rc != -EAGAIN:
+            # Moved: nobody refers to it any more and it is freed.  Failed: it has its
+            # mappings back and returns to the LRU.
+            list_del(addressof(page.lru))
+            putback_lru_page(page)
+        mem_cgroup_end_migration(newpage)
+    nid = page_to_nid(newpage)
+    # To the LRU when it has become the page; freed otherwise.
+    putback_lru_page(newpage)
+    if result != NULL:
+        result[0] = rc if rc else nid
+    return rc
+
+
+# ---- moving many -------------------------------------------------------------
+
+def migrate_list(pagelist, get_new_page, private):
+    """The passes of migrate_pages.  Returns how many pages were not moved, or -ENOMEM; what
+    could not be moved now is still on the list.  Lines 765-790."""
+    nr_failed = 0
+    retry = 1
+    for attempt in range(NR_MIGRATE_PASSES):
+        if retry == 0:
+            break
+        retry = 0
+        node = pagelist.next
+        while node != pagelist:
+            # The page may leave the list.
+            page = list_entry_page(node)
+            node = node.next
+            rc = unmap_and_move(get_new_page, private, page, attempt > 2)
+            if rc == -ENOMEM:
+                return -ENOMEM
+            if rc == -EAGAIN:
+                retry += 1
+                count_vm_event(PGMIGRATE_RETRY)
+            elif rc != 0:
+                nr_failed += 1
+    current().vm_events[PGMIGRATE_FAIL] += nr_failed + retry
+    return nr_failed + retry
+
+
+def migrate_pages(pagelist, get_new_page, private):
+    """Moves a list of isolated pages, each to the page that `get_new_page` gives for it.
+
+    Ten passes over what is still busy; from the fourth on locks and writeback are waited
+    for.  In the end no page is isolated any more.  Returns how many pages were not moved,
+    or -ENOMEM when there was no page to move to.  Lines 738-800.
+    """
+    me = current()
+    swapwrite = me.flags & PF_SWAPWRITE
+    me.flags |= PF_SWAPWRITE
+    rc = migrate_list(pagelist, get_new_page, private)
+    if not swapwrite:
+        me.flags &= ~cast(u32, PF_SWAPWRITE)
+    putback_lru_pages(pagelist)
+    return rc
+
+
+# ---- move_pages(2) -----------------------------------------------------------
+
+def new_page_node(page, private, result):
+    """A page on the node that the request names for `page`.  `private` is the address of
+    the PageToNode array, which ends with node MAX_NUMNODES.  Lines 813-828."""
+    pm = cast(pointer(PageToNode), private)
+    while pm.node != MAX_NUMNODES and pm.page != page:
+        pm += 1
+    if pm.node == MAX_NUMNODES:
+        return NULL
+    result[0] = addressof(pm.status)
+    return alloc_pages_node(pm.node, GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0)
+
+
+def add_page_for_migration(mm, pp, migrate_all, pagelist):
+    """Isolates the page of one request onto the list.  Returns its status so far: 0 when it
+    is on the list, its node when it is there already, or -EFAULT (no VMA, or the zero
+    page), -ENOENT (nothing mapped), -EACCES (shared with another address space), -EBUSY.
+    Lines 850-904.  Holds mmap_sem for reading."""
+    vma = find_vma(mm, pp.addr)
+    if vma == NULL or pp.addr < vma.vm_start:
+        return -EFAULT
+    page = follow_page(vma, pp.addr)
+    if page == NULL:
+        return -ENOENT
+    err = -EFAULT
+    if not PageReserved(page):
+        pp.page = page
+        err = page_to_nid(page)
+        if err != pp.node:
+            if page_mapcount(page) > 1 and not migrate_all:
+                err = -EACCES
+            else:
+                err = isolate_lru_page(page)
+                if err == 0:
+                    list_add_tail(addressof(page.lru), pagelist)
+    # Isolation took a reference of its own.
+    put_page(page)
+    return err
+
+
+def do_move_page_to_node_array(mm, pm, migrate_all):
+    """Moves the pages at the addresses of `pm`, which ends with node MAX_NUMNODES, to their
+    nodes, and leaves each one's outcome in its status.  Lines 830-913.
+
+    Returns as migrate_pages.  Takes mmap_sem for reading.
+    """
+    INIT_LIST_HEAD(addressof(pagelist))
+    down_read(addressof(mm.mmap_sem))
+    pp = pm
+    while pp.node != MAX_NUMNODES:
+        # Matches no page that is moved.
+        pp.page = ZERO_PAGE()
+        pp.status = add_page_for_migration(mm, pp, migrate_all, addressof(pagelist))
+        pp += 1
+    err = 0
+    if not list_empty(addressof(pagelist)):
+        err = migrate_pages(addressof(pagelist), new_page_node, cast(u64, pm))
+    up_read(addressof(mm.mmap_sem))
+    return err
+
+
+def page_status(mm, addr):
+    """Where the page at `addr` is: its node, -EFAULT without a VMA, -ENOENT when nothing is
+    mapped or it is the zero page.  Lines 1011-1028."""
+    vma = find_vma(mm, addr)
+    if vma == NULL or addr < vma.vm_start:
+        return -EFAULT
+    page = follow_page(vma, addr)
+    if page == NULL:
+        return -ENOENT
+    err = -ENOENT
+    if not PageReserved(page):
+        err = page_to_nid(page)
+    put_page(page)
+    return err
+
+
+def do_pages_stat(mm, nr_pages, addrs, status):
+    """Fills `status` with page_status for each address.  Lines 990-1036.  Takes mmap_sem for
+    reading."""
+    down_read(addressof(mm.mmap_sem))
+    for index in range(nr_pages):
+        status[index] = page_status(mm, addrs[index])
+    up_read(addressof(mm.mmap_sem))
+
+
+# ---- moving a range of frames ------------------------------------------------
+
+def alloc_on_node(page, private, result):
+    """A page on node `private`, as hotremove_migrate_alloc (mm/memory_hotplug.c)."""
+    return alloc_pages_node(cast(i32, private), GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0)
+
+
+def migrate_pfn_range(pfn, end, node, done):
+    """Moves up to NR_OFFLINE_AT_ONCE_PAGES movable pages of the frames from `pfn` to
+    `end` to `node`; leaves in *done the frame to go on with.  No mmap_sem: the pages are
+    found by frame, as when memory is taken offline (do_migrate_range).
+
+    Returns as migrate_pages.
+    """
+    INIT_LIST_HEAD(addressof(pagelist))
+    budget = NR_OFFLINE_AT_ONCE_PAGES
+    while pfn < end and budget > 0:
+        page = pfn_to_page(pfn)
+        pfn += 1
+        # A hint; the LRU lock decides.
+        if PageLRU(page) and isolate_lru_page(page) == 0:
+            list_add_tail(addressof(page.lru), addressof(pagelist))
+            budget -= 1
+    done[0] = pfn
+    if list_empty(addressof(pagelist)):
+        return 0
+    return migrate_pages(addressof(pagelist), alloc_on_node, node)

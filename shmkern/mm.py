@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Address spaces: mm_struct, and the system calls that shape one (mm/mmap.c,
+mm/mprotect.c, mm/mremap.c, kernel/fork.c).
+
+Each of do_mmap, do_munmap, do_mprotect and do_mremap takes mmap_sem for writing around
+its _locked half.  They return an address or 0, or a negative errno with nothing changed
+that a program could see.
+
+A range that is to change is first cut out of its areas (carve_range), which is the only
+step that can run out of memory; then whole areas are changed, and merged again with what
+they have become equal to.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import EACCES, EFAULT, EINVAL, ENODEV, ENOMEM, EPERM
+
+
+# ---- life and death ----------------------------------------------------------
+
+def mm_alloc():
+    """A new, empty address space with one user; NULL without memory."""
+    k = kernel()
+    mm = cast(pointer(MmStruct), kmem_cache_alloc(k.mm_cachep))
+    if mm == NULL:
+        return NULL
+    mm.pgd = pgd_alloc()
+    if mm.pgd == NULL:
+        kmem_cache_free(k.mm_cachep, mm)
+        return NULL
+    mm.mm_users = 1
+    spin_lock(addressof(k.mmlist_lock))
+    k.next_mm_id += 1
+    mm.id = k.next_mm_id
+    list_add_tail(addressof(mm.mmlist), addressof(k.init_mmlist))
+    spin_unlock(addressof(k.mmlist_lock))
+    return mm
+
+
+def mmget(mm):
+    """One more user, by somebody who is one."""
+    atomic_add_return32(addressof(mm.mm_users), 1)
+
+
+def get_task_mm(task):
+    """The address space of another task, with a use of it taken, so that it stays even if
+    the task exits; NULL when the task has none any more.  Takes alloc_lock."""
+    spin_lock(addressof(task.alloc_lock))
+    mm = task.mm
+    if mm != NULL:
+        mmget(mm)
+    spin_unlock(addressof(task.alloc_lock))
+    return mm
+
+
+def exit_mmap(mm):
+    """Unmaps everything.  Nobody runs the address space any more."""
+    remove_areas(mm, 0, TASK_SIZE)
+    VM_BUG_ON(mm.mmap != NULL or mm.map_count != 0 or mm.total_vm != 0)
+    VM_BUG_ON(mm.nr_ptes != 0 or mm.anon_rss != 0)
+
+
+def mmput(mm):
+    """Drops a use; the last one tears the address space down.  Sleeps on nothing but
+    spinlocks."""
+    k = kernel()
+    if atomic_add_return32(addressof(mm.mm_users), -1) != 0:
+        return
+    exit_mmap(mm)
+    spin_lock(addressof(k.mmlist_lock))
+    list_del(addressof(mm.mmlist))
+    spin_unlock(addressof(k.mmlist_lock))
+    table_free_one(mm.pgd)
+    kmem_cache_free(k.mm_cachep, mm)
+
+
+def dup_mmap(mm, oldmm):
+    """Copies all areas and page-table entries to the child `mm`.  Returns 0 or -ENOMEM,
+    with what was copied left for its exit_mmap.  Holds the parent's mmap_sem for writing."""
+    vma = oldmm.mmap
+    while vma != NULL:
+        child = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff)
+        if child == NULL:
+            return -ENOMEM
+        child.vm_file = vma.vm_file
+        child.anon_vma = vma.anon_vma
+        # Before the first entry is copied: a walk that restores migration entries must
+        # find the child's copies, behind the parent's.
+        anon_vma_link(child)
+        insert_vm_struct(mm, child)
+        if copy_page_range(mm, oldmm, vma) != 0:
+            return -ENOMEM
+        vma = vma.vm_next
+    return 0
+
+
+def dup_mm(oldmm):
+    """A copy of an address space, copy-on-write, with one user; NULL without memory."""
+    mm = mm_alloc()
+    if mm == NULL:
+        return NULL
+    down_write(addressof(oldmm.mmap_sem))
+    rc = dup_mmap(mm, oldmm)
+    # The parent's CPUs may still write what is now shared.
+    flush_tlb_mm(oldmm)
+    up_write(addressof(oldmm.mmap_sem))
+    if rc != 0:
+        mmput(mm)
+        return NULL
+    return mm
+
+
+# ---- ranges ------------------------------------------------------------------
+
+def get_unmapped_area(mm, length):
+    """The highest gap of `length` bytes below MMAP_BASE; 0 when there is none."""
+    found = 0
+    prev_end = MMAP_MIN_ADDR
+    vma = mm.mmap
+    while True:
+        gap_end = MMAP_BASE if vma == NULL else min(vma.vm_start, MMAP_BASE)
+        if gap_end >= prev_end and gap_end - prev_end >= length:
+            found = gap_end - length
+        if vma == NULL:
+            return found
+        prev_end = max(vma.vm_end, MMAP_MIN_ADDR)
+        vma = vma.vm_next
+
+
+def carve_range(mm, start, end):
+    """Splits areas so that none crosses `start` or `end`.  Returns 0, or -ENOMEM with the
+    areas as they were."""
+    vma = find_vma(mm, start)
+    if vma != NULL and vma.vm_start < start and split_vma(mm, vma, start) != 0:
+        return -ENOMEM
+    vma = find_vma(mm, end)
+    if vma != NULL and vma.vm_start < end and split_vma(mm, vma, end) != 0:
+        merge_boundary(mm, start)
+        return -ENOMEM
+    return 0
+
+
+def merge_boundary(mm, address):
+    """Merges the two areas that meet at `address`, if they do and can be one."""
+    prev = cast(pointer(VmAreaStruct), NULL)
+    vma = find_vma_prev(mm, address, addressof(prev))
+    if prev != NULL and vma != NULL and can_vma_merge(prev, vma):
+        vma_absorb(mm, prev, vma)
+
+
+def unmap_region(mm, first, after, floor):
+    """Unmaps a chain of areas that are out of the list and tree already, frees their tables
+    and the areas.  `after` is the area behind them, `floor` where the one before ends."""
+    end = first.vm_end
+    tlb_gather_mmu(addressof(tlb), mm)
+    vma = first
+    while vma != NULL:
+        unmap_page_range(addressof(tlb), vma, vma.vm_start, vma.vm_end)
+        end = vma.vm_end
+        vma = vma.vm_next
+    # Off the reverse map before the tables go: a walk takes no lock to get to a table.
+    vma = first
+    while vma != NULL:
+        anon_vma_unlink(vma)
+        vma = vma.vm_next
+    free_pgd_range(addressof(tlb), first.vm_start, end, floor, after.vm_start if after != NULL else 0)
+    tlb_finish_mmu(addressof(tlb))
+    while first != NULL:
+        vma = first.vm_next
+        vma_free(first)
+        first = vma
+
+
+def remove_areas(mm, start, end):
+    """Unmaps all areas of [start, end); none crosses its bounds."""
+    prev = cast(pointer(VmAreaStruct), NULL)
+    vma = find_vma_prev(mm, start, addressof(prev))
+    first = cast(pointer(VmAreaStruct), NULL)
+    last = cast(pointer(VmAreaStruct), NULL)
+    while vma != NULL and vma.vm_start < end:
+        following = vma.vm_next
+        detach_vma(mm, vma)
+        vma.vm_next = NULL
+        if last != NULL:
+            last.vm_next = vma
+        else:
+            first = vma
+        last = vma
+        vma = following
+    if first != NULL:
+        unmap_region(mm, first, vma, prev.vm_end if prev != NULL else 0)
+
+
+# ---- munmap ------------------------------------------------------------------
+
+def munmap_locked(mm, start, length):
+    """munmap(2), with mmap_sem held for writing.  Returns 0, -EINVAL, -ENOMEM."""
+    if start & ~PAGE_MASK or start > TASK_SIZE or length > TASK_SIZE - start:
+        return -EINVAL
+    length = PAGE_ALIGN(length)
+    if length == 0:
+        return -EINVAL
+    if carve_range(mm, start, start + length) != 0:
+        return -ENOMEM
+    remove_areas(mm, start, start + length)
+    return 0
+
+
+def do_munmap(mm, start, length):
+    """munmap(2).  Returns 0, -EINVAL (unaligned, empty or outside the address space) or
+    -ENOMEM."""
+    down_write(addressof(mm.mmap_sem))
+    rc = munmap_locked(mm, start, length)
+    up_write(addressof(mm.mmap_sem))
+    return rc
+
+
+# ---- mmap --------------------------------------------------------------------
+
+def mmap_locked(mm, addr, length, prot, flags):
+    """mmap(2) of anonymous memory, with mmap_sem held for writing."""
+    kind = flags & (MAP_SHARED | MAP_PRIVATE)
+    if length == 0 or (kind != MAP_PRIVATE and kind != MAP_SHARED):
+        return -EINVAL
+    # Only private anonymous memory has somewhere to come from.
+    if kind == MAP_SHARED or not flags & MAP_ANONYMOUS:
+        return -ENODEV
+    if length > TASK_SIZE:
+        return -ENOMEM
+    length = PAGE_ALIGN(length)
+    if flags & MAP_FIXED:
+        if addr & ~PAGE_MASK:
+            return -EINVAL
+        if length > TASK_SIZE or addr > TASK_SIZE - length:
+            return -ENOMEM
+        if addr < MMAP_MIN_ADDR:
+            return -EPERM
+    else:
+        # The address is a hint: taken if it is free.
+        addr = PAGE_ALIGN(addr)
+        if addr < MMAP_MIN_ADDR or length > TASK_SIZE or addr > TASK_SIZE - length or \
+                find_vma_intersection(mm, addr, addr + length) != NULL:
+            addr = get_unmapped_area(mm, length)
+            if addr == 0:
+                return -ENOMEM
+    if mm.map_count >= MAX_MAP_COUNT:
+        return -ENOMEM
+    vm_flags = (prot & VM_ACCESS_FLAGS) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    vma = vma_alloc(mm, addr, addr + length, vm_flags, addr >> PAGE_SHIFT)
+    if vma == NULL:
+        return -ENOMEM
+    if flags & MAP_FIXED:
+        if carve_range(mm, addr, addr + length) != 0:
+            vma_free(vma)
+            return -ENOMEM
+        remove_areas(mm, addr, addr + length)
+    insert_vm_struct(mm, vma)
+    vma_merge(mm, vma)
+    return addr
+
+
+def do_mmap(mm, addr, length, prot, flags):
+    """mmap(2) of anonymous memory.
+
+    Other bits of `prot` and `flags` are ignored, as Linux does.  Returns the address;
+    -EINVAL (empty, neither or both of MAP_SHARED and MAP_PRIVATE, unaligned with MAP_FIXED), -ENODEV (nothing to map: shared, or a file),
+    -EPERM (below 64 KiB with MAP_FIXED), -ENOMEM (no room, no memory, too many areas).
+    """
+    down_write(addressof(mm.mmap_sem))
+    rc = mmap_locked(mm, addr, length, prot, flags)
+    up_write(addressof(mm.mmap_sem))
+    return rc
+
+
+# ---- mprotect ----------------------------------------------------------------
+
+def mprotect_area(vma, prot):
+    """Gives one whole area a new protection and merges it with its neighbours."""
+    vma.vm_flags = (vma.vm_flags & ~cast(u64, VM_ACCESS_FLAGS)) | prot
+    vma.vm_page_prot = vm_get_page_prot(vma.vm_flags)
+    change_protection(vma, vma.vm_start, vma.vm_end)
+
+
+def mprotect_locked(mm, start, length, prot):
+    """mprotect(2), with mmap_sem held for writing."""
+    if start & ~PAGE_MASK or prot & ~cast(u64, PROT_READ | PROT_WRITE | PROT_EXEC):
+        return -EINVAL
+    if length == 0:
+        return 0
+    if start > TASK_SIZE or length > TASK_SIZE - start:
+        return -ENOMEM
+    end = start + PAGE_ALIGN(length)
+    # First the whole range is looked at: Linux protects what lies before a hole, which
+    # POSIX allows and nobody wants.
+    reached = start
+    vma = find_vma(mm, start)
+    while vma != NULL and vma.vm_start <= reached and reached < end:
+        reached = vma.vm_end
+        vma = vma.vm_next
+    if reached < end:
+        return -ENOMEM
+    if carve_range(mm, start, end) != 0:
+        return -ENOMEM
+    vma = find_vma(mm, start)
+    while vma != NULL and vma.vm_start < end:
+        mprotect_area(vma, prot)
+        vma = vma_merge(mm, vma).vm_next
+    return 0
+
+
+def do_mprotect(mm, start, length, prot):
+    """mprotect(2).  Returns 0, -EINVAL (unaligned, unknown protection), -ENOMEM (a part of
+    the range is not mapped, no memory, too many areas)."""
+    down_write(addressof(mm.mmap_sem))
+    rc = mprotect_locked(mm, start, length, prot)
+    up_write(addressof(mm.mmap_sem))
+    return rc
+
+
+# ---- mremap ------------------------------------------------------------------
+
+def move_vma(mm, old_addr, old_len, new_addr, new_len):
+    """Moves [old_addr, +old_len), inside one area, to the free range [new_addr, +new_len).
+    Returns new_addr or -ENOMEM."""
+    if mm.map_count >= MAX_MAP_COUNT - 3 or carve_range(mm, old_addr, old_addr + old_len) != 0:
+        return -ENOMEM
+    vma = find_vma(mm, old_addr)
+    # Pages keep their index.  Without pages the new place counts for itself, so that it
+    # can merge there.
+    pgoff = vma.vm_pgoff if vma.anon_vma != NULL else new_addr >> PAGE_SHIFT
+    new_vma = vma_alloc(mm, new_addr, new_addr + new_len, vma.vm_flags, pgoff)
+    if new_vma == NULL:
+        merge_boundary(mm, old_addr)
+        merge_boundary(mm, old_addr + old_len)
+        return -ENOMEM
+    new_vma.vm_file = vma.vm_file
+    new_vma.anon_vma = vma.anon_vma
+    anon_vma_link(new_vma)
+    insert_vm_struct(mm, new_vma)
+    moved = move_page_tables(vma, old_addr, new_vma, new_addr, old_len)
+    if moved < old_len:
+        # Back to where the tables still are; that takes no memory.
+        move_page_tables(new_vma, new_addr, vma, old_addr, moved)
+        remove_areas(mm, new_addr, new_addr + new_len)
+        merge_boundary(mm, old_addr)
+        merge_boundary(mm, old_addr + old_len)
+        return -ENOMEM
+    remove_areas(mm, old_addr, old_addr + old_len)
+    vma_merge(mm, new_vma)
+    return new_addr
+
+
+def mremap_check(mm, addr, old_len, new_len, flags, new_addr):
+    """What mremap(2) says to its arguments: 0, -EINVAL or -EFAULT.  Lengths are aligned."""
+    if flags & ~cast(u64, MREMAP_MAYMOVE | MREMAP_FIXED) or addr & ~PAGE_MASK or \
+            old_len == 0 or new_len == 0:
+        return -EINVAL
+    if flags & MREMAP_FIXED:
+        if new_addr & ~PAGE_MASK or not flags & MREMAP_MAYMOVE or \
+                new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
+            return -EINVAL
+        if new_addr < addr + old_len and addr < new_addr + new_len:
+            return -EINVAL
+    if addr > TASK_SIZE or old_len > TASK_SIZE - addr:
+        return -EFAULT
+    vma = find_vma(mm, addr)
+    if vma == NULL or vma.vm_start > addr or min(old_len, new_len) > vma.vm_end - addr:
+        return -EFAULT
+    return 0
+
+
+def mremap_locked(mm, addr, old_len, new_len, flags, new_addr):
+    """mremap(2), with mmap_sem held for writing."""
+    if old_len > TASK_SIZE or new_len > TASK_SIZE:
+        return -EINVAL
+    old_len = PAGE_ALIGN(old_len)
+    new_len = PAGE_ALIGN(new_len)
+    rc = mremap_check(mm, addr, old_len, new_len, flags, new_addr)
+    if rc != 0:
+        return rc
+    if flags & MREMAP_FIXED:
+        if new_addr < MMAP_MIN_ADDR:
+            return -EPERM
+        rc = munmap_locked(mm, new_addr, new_len)
+        if rc != 0:
+            return rc
+    if old_len > new_len:
+        rc = munmap_locked(mm, addr + new_len, old_len - new_len)
+        if rc != 0:
+            return rc
+        old_len = new_len
+    if not flags & MREMAP_FIXED:
+        if old_len == new_len:
+            return addr
+        vma = find_vma(mm, addr)
+        limit = vma.vm_next.vm_start if vma.vm_next != NULL else TASK_SIZE
+        if old_len == vma.vm_end - addr and limit - addr >= new_len:
+            vma_set_end(mm, vma, addr + new_len)
+            vma_merge(mm, vma)
+            return addr
+        if not flags & MREMAP_MAYMOVE:
+            return -ENOMEM
+        new_addr = get_unmapped_area(mm, new_len)
+        if new_addr == 0:
+            return -ENOMEM
+    return move_vma(mm, addr, old_len, new_addr, new_len)
+
+
+def do_mremap(mm, addr, old_len, new_len, flags, new_addr):
+    """mremap(2).
+
+    Returns the new address; -EINVAL (unaligned, empty, bad flags, overlap with
+    MREMAP_FIXED), -EFAULT (the old range is not in one area), -ENOMEM (no room in place
+    and MREMAP_MAYMOVE not given, or no memory).  With MREMAP_FIXED what was mapped at the
+    new place may be gone after an error, as in Linux.
+    """
+    down_write(addressof(mm.mmap_sem))
+    rc = mremap_locked(mm, addr, old_len, new_len, flags, new_addr)
+    up_write(addressof(mm.mmap_sem))
+    return rc

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Tasks: how they begin and end.  May use: mm and below.
+
+cimport cython
+from shmkern.mm cimport *
+from shmkern.freezer cimport *
+
+cdef Task* alloc_task() noexcept nogil
+cdef void release_task(Task* task) noexcept nogil
+cdef void set_current(Task* task) noexcept nogil
+cdef Task* find_task_by_pid(i32 pid) noexcept nogil
+cdef int copy_process(Task* parent, bint share_mm, Task** out) noexcept nogil
+cdef void start_task(Task* task, i32 os_pid, u64 start_time) noexcept nogil
+cdef void fold_vm_events(Task* task) noexcept nogil
+cdef void drop_mm(Task* task) noexcept nogil
+cdef void retire(Task* task) noexcept nogil
+cdef void do_exit() noexcept nogil
+cdef void reap_task(Task* task) noexcept nogil

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Tasks: slots, pids, fork, exit (kernel/fork.c, kernel/exit.c, kernel/pid.c).
+
+A slot goes UNUSED -> EMBRYO (claimed by whoever makes the OS process) -> RUNNING (by that
+process) -> UNUSED (by it when it exits, or by init when it was killed).  Every slot is one
+CPU: one process runs on it, and nobody else ever does.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import EAGAIN, ENOMEM
+from cython.cimports.libc.string import memset
+
+
+def set_current(task):
+    """This process runs `task` from now on."""
+    cast(pointer(pointer(Task)), PERCPU_BASE)[0] = task
+    cast(pointer(i32), PERCPU_BASE)[2] = task.pid if task != NULL else 0
+
+
+def alloc_task():
+    """Claims a slot and gives it a pid; NULL when all are taken.  Needs no lock and no
+    `current`, so the supervisor may call it."""
+    k = kernel()
+    # Slot 0 is the boot CPU's.
+    for cpu in range(1, k.max_tasks):
+        task = addressof(k.tasks[cpu])
+        if READ_ONCE32(addressof(task.state)) == TASK_UNUSED and \
+                cmpxchg32(addressof(task.state), TASK_UNUSED, TASK_EMBRYO) == TASK_UNUSED:
+            task.pid = cast(i32, atomic_add_return32(addressof(k.next_pid), 1))
+            task.os_pid = 0
+            task.parent_pid = 0
+            task.flags = 0
+            task.fail_nth = 0
+            task.numa_node = cpu % k.nr_nodes
+            memset(cast(pointer(char), task.comm), 0, TASK_COMM_LEN)
+            return task
+    return NULL
+
+
+def release_task(task):
+    """Gives a slot back.  Whatever the task had is gone already."""
+    VM_BUG_ON(task.mm != NULL or task.nr_held != 0 or task.preempt_count != 0)
+    task.os_pid = 0
+    smp_store_release32(addressof(task.in_kernel), 0)
+    smp_store_release32(addressof(task.state), TASK_UNUSED)
+
+
+def find_task_by_pid(pid):
+    """The running task with that pid, or NULL.  It may exit at any time: what is taken from
+    it is taken with get_task_mm."""
+    k = kernel()
+    for cpu in range(1, k.max_tasks):
+        task = addressof(k.tasks[cpu])
+        if smp_load_acquire32(addressof(task.state)) == TASK_RUNNING and task.pid == pid:
+            return task
+    return NULL
+
+
+def copy_process(parent, share_mm, out):
+    """Makes the task for a child process: with a copy of the parent's address space, or
+    with a use of the same one.  Leaves it in *out.
+
+    Returns 0, -EAGAIN (no slot) or -ENOMEM.  Runs in the parent.
+    """
+    task = alloc_task()
+    if task == NULL:
+        return -EAGAIN
+    task.parent_pid = parent.pid
+    if share_mm:
+        mmget(parent.mm)
+        task.mm = parent.mm
+    else:
+        task.mm = dup_mm(parent.mm)
+    if task.mm == NULL:
+        release_task(task)
+        return -ENOMEM
+    out[0] = task
+    return 0
+
+
+def start_task(task, os_pid, start_time):
+    """The first thing a task's process does: it becomes the CPU.  `start_time` is the OS
+    process's, which tells it from another that gets its pid one day."""
+    VM_BUG_ON(task.state != TASK_EMBRYO)
+    set_current(task)
+    task.os_pid = os_pid
+    task.start_time = start_time
+    if task.mm != NULL:
+        activate_mm(task.mm)
+    smp_store_release32(addressof(task.state), TASK_RUNNING)
+
+
+def fold_vm_events(task):
+    """Adds a task's counts to those of the tasks that are gone.  Takes events_lock."""
+    k = kernel()
+    spin_lock(addressof(k.events_lock))
+    for item in range(NR_VM_EVENTS):
+        k.vm_events[item] += task.vm_events[item]
+        task.vm_events[item] = 0
+    for bucket in range(NR_WAIT_BUCKETS):
+        k.wait_buckets[bucket] += task.wait_buckets[bucket]
+        task.wait_buckets[bucket] = 0
+    spin_unlock(addressof(k.events_lock))
+
+
+def drop_mm(task):
+    """Takes the address space off a task, and drops its use of it."""
+    spin_lock(addressof(task.alloc_lock))
+    mm = task.mm
+    task.mm = NULL
+    spin_unlock(addressof(task.alloc_lock))
+    if mm != NULL:
+        mmput(mm)
+
+
+def retire(task):
+    """Takes everything off a task that nobody runs any more, and gives its slot back."""
+    mm = task.mm
+    if mm != NULL:
+        # Its CPU uses no translation from here on, so nobody need wait for it.
+        deactivate_mm(mm, task)
+    drop_mm(task)
+    drain_cpu_pagevecs(task)
+    fold_vm_events(task)
+    release_task(task)
+
+
+def do_exit():
+    """The current task leaves the kernel for good; from here on this process is nobody.  It
+    may live on for a while, to hand over a result."""
+    me = current()
+    kernel_enter()
+    VM_BUG_ON(me.nr_held != 0 or me.preempt_count != 0)
+    rcu_process_callbacks()
+    retire(me)
+    set_current(cast(pointer(Task), NULL))
+
+
+def reap_task(task):
+    """Does do_exit for a task whose process was killed outside the kernel.  Run by init.
+
+    The process may have died in the middle of a memory access; it is over now.
+    """
+    VM_BUG_ON(task.in_kernel != 0 or task.rcu_nesting != 0)
+    if READ_ONCE32(addressof(task.access_seq)) & 1:
+        atomic_add_return32(addressof(task.access_seq), 1)
+    retire(task)

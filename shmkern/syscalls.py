@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a task can do, as methods: system calls and memory instructions.
+
+This is the border between Python and the kernel: arguments come in as Python numbers,
+results go out as numbers or exceptions.  System calls take and give what their man page
+says; a negative errno becomes OSError.  Memory instructions raise SegmentationFault.
+The methods work on the current task of this process, whatever object they are called on.
+"""
+import errno
+import os
+
+from cython import NULL, address as addressof, cast, pointer, sizeof
+from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cython.cimports.libc.errno import EFAULT, EINVAL, ENODEV, ENOMEM, ESRCH
+from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.libc.string import memcpy
+
+from shmkern.errors import SegmentationFault
+
+WORD = (1 << 64) - 1
+
+
+def user_fault(address, write, rc):
+    """Raises what an access that ended in `rc` (-EFAULT or -ENOMEM) means."""
+    if rc == -ENOMEM:
+        raise OSError(errno.ENOMEM, "out of frames", hex(address))
+    raise SegmentationFault(address, "store" if write else "load")
+
+
+def check_errno(rc):
+    """`rc`, or OSError when it is a negative errno."""
+    if -4096 < rc < 0:
+        raise OSError(-rc, os.strerror(-rc))
+    return rc
+
+
+class Syscalls:
+    """System calls and memory instructions of the current task."""
+
+    # ---- memory instructions ----
+
+    def load(self, address, length):
+        """`length` bytes from `address`.  Raises SegmentationFault, or OSError(ENOMEM)."""
+        buffer = PyBytes_FromStringAndSize(NULL, length)
+        cbuf = PyBytes_AS_STRING(buffer)
+        rc = 0
+        left = copy_from_user(cbuf, address, length, addressof(rc))
+        if left:
+            user_fault(address + (length - left), 0, rc)
+        return buffer
+
+    def store(self, address, data):
+        """Stores bytes at `address`.  What lies before an address that cannot be stored to
+        is stored.  Raises SegmentationFault, or OSError(ENOMEM)."""
+        view = memoryview(data).cast("B")
+        rc = 0
+        if view.shape[0] == 0:
+            return
+        left = copy_to_user(address, addressof(view[0]), view.shape[0], addressof(rc))
+        if left:
+            user_fault(address + (view.shape[0] - left), 1, rc)
+
+    def load64(self, address):
+        """The 64-bit word at `address`, in one piece when it is aligned."""
+        rc = 0
+        if address & 7:
+            value = 0
+            left = copy_from_user(addressof(value), address, 8, addressof(rc))
+            if left:
+                user_fault(address + 8 - left, 0, rc)
+            return value
+        frame = user_access_begin(address, 0, addressof(rc))
+        if frame == NULL:
+            user_fault(address, 0, rc)
+        value = smp_load_acquire64(frame)
+        access_end(current())
+        return value
+
+    def store64(self, address, value):
+        """Stores a 64-bit word, in one piece when it is aligned."""
+        rc = 0
+        if address & 7:
+            left = copy_to_user(address, addressof(value), 8, addressof(rc))
+            if left:
+                user_fault(address + 8 - left, 1, rc)
+            return
+        frame = user_access_begin(address, 1, addressof(rc))
+        if frame == NULL:
+            user_fault(address, 1, rc)
+        smp_store_release64(frame, value)
+        access_end(current())
+
+    def cmpxchg64(self, address, old, new):
+        """Stores `new` if the aligned word is `old`, atomically; returns what it was.  Raises
+        OSError(EINVAL) when the address is not a multiple of 8."""
+        rc = 0
+        if address & 7:
+            check_errno(-EINVAL)
+        frame = user_access_begin(address, 1, addressof(rc))
+        if frame == NULL:
+            user_fault(address, 1, rc)
+        seen = cmpxchg64(frame, old, new)
+        access_end(current())
+        return seen
+
+    def fetch_add64(self, address, delta):
+        """Adds to the aligned word, atomically and modulo 2^64; returns what it was.  Raises
+        OSError(EINVAL) when the address is not a multiple of 8."""
+        rc = 0
+        if address & 7:
+            check_errno(-EINVAL)
+        frame = user_access_begin(address, 1, addressof(rc))
+        if frame == NULL:
+            user_fault(address, 1, rc)
+        before = atomic_add_return64(frame, delta) - delta
+        access_end(current())
+        return before
+
+    # ---- system calls on the own address space ----
+
+    def mmap(self, length, prot=3, flags=0x22, addr=0):
+        """mmap(2) of anonymous memory; PROT_READ|PROT_WRITE and MAP_PRIVATE|MAP_ANONYMOUS by
+        default.  Returns the address."""
+        kernel_enter()
+        rc = do_mmap(current().mm, addr & WORD, length & WORD, prot & WORD, flags & WORD)
+        kernel_exit()
+        return check_errno(rc)
+
+    def munmap(self, addr, length):
+        """munmap(2)."""
+        kernel_enter()
+        rc = do_munmap(current().mm, addr & WORD, length & WORD)
+        kernel_exit()
+        check_errno(rc)
+
+    def mprotect(self, addr, length, prot):
+        """mprotect(2)."""
+        kernel_enter()
+        rc = do_mprotect(current().mm, addr & WORD, length & WORD, prot & WORD)
+        kernel_exit()
+        check_errno(rc)
+
+    def mremap(self, old_address, old_size, new_size, flags=0, new_address=0):
+        """mremap(2).  Returns the new address."""
+        kernel_enter()
+        rc = do_mremap(current().mm, old_address & WORD, old_size & WORD, new_size & WORD,
+                       flags & WORD, new_address & WORD)
+        kernel_exit()
+        return check_errno(rc)
+
+    # ---- migration ----
+
+    def sys_move_pages(self, pid, addrs, nodes, status, flags):
+        """move_pages(2) on arrays: u64 addresses, int nodes (or None to ask), int status.
+        worker.Task.move_pages takes lists.
+
+        Raises OSError: EINVAL (flags), ESRCH, ENODEV (no such node), ENOMEM.
+        """
+        if flags & ~(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
+            check_errno(-EINVAL)
+        kernel_enter()
+        task = current() if pid == 0 else find_task_by_pid(pid)
+        mm = get_task_mm(task) if task != NULL else cast(pointer(MmStruct), NULL)
+        rc = -ESRCH if task == NULL else -EINVAL
+        if mm != NULL:
+            rc = 0
+            if nodes is not None:
+                rc = do_pages_move(mm, addrs, nodes, status, flags & MPOL_MF_MOVE_ALL)
+            elif addrs.shape[0]:
+                do_pages_stat(mm, addrs.shape[0], addressof(addrs[0]), addressof(status[0]))
+            mmput(mm)
+        kernel_exit()
+        check_errno(rc)
+
+    def migrate_frames(self, pfn, end, node):
+        """Moves up to 256 movable pages of the frames [pfn, end) to `node`, as taking memory
+        offline does.  Returns the frame to go on with and how many pages stayed, or minus
+        ENOMEM when the node is full."""
+        k = kernel()
+        if not 0 <= pfn <= end <= k.max_pfn or node < 0 or cast(u64, node) >= k.nr_nodes:
+            check_errno(-EINVAL)
+        done = pfn
+        kernel_enter()
+        rc = migrate_pfn_range(pfn, end, node, addressof(done))
+        kernel_exit()
+        return done, rc
+
+    def migrate_prep(self):
+        """Empties all pagevecs, so that what is in them can be isolated."""
+        kernel_enter()
+        migrate_prep()
+        kernel_exit()
+
+    # ---- this process as a task ----
+
+    def _become(self, cpu, os_pid, start_time, comm):
+        """This process runs slot `cpu` from now on.  Gives the task an address space unless
+        it has one from its parent.  Raises OSError(ENOMEM)."""
+        task = addressof(kernel().tasks[cpu])
+        name = comm.encode()[:TASK_COMM_LEN - 1]
+        memcpy(cast(pointer(char), task.comm), PyBytes_AS_STRING(name), len(name))
+        start_task(task, os_pid, start_time)
+        if task.mm == NULL:
+            kernel_enter()
+            task.mm = mm_alloc()
+            if task.mm != NULL:
+                activate_mm(task.mm)
+            kernel_exit()
+            if task.mm == NULL:
+                check_errno(-ENOMEM)
+
+    def _copy_process(self, share_mm):
+        """copy_process for Python: the child's slot."""
+        child = cast(pointer(Task), NULL)
+        kernel_enter()
+        rc = copy_process(current(), share_mm, addressof(child))
+        kernel_exit()
+        check_errno(rc)
+        return child.cpu
+
+    def _abandon(self, cpu):
+        """Undoes _copy_process when no process could be made for the slot."""
+        task = addressof(kernel().tasks[cpu])
+        kernel_enter()
+        drop_mm(task)
+        release_task(task)
+        kernel_exit()
+
+    def _exit(self):
+        """Leaves the kernel; the process ends some time later."""
+        do_exit()
+
+    def _reap(self, cpu):
+        """Cleans up after slot `cpu`, whose process was killed outside the kernel."""
+        kernel_enter()
+        reap_task(addressof(kernel().tasks[cpu]))
+        kernel_exit()
+
+    def fail_nth(self, nth):
+        """Fault injection: the nth allocation from now on, of a frame or a kernel object,
+        fails.  Returns what was left of the last count: 0 when that one was reached.  With 0
+        nothing fails."""
+        left = current().fail_nth
+        current().fail_nth = nth
+        return left
+
+
+def do_pages_move(mm, addrs, nodes, status, migrate_all):
+    """Moves pages to nodes and fills `status`.  Returns 0 or a negative errno.  Lines 916-988,
+    with what later kernels do about a failed migration: the statuses are written all the
+    same, and only -ENOMEM is an error of the whole call."""
+    count = addrs.shape[0]
+    for index in range(count):
+        # node_state(node, N_HIGH_MEMORY)
+        if nodes[index] < 0 or cast(u64, nodes[index]) >= kernel().nr_nodes:
+            return -ENODEV
+    pm = cast(pointer(PageToNode), calloc(count + 1, sizeof(PageToNode)))
+    if pm == NULL:
+        return -ENOMEM
+    for index in range(count):
+        pm[index].addr = addrs[index]
+        pm[index].node = nodes[index]
+    pm[count].node = MAX_NUMNODES
+    migrate_prep()
+    rc = do_move_page_to_node_array(mm, pm, migrate_all)
+    for index in range(count):
+        status[index] = pm[index].status
+    free(pm)
+    return -ENOMEM if rc == -ENOMEM else 0

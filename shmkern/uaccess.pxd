@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Memory accesses of the current task.  May use: fault and below.
+
+cimport cython
+from shmkern.fault cimport *
+
+cdef char* user_access_slow(u64 address, bint write, int* rc) noexcept nogil
+@cython.locals(part=u64)
+cdef u64 copy_from_user(void* to, u64 address, u64 length, int* rc) noexcept nogil
+@cython.locals(part=u64)
+cdef u64 copy_to_user(u64 address, const void* source, u64 length, int* rc) noexcept nogil
+@cython.locals(rc=cython.int)
+cdef int probe_write(u64 address) noexcept nogil
+
+# Begins an access to memory within one page: the host address of the byte, valid until
+# access_end(); or NULL, outside an access, with -EFAULT or -ENOMEM in *rc.
+cdef inline char* user_access_begin(u64 address, bint write, int* rc) noexcept nogil:
+    cdef Task* me = current()
+    cdef char* frame
+    me.vm_events[ACCESSES] += 1
+    if likely(address < TASK_SIZE):
+        access_begin(me)
+        frame = tlb_lookup(me, address, TLB_VALID | TLB_WRITE | TLB_DIRTY if write else TLB_VALID)
+        if likely(frame != NULL):
+            return frame + (address & (PAGE_SIZE - 1))
+        access_end(me)
+    return user_access_slow(address, write, rc)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Loads and stores of the current task through its MMU.
+
+An access is: enter (publish that a translation is in use), translate, touch the frame,
+leave.  On a TLB miss the page table is walked inside the access; when that gives nothing
+the access is left, the fault handled, and all of it starts over.  An access never spans
+two pages, so it is short; longer copies are one access a page.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import EFAULT
+from cython.cimports.libc.string import memcpy
+
+
+def user_access_slow(address, write, rc):
+    """user_access_begin after a TLB miss."""
+    me = current()
+    rc[0] = -EFAULT
+    # A non-canonical address, or the kernel's half.
+    if address >= TASK_SIZE or me.mm == NULL:
+        return NULL
+    me.vm_events[TLB_MISS] += 1
+    while True:
+        access_begin(me)
+        entry = tlb_fill(me, me.mm, address, write)
+        if entry & TLB_VALID:
+            frame = cast(pointer(char), pfn_to_kaddr((entry & ~TLB_TAG_MASK) >> TLB_PFN_SHIFT))
+            return frame + (address & (PAGE_SIZE - 1))
+        access_end(me)
+        rc[0] = do_page_fault(address, write)
+        if rc[0] != 0:
+            return NULL
+
+
+def copy_from_user(to, address, length, rc):
+    """Loads `length` bytes.  Returns how many could not be loaded, with the reason in *rc;
+    0 when all were."""
+    me = current()
+    while length:
+        part = min(length, PAGE_SIZE - (address & (PAGE_SIZE - 1)))
+        frame = user_access_begin(address, 0, rc)
+        if frame == NULL:
+            break
+        memcpy(to, frame, part)
+        access_end(me)
+        to = cast(pointer(char), to) + part
+        address += part
+        length -= part
+    return length
+
+
+def copy_to_user(address, source, length, rc):
+    """Stores `length` bytes.  Returns how many could not be stored, with the reason in *rc;
+    0 when all were.  What could is stored, from the front."""
+    me = current()
+    while length:
+        part = min(length, PAGE_SIZE - (address & (PAGE_SIZE - 1)))
+        frame = user_access_begin(address, 1, rc)
+        if frame == NULL:
+            break
+        memcpy(frame, source, part)
+        access_end(me)
+        source = cast(pointer(char), source) + part
+        address += part
+        length -= part
+    return length
+
+
+def probe_write(address):
+    """Makes one byte writable, as a CPU does for both pages before it stores across a
+    boundary.  Returns 0, -EFAULT or -ENOMEM."""
+    rc = 0
+    if user_access_begin(address, 1, addressof(rc)) == NULL:
+        return rc
+    access_end(current())
+    return 0

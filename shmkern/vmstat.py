@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Counters of a machine, as /proc/vmstat and /proc/zoneinfo give them."""
+import numpy as np
+
+from shmkern import layout
+
+C = layout.constants
+ZONE_ITEMS = ["NR_INACTIVE_ANON", "NR_ACTIVE_ANON", "NR_INACTIVE_FILE", "NR_ACTIVE_FILE",
+              "NR_UNEVICTABLE", "NR_FREE_PAGES", "NR_ANON_PAGES", "NR_FILE_MAPPED",
+              "NR_FILE_PAGES", "NR_PAGETABLE"]
+EVENTS = ["PGALLOC", "PGFREE", "PGFAULT", "PGFAULT_ANON", "PGFAULT_COW", "PGFAULT_REUSE",
+          "PGFAULT_ZERO", "PGFAULT_SEGV", "PGFAULT_OOM", "PGMIGRATE_SUCCESS",
+          "PGMIGRATE_FAIL", "PGMIGRATE_RETRY", "MIGRATION_ENTRY_WAIT",
+          "MIGRATION_ENTRY_RETRY", "TLB_MISS", "TLB_SHOOTDOWN", "TLB_ACK_WAIT", "ACCESSES",
+          "SPIN_PARK", "PAGE_LOCK_WAIT", "RWSEM_WAIT"]
+
+
+def tasks():
+    """All slots, as a live structured array of struct Task."""
+    kernel = layout.kernel()
+    return layout.view("Task", kernel.tasks, kernel.max_tasks)
+
+
+def zones():
+    """All zones, as a live structured array of struct Zone; one a node."""
+    kernel = layout.kernel()
+    return layout.view("Zone", kernel.zones, kernel.nr_nodes)
+
+
+def vmstat():
+    """A dict of all counters, by Linux's lower-case names: nr_* are levels, in pages, over all
+    nodes; the others count since boot, over all tasks there are and were."""
+    levels = zones()["vm_stat"].sum(axis=0)
+    events = tasks()["vm_events"].sum(axis=0) + layout.kernel().vm_events
+    counters = {name.lower(): int(levels[C[name]]) for name in ZONE_ITEMS}
+    counters |= {name.lower(): int(events[C[name]]) for name in EVENTS}
+    return counters
+
+
+def zoneinfo():
+    """A list with a dict for each node: its number, its spanned pages, its watermarks and its
+    nr_* counters, in pages."""
+    return [{"node": int(zone["node"]), "spanned": int(zone["spanned_pages"]),
+             "min": int(zone["watermark"][C["WMARK_MIN"]]), "low": int(zone["watermark"][C["WMARK_LOW"]]),
+             "high": int(zone["watermark"][C["WMARK_HIGH"]]),
+             **{name.lower(): int(zone["vm_stat"][C[name]]) for name in ZONE_ITEMS}}
+            for zone in zones()]
+
+
+def wait_buckets():
+    """The histogram of migration waits, all tasks together: counts of NR_WAIT_BUCKETS buckets,
+    four to an octave of nanoseconds."""
+    return tasks()["wait_buckets"].sum(axis=0) + layout.kernel().wait_buckets
+
+
+def bucket_ns(bucket):
+    """The middle of a bucket, in ns."""
+    octave, quarter = divmod(bucket, 4)
+    return (1 << octave) * (1 + (quarter + 0.5) / 4)
+
+
+def percentile_us(buckets, percent):
+    """The value, in microseconds, that `percent` of the entries of a histogram do not exceed;
+    0.0 when it is empty.  Exact to an eighth."""
+    total = int(buckets.sum())
+    if total == 0:
+        return 0.0
+    rank = min(int(np.searchsorted(np.cumsum(buckets), total * percent / 100)), len(buckets) - 1)
+    return bucket_ns(rank) / 1000

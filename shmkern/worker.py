@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The processes of a machine: tasks, what they can do, and the migrator.
+
+Every task is an OS process of its own, forked (never spawned) so that programs may be
+closures over whatever their maker had.  A process that becomes a task ignores Ctrl-C,
+which is its supervisor's business, and dies with its supervisor, however that ends.
+"""
+import multiprocess
+import multiprocess.connection
+import numpy as np
+import os
+import random
+import time
+from multiprocess.pool import ExceptionWithTraceback
+
+from shmkern import direct_map, layout, lifeline
+from shmkern.errors import TaskDied
+from shmkern.syscalls import Syscalls
+
+C = layout.constants
+_fork = multiprocess.get_context("fork")
+POLL_SECONDS = 0.2
+
+
+class TaskExit(BaseException):
+    """Unwinds a program that called task.exit()."""
+
+
+class Task(Syscalls):
+    """The task that this process is: handed to a program as its first argument.
+
+    `pid` is its pid in the machine, `cpu` its slot, `os_pid` the host's pid.
+    """
+
+    def __init__(self, cpu):
+        self.cpu = cpu
+        self.os_pid = os.getpid()
+        self.pid = slot(cpu).pid
+
+    @property
+    def mm_id(self):
+        """The number of this task's address space; tasks that share one agree on it."""
+        return layout.struct("MmStruct", slot(self.cpu).mm).id
+
+    def fork(self, program, *args):
+        """A child process with a copy of this address space, copy-on-write, that runs
+        program(task, *args).  Returns a Child.  Raises OSError: EAGAIN, ENOMEM."""
+        return self._make_child(False, program, args)
+
+    def clone(self, program, *args):
+        """As fork, but the child shares this address space, as a thread does."""
+        return self._make_child(True, program, args)
+
+    def _make_child(self, share_mm, program, args):
+        cpu = self._copy_process(share_mm)
+        try:
+            return start_process(cpu, program, args)
+        except BaseException:
+            self._abandon(cpu)
+            raise
+
+    def exit(self, value=None):
+        """Ends this task at once; `value` is what its result() returns."""
+        raise TaskExit(value)
+
+    def move_pages(self, pid, pages, nodes=None, flags=C["MPOL_MF_MOVE"]):
+        """move_pages(2): moves the pages at the addresses `pages` of task `pid` (0: this one)
+        to `nodes`, one each; with nodes=None only asks.
+
+        Returns a list with a node or a negative errno for each page.  Raises OSError for what
+        fails the whole call: EINVAL, ESRCH, ENODEV, E2BIG, EFAULT, ENOMEM.
+        """
+        addrs = _array(pages, np.uint64)
+        status = np.zeros(len(addrs), np.int32)
+        targets = None
+        if nodes is not None:
+            targets = _array(nodes, np.int32)
+            if len(targets) != len(addrs):
+                raise ValueError(f"{len(addrs)} pages and {len(targets)} nodes")
+        self.sys_move_pages(pid, addrs, targets, status, flags)
+        return status.tolist()
+
+
+def _array(values, dtype):
+    """`values` as a contiguous array; numbers out of range wrap, as they would in C."""
+    bits = np.dtype(dtype).itemsize * 8
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values, dtype)
+    unsigned = np.array([int(value) & (1 << bits) - 1 for value in values], f"u{bits // 8}")
+    return unsigned.view(dtype)
+
+
+def slot(cpu):
+    """struct Task of a slot, live."""
+    return layout.struct("Task", layout.kernel().tasks + cpu * layout.sizeof("Task"))
+
+
+# ---- making a task's process ---------------------------------------------------
+
+class Child:
+    """A task, seen by whoever made it.  `pid` is its pid in the machine, `os_pid` the host's."""
+
+    def __init__(self, cpu, pid, process, connection, watch):
+        self.cpu = cpu
+        self.pid = pid
+        self.process = process
+        self.os_pid = process.pid
+        self._connection = connection
+        self._watch = watch
+        self._outcome = None
+
+    def is_alive(self):
+        """Whether the process still runs."""
+        return self.process.is_alive()
+
+    def kill(self):
+        """SIGKILL."""
+        self.process.kill()
+
+    def result(self, timeout=None):
+        """Waits for the program's return value, and raises what it raised, with the traceback
+        it had there.  TimeoutError after `timeout` seconds, TaskDied when the process ended
+        without a word, KernelBug when the machine stopped."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._outcome is None:
+            wait = POLL_SECONDS
+            if deadline is not None:
+                wait = min(wait, max(0, deadline - time.monotonic()))
+            if multiprocess.connection.wait([self._connection], wait):
+                self._receive()
+                break
+            self._watch()
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"task {self.pid} has no result after {timeout} s")
+        succeeded, value = self._outcome
+        if succeeded:
+            return value
+        raise value
+
+    def _receive(self):
+        """Takes the outcome off the pipe and waits for the process to end."""
+        try:
+            self._outcome = self._connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            self._watch()
+            self._outcome = False, TaskDied(self.pid, self.process.exitcode)
+        self._connection.close()
+
+
+def start_process(cpu, program, args, watch=lambda: None):
+    """Forks the process for a claimed slot.  Returns its Child.  Raises OSError when the host
+    gives no process."""
+    receive, send = _fork.Pipe(duplex=False)
+    pid = slot(cpu).pid
+    process = _fork.Process(target=_main, args=(cpu, program, args, receive, send), name=f"task-{pid}")
+    try:
+        process.start()
+    except OSError:
+        receive.close()
+        raise
+    finally:
+        send.close()
+    return Child(cpu, pid, process, receive, watch)
+
+
+def _main(cpu, program, args, receive, send):
+    """The life of a task's process."""
+    receive.close()
+    lifeline.start_task_process()
+    try:
+        outcome = True, _run(cpu, program, args)
+    except Exception as error:
+        outcome = False, ExceptionWithTraceback(error, error.__traceback__)
+    try:
+        send.send(outcome)
+    except BrokenPipeError:
+        pass  # Nobody is waiting for it any more.
+    except Exception as error:
+        send.send((False, ExceptionWithTraceback(error, error.__traceback__)))
+    send.close()
+
+
+def _run(cpu, program, args):
+    """Runs a program as the task in slot `cpu`, from birth to exit."""
+    name = getattr(program, "__name__", type(program).__name__)
+    task = Task(cpu)
+    task._become(cpu, os.getpid(), direct_map.process_start(os.getpid()), name)
+    try:
+        return program(task, *args)
+    except TaskExit as stop:
+        return stop.args[0]
+    finally:
+        task._exit()
+
+
+# ---- programs of the machine's own ---------------------------------------------
+
+def serve(task, connection):
+    """Init: does on request what its supervisor, who is no task, cannot do itself."""
+    while True:
+        try:
+            method, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            reply = True, getattr(task, method)(*args)
+        except Exception as error:
+            reply = False, ExceptionWithTraceback(error, error.__traceback__)
+        connection.send(reply)
+
+
+def migrator(task, connection, nodes, seed):
+    """Moves every movable page from node to node, until told to stop: all frames of one node,
+    256 pages at a time, each batch to some other node.
+
+    Returns a dict: passes (over all nodes), batches, stayed (pages that a batch could not
+    move), full (batches that found their target without frames).
+    """
+    rng = random.Random(seed)
+    frames = layout.kernel().frames_per_node
+    count = {"passes": 0, "batches": 0, "stayed": 0, "full": 0}
+    while True:
+        task.migrate_prep()
+        for node in nodes:
+            pfn, end = node * frames, (node + 1) * frames
+            while pfn < end:
+                if connection.poll():
+                    return count
+                target = rng.choice([other for other in nodes if other != node])
+                pfn, stayed = task.migrate_frames(pfn, end, target)
+                count["batches"] += 1
+                if stayed < 0:
+                    count["full"] += 1
+                else:
+                    count["stayed"] += stayed
+        count["passes"] += 1
