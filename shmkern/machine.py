@@ -115,6 +115,11 @@ class Machine:
             self.close()
             raise
 
+    @property
+    def is_open(self):
+        """Whether the machine is there: not closed."""
+        return self._block is not None
+
     def __enter__(self):
         return self
 
