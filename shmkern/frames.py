@@ -84,6 +84,16 @@ def __rmqueue(zone, order):
     return page
 
 
+def next_free_page(zone):
+    """The page that the next allocation of one frame will probably take: a hint for who wants
+    its cache lines early.  Looks without the lock, so it may be any page, but is one."""
+    for order in range(MAX_ORDER):
+        first = cast(pointer(ListHead), READ_ONCE64(address(zone.free_area[order].free_list.next)))
+        if first != address(zone.free_area[order].free_list):
+            return list_entry_page(first)
+    return pfn_to_page(zone.zone_start_pfn)
+
+
 def zone_watermark_ok(zone, order, mark, gfp):
     """Whether 2^order frames can be taken and `mark` are still left, with enough of them
     in large blocks.  __GFP_HIGH may go down to half the mark."""

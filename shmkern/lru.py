@@ -16,13 +16,13 @@ from cython.cimports.libc.errno import EBUSY
 def add_page_to_lru_list(zone, page, lru):
     """Puts a page at the head of a list and counts it.  Holds lru_lock."""
     list_add(address(page.lru), address(zone.lru[lru]))
-    mod_zone_page_state(zone, lru, 1)
+    WRITE_ONCE64(address(zone.vm_stat[lru]), zone.vm_stat[lru] + 1)
 
 
 def del_page_from_lru_list(zone, page, lru):
     """Takes a page off a list and counts it.  Holds lru_lock."""
     list_del(address(page.lru))
-    mod_zone_page_state(zone, lru, -1)
+    WRITE_ONCE64(address(zone.vm_stat[lru]), zone.vm_stat[lru] - 1)
 
 
 def put_page(page):
@@ -60,9 +60,8 @@ def __pagevec_lru_add(pvec, lru):
             zone = page_zone(page)
             spin_lock(address(zone.lru_lock))
         VM_BUG_ON_PAGE(PageLRU(page) or PageActive(page) or PageUnevictable(page), page)
-        SetPageLRU(page)
-        if lru & 1:
-            SetPageActive(page)
+        # PG_lru, and PG_active for an active list, in one go.
+        fetch_or64(address(page.flags), cast(u64, 1) << PG_lru | cast(u64, lru & 1) << PG_active)
         add_page_to_lru_list(zone, page, lru)
     if zone != NULL:
         spin_unlock(address(zone.lru_lock))
@@ -72,11 +71,10 @@ def __pagevec_lru_add(pvec, lru):
 
 
 def lru_cache_add_lru(page, lru):
-    """Lets a page enter list `lru` (not the unevictable one), with the next batch.  The
-    page's own reference stays the caller's."""
-    VM_BUG_ON_PAGE(PageUnevictable(page) or PageLRU(page), page)
-    ClearPageActive(page)
-    get_page(page)
+    """Lets a page enter list `lru` (not the unevictable one), with the next batch.  Takes
+    over a reference of the caller's, and drops it when the page is on the list.  (Linux
+    takes one of its own, and both of its callers then drop theirs.)"""
+    VM_BUG_ON_PAGE(PageUnevictable(page) or PageActive(page) or PageLRU(page), page)
     me = current()
     spin_lock(address(me.pvec_lock))
     pvec = address(me.lru_add_pvecs[lru])
@@ -160,20 +158,22 @@ def putback_lru_page(page):
     first, and free it from there.)
     """
     VM_BUG_ON_PAGE(PageLRU(page), page)
-    active = TestClearPageActive(page)
-    if page_count(page) == 1:
+    # Looked at before they are cleared: a locked instruction costs as much as the rest.
+    active = PageActive(page) and TestClearPageActive(page)
+    if PageUnevictable(page):
         ClearPageUnevictable(page)
+    if page_count(page) == 1:
         put_page(page)
         return
     while True:
-        ClearPageUnevictable(page)
         if page_evictable(page):
             lru_cache_add_lru(page, 2 * page_is_file_cache(page) + active)
-            break
+            return
         add_page_to_unevictable_list(page)
         # munlock may have looked for the page on a list just before we put it there,
         # and then it is up to us to move it.
         if not page_evictable(page) or isolate_lru_page(page) != 0:
             break
+        ClearPageUnevictable(page)
         put_page(page)
     put_page(page)

@@ -20,6 +20,17 @@ cdef enum:
     NR_MIGRATE_PASSES = 10
     NR_OFFLINE_AT_ONCE_PAGES = 256     # mm/memory_hotplug.c
 
+# What migrate_page_copy does to the flags (seed lines 346-379): the new page takes these
+# over, and the old page loses those.
+cdef inline u64 page_flags_carried() noexcept nogil:
+    return <u64>1 << PG_error | <u64>1 << PG_referenced | <u64>1 << PG_uptodate | \
+        <u64>1 << PG_active | <u64>1 << PG_unevictable | <u64>1 << PG_checked | \
+        <u64>1 << PG_mappedtodisk | <u64>1 << PG_dirty | <u64>1 << PG_mlocked
+
+cdef inline u64 page_flags_stripped() noexcept nogil:
+    return <u64>1 << PG_active | <u64>1 << PG_unevictable | <u64>1 << PG_dirty | \
+        <u64>1 << PG_mlocked | <u64>1 << PG_swapcache | <u64>1 << PG_private
+
 cdef void migrate_prep() noexcept nogil
 cdef int putback_lru_pages(ListHead* pagelist) noexcept nogil
 @cython.locals(pte=pte_t)

@@ -159,29 +159,15 @@ def migrate_page_move_mapping(mapping, newpage, page):
 def migrate_page_copy(newpage, page):
     """Copies contents and state to the new page and strips the old one.  Lines 337-394.
     Both are locked and unmapped."""
-    copy_page(page_address(newpage), page_address(page))
-    if PageError(page):
-        SetPageError(newpage)
-    if PageReferenced(page):
-        SetPageReferenced(newpage)
-    if PageUptodate(page):
-        SetPageUptodate(newpage)
-    if TestClearPageActive(page):
-        VM_BUG_ON_PAGE(PageUnevictable(page), page)
-        SetPageActive(newpage)
-    if TestClearPageUnevictable(page):
-        SetPageUnevictable(newpage)
-    if PageChecked(page):
-        SetPageChecked(newpage)
-    if PageMappedToDisk(page):
-        SetPageMappedToDisk(newpage)
-    if TestClearPageDirty(page):
-        # Not set_page_dirty: that may mean all of the page is dirty, where only a part is.
-        SetPageDirty(newpage)
-    if TestClearPageMlocked(page):
-        SetPageMlocked(newpage)
-    ClearPageSwapCache(page)
-    ClearPagePrivate(page)
+    upcoming = current().upcoming
+    copy_page_ahead(page_address(newpage), page_address(page),
+                    page_address(next_free_page(page_zone(newpage))), page_address(upcoming))
+    VM_BUG_ON_PAGE(PageActive(page) and PageUnevictable(page), page)
+    # The seed goes flag by flag.  Here all go at once, for each would be a locked
+    # instruction: what the new page takes over, which nobody else can see yet, and what
+    # the old page loses, whose waiters may be setting PG_waiters.
+    newpage.flags |= READ_ONCE64(addressof(page.flags)) & page_flags_carried()
+    fetch_and64(addressof(page.flags), ~page_flags_stripped())
     page.private = 0
     WRITE_ONCE64(addressof(page.mapping), 0)
     if PageWriteback(newpage):
@@ -215,7 +201,7 @@ def move_to_new_page(newpage, page):
     newpage.index = page.index
     newpage.mapping = page.mapping
     if PageSwapBacked(page):
-        SetPageSwapBacked(newpage)
+        __SetPageSwapBacked(newpage)
     mapping = page_mapping(page)
     if mapping == NULL:
         rc = migrate_page(mapping, newpage, page)
@@ -323,6 +309,7 @@ def migrate_list(pagelist, get_new_page, private):
             # The page may leave the list.
             page = list_entry_page(node)
             node = node.next
+            current().upcoming = list_entry_page(node) if node != pagelist else page
             rc = unmap_and_move(get_new_page, private, page, attempt > 2)
             if rc == -ENOMEM:
                 return -ENOMEM

@@ -272,6 +272,7 @@ cdef struct Task:
     u32 flags                  # PF_*
     u32 preempt_count          # spinlocks held
     MmStruct* mm
+    Page* upcoming             # a hint for the copy: what this migrator moves next
     u32 in_kernel              # shared with the freezer
     u32 rcu_nesting
     u64 rcu_epoch              # shared: 0 outside, else the epoch it entered in

@@ -156,6 +156,7 @@ def page_add_new_anon_rmap(page, vma, address):
     __SetPageSwapBacked(page)
     page._mapcount = 0
     __page_set_anon_rmap(page, vma, address)
+    get_page(page)
     lru_cache_add_lru(page, LRU_ACTIVE_ANON)
 
 

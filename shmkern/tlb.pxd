@@ -64,7 +64,7 @@ cdef void tlb_invalidate(Task* task, u64 start, u64 end) noexcept nogil
 cdef void tlb_wait_for_access(Task* task) noexcept nogil
 cdef void flush_tlb_range(MmStruct* mm, u64 start, u64 end) noexcept nogil
 cdef void flush_tlb_mm(MmStruct* mm) noexcept nogil
-cdef void flush_tlb_page(MmStruct* mm, u64 address) noexcept nogil
+cdef void shoot_down(MmStruct* mm, u64 start, u64 end) noexcept nogil
 cdef pte_t ptep_clear_flush(MmStruct* mm, u64 address, pte_t* ptep) noexcept nogil
 cdef void activate_mm(MmStruct* mm) noexcept nogil
 cdef void deactivate_mm(MmStruct* mm, Task* task) noexcept nogil

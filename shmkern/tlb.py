@@ -65,12 +65,14 @@ def tlb_fill(me, mm, address, write):
 # ---- shootdown ---------------------------------------------------------------
 
 def tlb_invalidate(task, start, end):
-    """Empties the entries of a CPU for [start, end), as its interrupt handler would."""
+    """Empties the entries of a CPU for [start, end), as its interrupt handler would.  Ends
+    with a full fence, whichever way it went, so that access_seq is read after it."""
     atomic_add_return32(addressof(task.flush_seq), 1)
     if end - start >= cast(u64, TLB_FLUSH_ALL) << PAGE_SHIFT:
         for index in range(TLB_ENTRIES):
             if READ_ONCE64(addressof(task.tlb[index])):
                 WRITE_ONCE64(addressof(task.tlb[index]), 0)
+        smp_mb()
         return
     address = start
     while address < end:
@@ -78,7 +80,7 @@ def tlb_invalidate(task, start, end):
         # An entry of another page stays.  If the owner replaces it while we look, the
         # advanced flush_seq tells it to check again.
         if READ_ONCE64(slot) & TLB_TAG_MASK == tlb_tag(address):
-            WRITE_ONCE64(slot, 0)
+            xchg64(slot, 0)
         address += PAGE_SIZE
 
 
@@ -103,11 +105,16 @@ def tlb_wait_for_access(task):
 def flush_tlb_range(mm, start, end):
     """Returns when no CPU has, or uses, a translation of [start, end) that it got before
     the call.  The page tables have been changed.  Any locks may be held."""
-    k = kernel()
-    me = current()
-    # The PTE's change comes before the look at who might have cached it: a CPU that
+    # The change comes before the look at who might have cached what was there: a CPU that
     # joins the mask afterwards walks the changed table.
     smp_mb()
+    shoot_down(mm, start, end)
+
+
+def shoot_down(mm, start, end):
+    """flush_tlb_range after a page-table change that was a full fence by itself."""
+    k = kernel()
+    me = current()
     for word in range((k.max_tasks + 63) // 64):
         cpus = READ_ONCE64(addressof(mm.cpu_vm_mask[word]))
         while cpus:
@@ -117,7 +124,6 @@ def flush_tlb_range(mm, start, end):
             if cpu != me.cpu:
                 me.vm_events[TLB_SHOOTDOWN] += 1
     # All are told before the first is waited for.
-    smp_mb()
     for word in range((k.max_tasks + 63) // 64):
         cpus = READ_ONCE64(addressof(mm.cpu_vm_mask[word]))
         while cpus:
@@ -132,17 +138,12 @@ def flush_tlb_mm(mm):
     flush_tlb_range(mm, 0, TASK_SIZE)
 
 
-def flush_tlb_page(mm, address):
-    """flush_tlb_range for one page."""
-    flush_tlb_range(mm, address & PAGE_MASK, (address & PAGE_MASK) + PAGE_SIZE)
-
-
 def ptep_clear_flush(mm, address, ptep):
     """Clears a PTE and returns what it held; no CPU can reach the page through it any
     more, and DIRTY tells whether any has written.  Holds the split lock."""
     pte = ptep_get_and_clear(ptep)
     if pte_present(pte):
-        flush_tlb_page(mm, address)
+        shoot_down(mm, address & PAGE_MASK, (address & PAGE_MASK) + PAGE_SIZE)
     return pte
 
 

@@ -40,6 +40,8 @@ cdef void vma_absorb(MmStruct* mm, VmAreaStruct* low, VmAreaStruct* high) noexce
 cdef VmAreaStruct* vma_merge(MmStruct* mm, VmAreaStruct* vma) noexcept nogil
 @cython.locals(prev=pointer_to_vma)
 cdef AnonVma* find_mergeable_anon_vma(VmAreaStruct* vma) noexcept nogil
+@cython.locals(anon_vma=pointer_to_anon_vma, allocated=pointer_to_anon_vma)
 cdef int anon_vma_prepare(VmAreaStruct* vma) noexcept nogil
 
 ctypedef VmAreaStruct* pointer_to_vma
+ctypedef AnonVma* pointer_to_anon_vma

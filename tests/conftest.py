@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Every machine of the tests is made by `boot`: it is audited when the test is over, and a
 process or block that is left behind fails the test."""
+import ctypes
+import mmap
+import time
+
 import psutil
 import pytest
 
 import shmkern
-from shmkern import direct_map
+from shmkern import direct_map, layout
 
 
 def our_processes():
@@ -46,3 +50,50 @@ def boot():
 def machine(boot):
     """A small machine: 2 nodes of 1024 frames."""
     return boot()
+
+
+@pytest.fixture
+def run(machine):
+    """run(program, *args) is what the program returns as a task of `machine`."""
+    return lambda program, *args: machine.spawn(program, *args).result(timeout=30)
+
+
+@pytest.fixture
+def stops():
+    """stops(machine, program, *args, kind="kernel BUG") is the report of the machine, which the
+    program must stop that way.  Closes the machine."""
+    def stops(machine, program, *args, kind="kernel BUG"):
+        with machine, pytest.raises(shmkern.KernelBug) as stopped:
+            machine.spawn(program, *args).result(timeout=30)
+        assert stopped.value.kind == kind, stopped.value.report
+        return stopped.value.report
+    return stops
+
+
+@pytest.fixture
+def until():
+    """until(condition) returns when condition() is true, and fails when that takes 20 s."""
+    def until(condition):
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline, "it does not come to that"
+            time.sleep(0.001)
+    return until
+
+
+@pytest.fixture
+def shared():
+    """shared(type, count) is zeroed memory outside the block that all tasks spawned later see
+    at one address: a live struct (see layout.struct), or an array of scalars.  It begins on a
+    cache line of its own."""
+    memory = mmap.mmap(-1, 1 << 20)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    used = 0
+
+    def shared(kind, count=None):
+        nonlocal used
+        start = address + used
+        used += -(-layout.sizeof(kind) * (count or 1) // 64) * 64
+        assert used <= len(memory)
+        return layout.struct(kind, start) if kind in layout.dtypes else layout.view(kind, start, count or 1)
+    yield shared

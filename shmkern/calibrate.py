@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the machine's costs are measured against, on the machine's own memory."""
+import cython
+from cython import address as addressof, cast, declare, pointer
+from cython.cimports.libc.string import memcpy, memset
+
+
+def memcpy_frames(source, target, count):
+    """Nanoseconds for copying `count` frames, one memcpy of 4 KiB each, from frame `source` on
+    to frame `target` on.  The target frames must be free; they are poisoned again after."""
+    first = declare(u64, source)
+    second = declare(u64, target)
+    pages = declare(u64, count)
+    began = ktime_get_ns()
+    for index in range(pages):
+        memcpy(pfn_to_kaddr(second + index), pfn_to_kaddr(first + index), PAGE_SIZE)
+    ended = ktime_get_ns()
+    if kernel().poison:
+        memset(pfn_to_kaddr(second), PAGE_POISON, pages * PAGE_SIZE)
+    return ended - began
+
+
+def load64_loop(start, stride, count, rounds):
+    """Nanoseconds for `rounds` times `count` aligned loads of the current task, `stride` bytes
+    apart from `start` on; all must be mapped."""
+    base = declare(u64, start)
+    step = declare(u64, stride)
+    loads = declare(u64, count)
+    times = declare(u64, rounds)
+    rc = declare(cython.int, 0)
+    total = declare(u64, 0)
+    began = ktime_get_ns()
+    for _round in range(times):
+        for index in range(loads):
+            frame = user_access_begin(base + index * step, 0, addressof(rc))
+            BUG_ON(cast(u64, frame) == 0)
+            total += READ_ONCE64(frame)
+            access_end(current())
+    return ktime_get_ns() - began
+
+
+def store64_loop(start, stride, count):
+    """Nanoseconds for `count` aligned stores of the current task, `stride` bytes apart from
+    `start` on."""
+    base = declare(u64, start)
+    step = declare(u64, stride)
+    stores = declare(u64, count)
+    rc = declare(cython.int, 0)
+    began = ktime_get_ns()
+    for index in range(stores):
+        frame = user_access_begin(base + index * step, 1, addressof(rc))
+        BUG_ON(cast(u64, frame) == 0)
+        WRITE_ONCE64(frame, index)
+        access_end(current())
+    return ktime_get_ns() - began
+
+
+def host_fault_loop(start, count):
+    """Nanoseconds for storing to `count` pages of the host's own memory, mapped at `start` and
+    not touched yet: its anonymous page faults."""
+    base = declare(u64, start)
+    pages = declare(u64, count)
+    began = ktime_get_ns()
+    for index in range(pages):
+        WRITE_ONCE64(cast(pointer(char), base + index * PAGE_SIZE), index)
+    return ktime_get_ns() - began

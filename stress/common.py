@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What `shmkern stress NAME` and `python stress/NAME.py` have in common: options, the
+printed result, the JSON file, the exit status.
+
+A scenario is a module with NAME, worker(task, run, number), plan(options), which gives what
+the workers need and checks the options, and perhaps roots(options): how many workers the
+supervisor starts, if they start others.  What the run itself does is in harness.py, what
+tasks have at hand in board.py.
+"""
+import argparse
+import contextlib
+import importlib
+import json
+import math
+import os
+import signal
+import sys
+
+import shmkern
+from shmkern_stress.board import enter      # noqa: F401 (scenarios fork and clone with it)
+from shmkern_stress.display import Display
+
+SCENARIOS = {
+    "anon": "each worker owns memory and loads and stores all over it while its pages move",
+    "threads": "workers share address spaces and increment shared counters; the sums must be exact",
+    "fork": "trees of forks with copy-on-write, unmapping, moving, protecting and exiting",
+    "trace": "each worker replays the memory accesses of a real program",
+}
+HELD, BROKEN, BAD_USE = 0, 1, 2
+FRAMES_MIN = 8192
+FRAMES_PER_WORKER = 512
+FRAMES_PER_NODE_MIN = 64
+MAX_WORKERS = 400
+# Of all frames: so that any node of two can hold everything, with room to spare.
+USABLE_PERCENT = 35
+
+
+class UsageError(Exception):
+    """The command cannot be done as given; the text is one sentence."""
+
+
+def take_frames(options, need):
+    """Settles options.frames for a scenario that maps `need` pages at least.  Returns how many
+    frames it may fill.  Raises UsageError when there are too few."""
+    least = max(math.ceil(need * 100 / USABLE_PERCENT), options.nodes * FRAMES_PER_NODE_MIN)
+    if options.frames is None:
+        options.frames = max(least, FRAMES_MIN, options.workers * FRAMES_PER_WORKER)
+        options.frames += -options.frames % options.nodes
+    if options.frames < least:
+        raise UsageError(f"{options.frames} frames are too few for {options.workers} workers on {options.nodes} "
+                         f"nodes; {least} will do")
+    options.frames -= options.frames % options.nodes
+    return options.frames * USABLE_PERCENT // 100
+
+
+# ---- options -----------------------------------------------------------------------
+
+def whole(low, high):
+    """An argparse type: whole numbers from low to high."""
+    def parse(text):
+        try:
+            value = int(text, 0)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return value
+    return parse
+
+
+def duration(text):
+    """An argparse type: seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e7:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    return value
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message):
+        self.exit(BAD_USE, f"{self.prog}: {message}\n")
+
+
+def add_options(parser, name):
+    """Adds a scenario's options to its parser."""
+    if name == "trace":
+        parser.add_argument("file", metavar="FILE", help="what valgrind's lackey prints, plain or gzip; see `shmkern record`")
+    parser.add_argument("--workers", type=whole(1, MAX_WORKERS), default=8, metavar="N",
+                        help="tasks that run at once (default 8)")
+    parser.add_argument("--nodes", type=whole(2, 64), default=2, metavar="N", help="nodes, 2 to 64 (default 2)")
+    parser.add_argument("--frames", type=whole(1, 1 << 28), metavar="N",
+                        help="page frames of 4 KiB, over all nodes together (default: what the workers need, "
+                             f"{FRAMES_MIN} at least)")
+    seconds = "30, and once through the trace" if name == "trace" else "30"
+    parser.add_argument("--seconds", type=duration, metavar="S", help=f"how long (default {seconds})")
+    parser.add_argument("--seed", type=whole(0, (1 << 62) - 1), metavar="N",
+                        help="what all random numbers follow from (default: a new one, which is printed)")
+    parser.add_argument("--migrators", type=whole(1, 64), default=1, metavar="N",
+                        help="processes that move pages (default 1)")
+    parser.add_argument("--json", metavar="FILE", help="also write the result to FILE, as JSON; - is the standard output")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    example = "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz" if name == "trace" else \
+        f"shmkern stress {name} --workers 8 --seconds 10 --json {name}.json"
+    parser.description = f"{SCENARIOS[name][0].upper()}{SCENARIOS[name][1:]}."
+    parser.epilog = f"example:\n  {example}\n\nexit status: 0 held, 1 a promise was broken, 2 bad use"
+
+
+# ---- the result --------------------------------------------------------------------
+
+def status_of(result):
+    """The exit status that a result calls for."""
+    if result["failures"] or result["audit"] or result["lost_writes"]:
+        return BROKEN
+    return 128 + result["signal"] if result["signal"] else HELD
+
+
+def summary(result):
+    """The result in words, a list of lines."""
+    status = status_of(result)
+    word = {HELD: "held", BROKEN: "BROKEN"}.get(status, "interrupted")
+    audit = "clean audit" if not result["audit"] else f"{len(result['audit'])} audit findings"
+    lines = [f"{result['scenario']} {word}: {result['lost_writes']} lost writes, {audit}, seed {result['seed']}"]
+    lines += [f"  {failure}" for failure in result["failures"]]
+    shown = {"workers": f"{result['workers']} on {result['nodes']} nodes of {result['frames'] // result['nodes']:,} frames, "
+                        f"{result['seconds']:.1f} s",
+             "accesses": f"{result['accesses']:,}", "faults": f"{result['faults']:,}",
+             "migration waits": f"{result['migration_waits']:,} (half of them up to {result['wait_p50_us']:,} us, "
+                                f"99 % up to {result['wait_p99_us']:,} us)",
+             "pages migrated": f"{result['pages_migrated']:,} ({result['pages_per_second']:,} a second), "
+                               f"{result['migrate_retried']:,} retried, {result['migrate_failed']:,} failed",
+             "TLB shootdowns": f"{result['tlb_shootdowns']:,}"}
+    if result["forks"]:
+        shown["forks"] = f"{result['forks']:,}, up to {result['tasks_live_max']} tasks at once"
+    lines += [f"  {name:16} {value}" for name, value in shown.items()]
+    if status == HELD and result["migration_waits"] == 0:
+        lines.append("  No task met a migration entry, so this run shows little; a longer one would.")
+    return lines
+
+
+def check_json(path):
+    """Finds out now, and not after the run, that the result has nowhere to go."""
+    if path in (None, "-"):
+        return
+    try:
+        open(path, "a").close()
+    except OSError as error:
+        raise UsageError(f"the result cannot be written to {path}: {error.strerror}") from None
+
+
+def write_json(path, result):
+    """Writes the result.  Raises UsageError when it cannot be written."""
+    try:
+        if path == "-":
+            print(json.dumps(result, indent=2), flush=True)
+        elif path is not None:
+            with open(path, "w") as file:
+                file.write(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"the result cannot be written to {path}: {error.strerror}") from None
+
+
+# ---- the command ---------------------------------------------------------------------
+
+def run(name, options, file=None, tick=None):
+    """Runs a scenario with parsed options, showing progress on `file`.  Returns the result, a
+    dict.  Raises UsageError and BootError.  `tick(supervision)` is called at every look; that is
+    how the tests break machines."""
+    from shmkern_stress import harness
+
+    scenario = importlib.import_module(f"shmkern_stress.{name}")
+    options.once_through = name == "trace" and options.seconds is None
+    options.seconds = 30.0 if options.seconds is None else options.seconds
+    options.seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
+    plan = scenario.plan(options)
+    with Display(file or sys.stdout) as display, harness.Signals() as signals:
+        display.console.print(f"{name}: {options.workers} workers, {options.nodes} nodes, {options.frames} frames, "
+                              f"{options.seconds:g} s, seed {options.seed}", soft_wrap=True)
+        return harness.Supervision(scenario, options, plan, signals, display, tick).supervise()
+
+
+def main(name, options):
+    """Does what a parsed command asks for.  Returns the exit status."""
+    file = sys.stderr if options.json == "-" else sys.stdout
+    try:
+        check_json(options.json)
+        result = run(name, options, file)
+        print("\n".join(summary(result)), file=file, flush=True)
+        try:
+            write_json(options.json, result)
+        except UsageError as error:
+            print(f"shmkern stress {name}: {error}", file=sys.stderr)
+            return status_of(result) or BAD_USE
+        return status_of(result)
+    except (UsageError, shmkern.BootError, ValueError) as error:
+        print(f"shmkern stress {name}: {error}", file=sys.stderr)
+        return BAD_USE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def script(name):
+    """`python stress/NAME.py`."""
+    parser = Parser()
+    add_options(parser, name)
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main(name, parser.parse_args()))

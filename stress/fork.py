@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Trees of forks with copy-on-write.  Each child inherits its parent's memory and shadow,
+changes it, unmaps, moves, shrinks, grows and protects parts of it, forks in its turn, and
+exits, before or after its parent, while the pages move."""
+import errno
+
+import numpy as np
+
+from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE
+from shmkern import replay
+from shmkern.replay import Shadow
+from shmkern_stress import common
+from shmkern_stress.board import OPS, PAGE, random_accesses
+from shmkern_stress.threads import must_fault
+
+NAME = "fork"
+READ_WRITE = PROT_READ | PROT_WRITE
+PAGES_MAX = 64
+AREAS_MAX = 8
+TABLES = 16
+ACCESSES = 512
+# A task forks where there is room below this generation, and lives for so many steps.
+GENERATIONS = 6
+STEPS = 24
+TASKS_PER_ROOT = 8
+LOADS = np.array([replay.LOAD], np.uint8)
+# Where areas are moved to: 64 MiB of addresses, so that they meet.
+TARGETS, TARGET_PAGES = 0x100000000, 16384
+
+
+def plan(options):
+    """Pages of a task, if it shared none."""
+    frames = common.take_frames(options, (AREAS_MAX + TABLES) * options.workers)
+    return min(frames // options.workers - TABLES, PAGES_MAX)
+
+
+def roots(options):
+    """The trees' roots, which live as long as the run."""
+    return -(-options.workers // TASKS_PER_ROOT)
+
+
+def worker(task, run, number):
+    """The root of a tree."""
+    space = Space(task, run, (number,))
+    space.map(READ_WRITE)
+    live(space, None)
+
+
+def descendant(task, run, space, key):
+    """A forked task: it goes on with a copy of its parent's memory and shadow."""
+    live(Space(task, run, key, space), int(run.rng(*key, 0).geometric(1 / STEPS)))
+
+
+def live(space, steps):
+    """Steps, forking where there is room; then checks its memory and parks, or exits early with
+    whatever children it has."""
+    run, rng = space.run, space.rng
+    children, born = [], 0
+    run.working()
+    while not run.board.stopping and steps != 0:
+        space.step()
+        if len(space.key) < GENERATIONS and run.board.count(1, 2, 3) < run.options.workers:
+            born += 1
+            children.append(make_child(space, born))
+        children = [child for child in children if child is not None and not collected(child)]
+        steps = steps if steps is None else steps - 1
+    space.check()
+    if run.board.stopping:
+        run.park()
+    elif rng.random() < 0.5:
+        return
+    for child in children:
+        child.result()
+    # What the children did to their copies must not show here.
+    space.check()
+
+
+def make_child(space, number):
+    """A child, or None when the machine has no room for one now."""
+    run = space.run
+    try:
+        child = space.task.fork(common.enter, run, descendant, space, (*space.key, number))
+    except OSError:
+        run.row["refused"] += 1
+        return None
+    run.row["forks"] += 1
+    return child
+
+
+def collected(child):
+    """Whether a child has ended.  Raises what befell it."""
+    if child.is_alive():
+        return False
+    child.result()
+    return True
+
+
+class Space:
+    """An address space as it must be: areas, as (start, length, protection), and the shadow of
+    what they hold.  An area lies within one VMA of the kernel's, which may hold several."""
+
+    def __init__(self, task, run, key, parent=None):
+        self.task, self.run, self.key = task, run, key
+        self.rng = run.rng(*key)
+        self.stream = int(self.rng.integers(1 << 62))
+        self.areas = list(parent.areas) if parent else []
+        # This process's copy of the parent's: both go on from the same contents.
+        self.shadow = parent.shadow if parent else Shadow()
+
+    def step(self):
+        """Loads, stores, and one change to the address space.  When the machine is out of
+        frames, gives an area back instead."""
+        changes = (self.map, self.punch, self.resize, self.move, self.protect, self.protect, self.trespass)
+        try:
+            self.access()
+            changes[self.rng.integers(len(changes))]()
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            self.run.row["refused"] += 1
+            self.drop()
+        if len(self.areas) > AREAS_MAX or self.pages() > self.run.plan:
+            self.drop()
+
+    def pages(self):
+        """How many pages are mapped."""
+        return sum(length for _start, length, _prot in self.areas) // PAGE
+
+    def ranges(self, *protections):
+        """(start, length) of the areas with one of these protections."""
+        return [(start, length) for start, length, prot in self.areas if prot in protections]
+
+    def some_area(self):
+        """One area, taken off the list; whoever takes it puts back what is left of it."""
+        return self.areas.pop(int(self.rng.integers(len(self.areas))))
+
+    def some_part(self, length):
+        """(offset, length) of some pages of an area, perhaps all of it."""
+        first, last = np.sort(self.rng.integers(length // PAGE, size=2)).tolist()
+        return first * PAGE, (last - first + 1) * PAGE
+
+    def is_free(self, start, length):
+        """Whether no area lies in that range."""
+        return all(start + length <= other or other + size <= start for other, size, _prot in self.areas)
+
+    def some_place(self, length):
+        """A free range of addresses."""
+        while True:
+            start = TARGETS + int(self.rng.integers(TARGET_PAGES)) * PAGE
+            if self.is_free(start, length):
+                return start
+
+    # ---- what a step may be ----
+
+    def access(self):
+        """Random accesses to what may be accessed."""
+        self.stream += 1
+        for protection, ops, count in ((READ_WRITE, OPS, ACCESSES), (PROT_READ, LOADS, ACCESSES // 4)):
+            ranges = self.ranges(protection)
+            if ranges:
+                self.run.checked(random_accesses(self.rng, ranges, count, ops), self.shadow, self.stream)
+
+    def map(self, protection=READ_WRITE):
+        """A new area, where the kernel likes or at a place of its own."""
+        length = int(self.rng.integers(1, max(2, self.run.plan // 2))) * PAGE
+        flags = MAP_PRIVATE | MAP_ANONYMOUS
+        if self.rng.random() < 0.5:
+            start = self.task.mmap(length, protection, flags)
+        else:
+            place = self.some_place(length)
+            start = self.task.mmap(length, protection, flags | MAP_FIXED, place)
+        self.areas.append((start, length, protection))
+
+    def punch(self):
+        """Unmaps some pages of an area."""
+        if not self.areas:
+            return
+        area = self.some_area()
+        self.areas.append(area)
+        start, length, protection = area
+        offset, size = self.some_part(length)
+        self.task.munmap(start + offset, size)
+        self.shadow.discard(start + offset, size)
+        self.areas.pop()
+        self._put_back((start, offset, protection),
+                       (start + offset + size, length - offset - size, protection))
+
+    def resize(self):
+        """Grows or shrinks an area; a growing one may move."""
+        if not self.areas:
+            return
+        area = self.some_area()
+        start, length, protection = area
+        size = int(self.rng.integers(1, 2 * length // PAGE + 1)) * PAGE
+        try:
+            place = self.task.mremap(start, length, size, MREMAP_MAYMOVE)
+        except OSError:
+            self.areas.append(area)
+            raise
+        self.shadow.discard(start + min(size, length), max(0, length - size))
+        if place != start:
+            self.shadow.move(start, place, min(size, length))
+        self.areas.append((place, size, protection))
+
+    def move(self):
+        """Moves an area, or some pages of it, to another place."""
+        if not self.areas:
+            return
+        area = self.some_area()
+        start, length, protection = area
+        offset, size = self.some_part(length)
+        self.areas.append(area)
+        place = self.some_place(size)
+        self.task.mremap(start + offset, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place)
+        self.shadow.move(start + offset, place, size)
+        self.areas.pop()
+        self._put_back((start, offset, protection), (place, size, protection),
+                       (start + offset + size, length - offset - size, protection))
+
+    def protect(self):
+        """Gives some pages of an area another protection."""
+        if not self.areas:
+            return
+        area = self.some_area()
+        start, length, old = area
+        offset, size = self.some_part(length)
+        new = (READ_WRITE, READ_WRITE, PROT_READ, PROT_NONE)[self.rng.integers(4)]
+        self.areas.append(area)
+        self.task.mprotect(start + offset, size, new)
+        self.areas.pop()
+        self._put_back((start, offset, old), (start + offset, size, new),
+                       (start + offset + size, length - offset - size, old))
+
+    def trespass(self):
+        """Accesses that must fault: to protected areas, and beside all areas."""
+        for start, length in self.ranges(PROT_READ, PROT_NONE):
+            must_fault(self.task, start + int(self.rng.integers(length)), "store")
+        for start, length in self.ranges(PROT_NONE):
+            must_fault(self.task, start + int(self.rng.integers(length)), "load")
+        must_fault(self.task, self.some_place(PAGE), "store" if self.rng.random() < 0.5 else "load")
+
+    def drop(self):
+        """Unmaps a whole area."""
+        if self.areas:
+            start, length, _protection = self.some_area()
+            self.task.munmap(start, length)
+            self.shadow.discard(start, length)
+
+    def check(self):
+        """Loads all that may be loaded and compares it."""
+        self.run.check_ranges(self.ranges(READ_WRITE, PROT_READ), self.shadow)
+
+    def _put_back(self, *parts):
+        self.areas += [part for part in parts if part[1]]
+
+
+if __name__ == "__main__":
+    common.script(NAME)

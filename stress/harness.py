@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The supervisor's side of a stress run: boot, start the tasks and the migrator, watch, stop,
+check, audit.
+
+A run is over when its time is, at the first broken promise, or at a signal.  Then every
+task checks all its memory, with the migrator still at work, and parks; the machine is
+audited with everybody's memory in place; the tasks end, and it is audited once more.
+"""
+import os
+import signal
+import time
+
+import shmkern
+from shmkern import layout, vmstat
+from shmkern_stress.board import ABSENT, PARKED, SETTING_UP, WORKING, Board, Run, enter
+
+POLL = 0.02
+AUDIT_EVERY = 5.0
+START_LIMIT = 120.0
+STOP_LIMIT = 90.0
+RUNNING = layout.constants["TASK_RUNNING"]
+
+
+class Signals:
+    """Within its `with` block SIGINT, SIGTERM and SIGHUP are noted in `number` and do nothing
+    else, so that they cannot come between two steps that belong together; a second one is a
+    KeyboardInterrupt.  Tasks, which inherit this, keep to the defaults (and ignore SIGINT)."""
+
+    def __init__(self):
+        self.number = 0
+        self._owner = os.getpid()
+        self._before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame):
+        if os.getpid() != self._owner:
+            # Here and not at once, for at once may be in the middle of the kernel.
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+        elif self.number:
+            raise KeyboardInterrupt
+        else:
+            self.number = number
+
+
+class Stop(Exception):
+    """A run cannot go on: it has a failure or a signal to report."""
+
+
+class Supervision:
+    """One run of a scenario.  `failures` are sentences, `lost_writes` counts some of them,
+    `findings` are the audits'."""
+
+    def __init__(self, scenario, options, plan, signals, display, tick):
+        self.scenario, self.options = scenario, options
+        self.signals, self.display, self.tick = signals, display, tick
+        # A forked task may be there before the one whose place it takes has gone.
+        self.max_tasks = 2 * options.workers + options.migrators + 8
+        self.board = Board(self.max_tasks)
+        self.run = Run(options, plan, self.board)
+        self.failures, self.findings, self.lost_writes = [], [], 0
+        self.machine, self.roots, self.migrators = None, [], []
+        self.began, self.seconds, self.live = None, 0.0, 0
+        # Whether a failure or signal ends the stage, and whether tasks have to be alive.
+        self.running, self.watching = True, True
+        self.dead = set()
+
+    def fail(self, text):
+        """Notes a broken promise."""
+        self.failures.append(text if "seed" in text else f"{text}; seed {self.options.seed}")
+
+    # ---- one look ----
+
+    def poll(self):
+        """Looks after machine and tasks.  Raises Stop when there is something to report, and
+        KernelBug when the machine has stopped."""
+        self.machine.check()
+        for message in self.board.messages():
+            self.lost_writes += message["kind"] == "lost write"
+            self.fail(message["text"])
+        if self.watching:
+            self.look_for_dead()
+            self.live = max(self.live, self.board.count(WORKING))
+        if self.running and (self.failures or self.signals.number):
+            raise Stop
+        if self.tick:
+            self.tick(self)
+        self.display.update(self)
+        time.sleep(POLL)
+
+    def look_for_dead(self):
+        """Finds tasks that ended without a word: who ends otherwise leaves the board first."""
+        for child in [*self.roots, *(migrator.child for migrator in self.migrators)]:
+            if child.pid not in self.dead and not child.is_alive():
+                self.dead.add(child.pid)
+                self.fail(str(shmkern.TaskDied(child.pid, child.process.exitcode)))
+        rows = self.board.rows
+        for cpu in rows["pid"].nonzero()[0].tolist():
+            pid, slot = int(rows["pid"][cpu]), vmstat.tasks()[cpu]
+            gone = slot["state"] != RUNNING or slot["pid"] != pid
+            if gone and int(rows["pid"][cpu]) == pid:
+                if pid not in self.dead:
+                    self.fail(f"task {pid} died")
+                rows["pid"][cpu], rows["state"][cpu] = 0, ABSENT
+
+    def poll_until(self, condition, limit, what):
+        """Polls until condition() holds; a failure after `limit` seconds."""
+        deadline = time.monotonic() + limit
+        while not condition():
+            if time.monotonic() >= deadline:
+                self.fail(f"{what} after {limit:.0f} s; {self.stuck()}")
+                raise Stop
+            self.poll()
+
+    def stuck(self):
+        """Who is not parked, for a report."""
+        rows = self.board.rows
+        busy = rows["pid"][(rows["pid"] != 0) & (rows["state"] != PARKED)].tolist()
+        return f"busy are tasks {busy}" if busy else "all tasks have parked"
+
+    # ---- the stages ----
+
+    def start(self):
+        """Starts the tasks, and the migrators when all are set up."""
+        scenario, options = self.scenario, self.options
+        count = scenario.roots(options) if hasattr(scenario, "roots") else options.workers
+        for number in range(count):
+            self.roots.append(self.machine.spawn(enter, self.run, scenario.worker, number))
+            self.poll()
+        self.poll_until(lambda: self.board.count(WORKING) >= count, START_LIMIT, "not all tasks are set up")
+        for number in range(options.migrators):
+            self.migrators.append(self.machine.start_migrator(seed=options.seed + number))
+        self.began = time.monotonic()
+
+    def elapsed(self):
+        """Seconds since the migrators came."""
+        return 0.0 if self.began is None else self.seconds or time.monotonic() - self.began
+
+    def watch(self):
+        """The run itself."""
+        next_audit = self.began + AUDIT_EVERY
+        while self.elapsed() < self.options.seconds or not self.through():
+            self.poll()
+            if time.monotonic() >= next_audit:
+                self.audit()
+                next_audit = time.monotonic() + AUDIT_EVERY
+
+    def through(self):
+        """Whether every worker has done what it is to do at least once, if it is."""
+        if not self.options.once_through:
+            return True
+        passes = self.board.rows["passes"][[root.cpu for root in self.roots]]
+        return bool((passes > 0).all())
+
+    def settle(self):
+        """Has the tasks check their memory and park, then end; audits before and after."""
+        self.running = False
+        self.board.stop()
+        self.poll_until(lambda: self.board.count(SETTING_UP, WORKING) == 0, STOP_LIMIT, "not all tasks have stopped")
+        self.seconds = self.elapsed()
+        self.audit()
+        # Parked tasks leave as they please now.
+        self.watching = False
+        for migrator in self.migrators:
+            migrator.stop(STOP_LIMIT)
+        self.audit()
+        self.board.release()
+        self.poll_until(lambda: not any(root.is_alive() for root in self.roots), STOP_LIMIT, "not all tasks have ended")
+        self.poll_until(lambda: (vmstat.tasks()["state"] != 0).sum() <= 1, STOP_LIMIT, "not all tasks have ended")
+        self.audit()
+
+    def audit(self):
+        """Audits the machine.  Raises Stop when it is broken."""
+        found = self.machine.audit()
+        if not found.clean:
+            self.findings += found.to_json()
+            for finding in found.findings[:8]:
+                self.fail(f"audit: {finding}")
+            raise Stop
+
+    # ---- all of it ----
+
+    def supervise(self):
+        """Runs the scenario.  Returns the result, a dict; see result()."""
+        try:
+            with shmkern.Machine(self.options.nodes, self.options.frames // self.options.nodes,
+                                 max_tasks=self.max_tasks) as self.machine:
+                self.stage(self.start, self.watch)
+                if self.signals.number not in (signal.SIGTERM, signal.SIGHUP):
+                    self.stage(self.settle)
+                return self.result()
+        finally:
+            self.board.close()
+
+    def stage(self, *steps):
+        """Does steps until one raises what a run can end with."""
+        try:
+            for step in steps:
+                step()
+        except Stop:
+            pass
+        except shmkern.KernelBug as bug:
+            if not any(str(bug) in failure for failure in self.failures):
+                self.fail(str(bug))
+        except (shmkern.TaskDied, OSError, TimeoutError) as error:
+            self.fail(f"{type(error).__name__}: {error}")
+
+    def result(self):
+        """What was measured, as README and --help describe it."""
+        counters, waits, options = self.machine.vmstat(), vmstat.wait_buckets(), self.options
+        seconds = self.elapsed()
+        moved = counters["pgmigrate_success"]
+        return {
+            "scenario": self.scenario.NAME, "seed": options.seed, "seconds": round(seconds, 3),
+            "workers": options.workers, "nodes": options.nodes, "frames": options.frames,
+            "accesses": counters["accesses"], "faults": counters["pgfault"],
+            "migration_waits": counters["migration_entry_wait"],
+            "wait_p50_us": round(vmstat.percentile_us(waits, 50), 1),
+            "wait_p99_us": round(vmstat.percentile_us(waits, 99), 1),
+            "pages_migrated": moved, "pages_per_second": round(moved / seconds) if seconds else 0,
+            "migrate_failed": counters["pgmigrate_fail"], "migrate_retried": counters["pgmigrate_retry"],
+            "tlb_shootdowns": counters["tlb_shootdown"], "lost_writes": self.lost_writes,
+            "audit": self.findings, "failures": self.failures,
+            "forks": int(self.board.rows["forks"].sum()), "tasks_live_max": self.live,
+            "cow_faults": counters["pgfault_cow"], "out_of_frames": counters["pgfault_oom"],
+            "signal": self.signals.number,
+        }

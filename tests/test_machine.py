@@ -1,0 +1,755 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Machines and their processes: programs and results, killing and dying, leaving nothing
+behind.  All on real processes."""
+import errno
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+import shmkern
+from helpers import PAGE, Puppet, free_frames, is_running, mm_of, run, until, until_waits
+from shmkern import direct_map, freezer, report, vmstat, worker
+from shmkern.kallsyms import ksym
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def look_now(machine):
+    """Has the supervisor look after its tasks, however lately it did."""
+    machine._checked = 0.0
+    machine.check()
+
+
+def tables_in_use():
+    """How many slots are not free."""
+    return int((vmstat.tasks()["state"] != 0).sum())
+
+
+# ---- programs and results -----------------------------------------------------
+
+def test_a_program_may_be_a_closure(machine):
+    word, numbers = b"closure", [1, 2, 3]
+
+    def program(task, more):
+        va = task.mmap(PAGE)
+        task.store(va, word)
+        return task.load(va, len(word)), sum(numbers) + more
+
+    assert run(machine, program, 4) == (word, 10)
+    assert run(machine, lambda task: numbers[::-1]) == [3, 2, 1]
+
+
+def test_each_program_runs_in_a_process_of_its_own(machine):
+    pids = {run(machine, lambda task: (os.getpid(), task.os_pid)) for _ in range(3)}
+    assert len(pids) == 3 and all(one == other != os.getpid() for one, other in pids)
+
+
+def test_result_raises_what_the_program_raised_with_its_traceback(machine):
+    def deep_down(task):
+        raise KeyError("the one that got away")
+
+    with pytest.raises(KeyError, match="got away") as caught:
+        run(machine, lambda task: deep_down(task))
+    remote = str(caught.value.__cause__)
+    assert "in deep_down" in remote and "test_machine.py" in remote
+
+
+def test_result_may_be_asked_for_again(machine):
+    good, bad = machine.spawn(lambda task: [1]), machine.spawn(lambda task: 1 // 0)
+    assert good.result(10) == good.result(10) == [1]
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            bad.result(10)
+
+
+def test_exit_ends_a_program_at_once_with_a_value(machine):
+    def program(task):
+        try:
+            task.exit({"value": 42})
+        except Exception:
+            return "swallowed"
+        return "went on"
+
+    assert run(machine, program) == {"value": 42}
+    assert run(machine, lambda task: task.exit()) is None
+
+
+def test_result_times_out_and_can_be_had_later(machine):
+    read_end, write_end = os.pipe()
+    child = machine.spawn(lambda task: os.read(read_end, 1))
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=f"task {child.pid} has no result after 0.1 s"):
+        child.result(timeout=0.1)
+    assert time.monotonic() - began < 5
+    with pytest.raises(TimeoutError):
+        child.result(timeout=0)
+    os.write(write_end, b"!")
+    assert child.result(10) == b"!"
+    os.close(read_end), os.close(write_end)
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_of_its_own(machine):
+    with pytest.raises(Exception, match="generator"):
+        run(machine, lambda task: (number for number in ()))
+    assert run(machine, lambda task: "next") == "next"
+
+
+class TakesTwo(Exception):
+    """Pickles, but does not unpickle: its args are not those of its constructor."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+def test_an_exception_that_cannot_be_received_is_an_error_and_stays_one(machine):
+    def program(task):
+        raise TakesTwo("this", "that")
+
+    child = machine.spawn(program)
+    for _ in range(2):
+        with pytest.raises(Exception) as caught:
+            child.result(10)
+        assert not isinstance(caught.value, (shmkern.TaskDied, TimeoutError, EOFError, OSError))
+
+
+def test_sys_exit_is_a_death_with_a_status(machine):
+    with pytest.raises(shmkern.TaskDied, match="exited with status 3") as caught:
+        run(machine, lambda task: sys.exit(3))
+    assert caught.value.status == 3
+    assert machine.audit().clean
+
+
+def test_a_program_that_is_no_program_fails_in_its_task(machine):
+    with pytest.raises(TypeError, match="not callable"):
+        run(machine, 42)
+
+
+# ---- killed -------------------------------------------------------------------
+
+def hold_memory(task, pages, ready):
+    """Uses memory and then waits to be killed."""
+    va = task.mmap(pages * PAGE)
+    for index in range(pages):
+        task.store64(va + index * PAGE, index)
+    os.write(ready, b"!")
+    signal.pause()
+
+
+def test_a_task_killed_outside_the_kernel_gives_its_memory_back(machine):
+    before = free_frames(machine)
+    read_end, write_end = os.pipe()
+    child = machine.spawn(hold_memory, 200, write_end)
+    os.read(read_end, 1)
+    assert free_frames(machine) <= before - 200
+    child.kill()
+    with pytest.raises(shmkern.TaskDied, match="killed by signal 9") as caught:
+        child.result(10)
+    assert (caught.value.pid, caught.value.status) == (child.pid, -signal.SIGKILL)
+    until(lambda: tables_in_use() == 1, "the slot's return", check=machine.check)
+    assert free_frames(machine) == before
+    machine.audit().raise_if_broken()
+    os.close(read_end), os.close(write_end)
+
+
+def test_a_task_killed_with_a_forked_child_is_noticed_and_the_child_lives_on(machine):
+    read_end, write_end = os.pipe()
+
+    def program(task):
+        va = task.mmap(PAGE)
+        task.store(va, b"family")
+
+        def child(task):
+            os.write(write_end, b"!")
+            signal.pause()
+
+        task.fork(child)
+        signal.pause()
+
+    parent = machine.spawn(program)
+    os.read(read_end, 1)
+    parent.kill()
+    with pytest.raises(shmkern.TaskDied, match="killed by signal 9"):
+        parent.result(10)
+    until(lambda: tables_in_use() == 2, "the parent's slot", check=machine.check)
+    machine.audit().raise_if_broken()
+    os.close(read_end), os.close(write_end)
+
+
+def test_a_task_killed_before_it_runs_gives_its_slot_back(boot):
+    machine = boot(max_tasks=6)
+    for _ in range(12):
+        child = machine.spawn(lambda task: 1)
+        child.kill()
+        try:
+            assert child.result(10) == 1
+        except shmkern.TaskDied:
+            pass
+        until(lambda: tables_in_use() == 1, "the slot's return", check=lambda: look_now(machine))
+    machine.audit().raise_if_broken()
+
+
+def test_a_task_killed_while_it_sends_its_result_has_died(machine):
+    child = machine.spawn(lambda task: b"x" * (8 << 20))
+    # It has left the machine, and the pipe is full.
+    until(lambda: vmstat.tasks()["state"][child.cpu] == 0, "its exit")
+    child.kill()
+    with pytest.raises(shmkern.TaskDied):
+        child.result(10)
+
+
+def test_a_task_killed_inside_the_kernel_stops_the_machine_and_is_named(machine):
+    def program(task):
+        ksym.kernel_enter()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    machine.check()
+    child = machine.spawn(program)
+    with pytest.raises(shmkern.KernelBug, match=f"in task {child.pid} \\(program, ") as caught:
+        child.result(10)
+    assert caught.value.kind == "lost task"
+    for call in (machine.audit, machine.check, lambda: machine.init.mmap(PAGE)):
+        with pytest.raises(shmkern.KernelBug):
+            call()
+    machine.close()
+
+
+def busy(task):
+    """Faults, maps, forks address spaces and copies pages as fast as it can."""
+    va = task.mmap(32 * PAGE)
+    while True:
+        for index in range(32):
+            task.store(va + index * PAGE, b"busy" * 200)
+        task.mprotect(va, 8 * PAGE, shmkern.PROT_READ)
+        task.munmap(task.mmap(8 * PAGE), 8 * PAGE)
+        va = task.mremap(va, 32 * PAGE, 32 * PAGE, shmkern.MREMAP_MAYMOVE)
+        task.munmap(va, 32 * PAGE)
+        va = task.mmap(32 * PAGE)
+
+
+def test_a_task_killed_at_any_moment_is_lost_or_cleaned_up(boot):
+    """Either the kernel had it, and the machine says which task it lost; or it had not, and
+    nothing of it is left."""
+    rng = random.Random(5)
+    lost = cleaned = 0
+    machine = boot(frames_per_node=512)
+    before = free_frames(machine)
+    for _ in range(40):
+        child = machine.spawn(busy)
+        until(lambda: vmstat.tasks()["state"][child.cpu] == 2, "its start")
+        # The moment is random on purpose.
+        time.sleep(rng.random() * 0.003)
+        child.kill()
+        child.process.join()
+        try:
+            look_now(machine)
+            assert not is_running(child)
+            assert free_frames(machine) == before
+            machine.audit().raise_if_broken()
+            cleaned += 1
+        except shmkern.KernelBug as bug:
+            assert bug.kind == "lost task" and f"task {child.pid} (busy" in bug.report
+            machine.close()
+            machine = boot(frames_per_node=512)
+            lost += 1
+    assert lost and cleaned
+
+
+def test_a_task_killed_in_the_middle_of_an_access_does_not_hang_a_flush(boot):
+    """The CPU will never acknowledge; its death is noticed, and the flusher goes on.  The
+    flusher is init, who also cleans up after the dead."""
+    machine = boot(hung_task_timeout=5)
+    victim = Puppet(machine)
+    va = victim(lambda task: task.mmap(PAGE))
+    victim(lambda task: task.store(va, b"x"))
+    victim(lambda task: ksym.access_begin(worker.slot(task.cpu)))
+    victim.kill()
+    status = machine.init.move_pages(victim.pid, [va], [1])
+    assert status in ([1], [-errno.EAGAIN], [-errno.EFAULT], [-errno.ESRCH])
+    look_now(machine)
+    assert not is_running(victim)
+
+
+def test_the_next_task_in_a_slot_does_not_inherit_a_dead_ones_wait(machine):
+    victim = Puppet(machine)
+    freezer.freeze()
+    try:
+        victim.begin(lambda task: task.mmap(PAGE))
+        until_waits(victim, "WAIT_FREEZER")
+        victim.kill()
+    finally:
+        freezer.thaw()
+    look_now(machine)
+    heir = Puppet(machine)
+    assert heir.cpu == victim.cpu
+    assert report.waiters() == []
+
+
+def test_a_task_that_exits_while_the_supervisor_looks_is_not_taken_for_a_lost_one(machine, monkeypatch):
+    """The supervisor finds it in its slot and inside the kernel; then it leaves and its
+    process ends; then the supervisor looks for the process."""
+    puppet = Puppet(machine)
+    puppet(lambda task: ksym.kernel_enter())
+    running = report.running
+
+    def slow_running():
+        rows = running()
+        if is_running(puppet):
+            puppet(lambda task: ksym.kernel_exit())
+            puppet.exit()
+            until(lambda: not psutil.pid_exists(puppet.os_pid) or
+                  psutil.Process(puppet.os_pid).status() == "zombie", "the end of its process")
+        return rows
+
+    monkeypatch.setattr(report, "running", slow_running)
+    look_now(machine)
+    monkeypatch.undo()
+    machine.audit().raise_if_broken()
+
+
+def test_a_slot_that_changes_hands_while_the_supervisor_looks_is_left_alone(machine, monkeypatch):
+    old = Puppet(machine)
+    running, new = report.running, []
+
+    def slow_running():
+        rows = running()
+        if not new:
+            old.exit()
+            until(lambda: not psutil.pid_exists(old.os_pid) or
+                  psutil.Process(old.os_pid).status() == "zombie", "the end of its process")
+            new.append(Puppet(machine))
+            va = new[0](lambda task: task.mmap(PAGE))
+            new[0](lambda task: task.store(va, b"mine"))
+            new.append(va)
+        return rows
+
+    monkeypatch.setattr(report, "running", slow_running)
+    look_now(machine)
+    monkeypatch.undo()
+    new, va = new
+    assert new.cpu == old.cpu
+    assert new(lambda task: task.load(va, 4)) == b"mine"
+
+
+# ---- the end of a machine -----------------------------------------------------
+
+def family(task, report_pid):
+    """A task, a child and a grandchild that would live for ever."""
+    def grandchild(task):
+        report_pid(os.getpid())
+        signal.pause()
+
+    def child(task):
+        report_pid(os.getpid())
+        task.fork(grandchild)
+        signal.pause()
+
+    report_pid(os.getpid())
+    task.fork(child)
+    signal.pause()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_leaving_the_block_after_an_exception_ends_everything(error):
+    read_end, write_end = os.pipe()
+    with pytest.raises(error):
+        with shmkern.Machine(frames_per_node=256) as machine:
+            machine.spawn(family, lambda pid: os.write(write_end, b"%8d" % pid))
+            migrator = machine.start_migrator()
+            pids = [int(os.read(read_end, 8)) for _ in range(3)] + [migrator.child.os_pid, machine.init.os_pid]
+            name = machine.name
+            assert name in direct_map.blocks()
+            raise error("stop")
+    assert name not in direct_map.blocks()
+    # The kernel takes a moment to deliver what the closed pipe sends.
+    until(lambda: not any(alive(pid) for pid in pids), "the end of the family", 5)
+    os.close(read_end), os.close(write_end)
+
+
+def alive(pid):
+    """Whether a process runs: not gone, not a zombie."""
+    return direct_map.process_stat(pid)[0] not in ("", "Z", "X")
+
+
+SUPERVISOR = textwrap.dedent("""
+    import os, signal, sys
+    import shmkern
+
+    def tell(pid):
+        os.write(1, b"%8d" % pid)
+
+    def grandchild(task):
+        tell(os.getpid())
+        signal.pause()
+
+    def child(task):
+        tell(os.getpid())
+        task.fork(grandchild)
+        while True:
+            task.munmap(task.mmap(4096), 4096)
+
+    def program(task):
+        va = task.mmap(64 * 4096)
+        tell(os.getpid())
+        task.fork(child)
+        while True:
+            task.store(va, b"x" * 4096 * 64)
+
+    with shmkern.Machine(frames_per_node=512) as machine:
+        tell(os.getpid())
+        machine.start_migrator()
+        parent = machine.spawn(program)
+        machine.spawn(lambda task: signal.pause())
+        parent.result()
+""")
+
+
+@pytest.fixture
+def supervisor():
+    """A process with a machine of its own: (Popen, the pids of it, a task, its child and
+    grandchild, the name of its block)."""
+    before = set(direct_map.blocks())
+    process = subprocess.Popen([sys.executable, "-c", SUPERVISOR], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, start_new_session=True,
+                               env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    pids = [int(process.stdout.read(8)) for _ in range(4)]
+    [name] = set(direct_map.blocks()) - before
+    yield process, pids, name
+    process.kill()
+    process.communicate()
+    (direct_map.SHM_DIR / name).unlink(missing_ok=True)
+
+
+def test_ctrl_c_ends_all_processes_and_removes_the_block(supervisor):
+    process, pids, name = supervisor
+    os.killpg(process.pid, signal.SIGINT)
+    _, text = process.communicate(timeout=20)
+    assert process.returncode in (1, 130, -signal.SIGINT) and b"KeyboardInterrupt" in text
+    # One traceback: the tasks leave Ctrl-C to their supervisor.
+    assert text.count(b"Traceback") == 1
+    until(lambda: not any(alive(pid) for pid in pids), "the end of all processes", 5)
+    assert name not in direct_map.blocks()
+
+
+def test_tasks_die_with_a_killed_supervisor_and_leave_a_block_to_be_seen(supervisor):
+    process, pids, name = supervisor
+    process.kill()
+    until(lambda: not any(alive(pid) for pid in pids), "the end of all tasks", 5)
+    assert name in direct_map.blocks()
+    record = direct_map.read_header(name)
+    assert record["supervisor_pid"] == process.pid and not direct_map.supervisor_alive(record)
+
+
+def test_a_hundred_boots_leave_nothing(boot):
+    me = psutil.Process()
+
+    def one():
+        with shmkern.Machine(frames_per_node=256) as machine:
+            child = machine.spawn(lambda task: task.store(task.mmap(PAGE), b"x"))
+            child.result(10)
+            machine.spawn(lambda task: signal.pause())
+
+    def footprint():
+        # Pipes hang on the garbage collector.
+        gc.collect()
+        return me.num_fds(), len(me.children()), len(direct_map.blocks()), me.num_threads(), \
+            len(me.memory_maps(grouped=False))
+
+    one()
+    before = footprint()
+    for _ in range(100):
+        one()
+    after = footprint()
+    assert after[:4] == before[:4]
+    assert after[4] <= before[4] + 10
+
+
+def test_a_closed_machine_says_so(boot):
+    machine = boot()
+    child = machine.spawn(lambda task: 5)
+    assert child.result(10) == 5
+    machine.close()
+    machine.close()
+    assert not machine.is_open
+    assert child.result(10) == 5
+    for call in (machine.audit, machine.vmstat, machine.zoneinfo, machine.check, machine.start_migrator,
+                 lambda: machine.spawn(lambda task: 1), lambda: machine.init.mmap(PAGE)):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+
+
+def test_a_second_machine_in_a_process_is_refused_and_the_first_lives_on(machine):
+    with pytest.raises(shmkern.BootError, match="one machine at a time"):
+        shmkern.Machine(frames_per_node=256)
+    assert run(machine, lambda task: 1) == 1
+
+    def nested(task):
+        with pytest.raises(shmkern.BootError, match="one machine at a time"):
+            shmkern.Machine(frames_per_node=256)
+        return task.load(task.mmap(PAGE), 1)
+
+    assert run(machine, nested) == b"\0"
+    # And one after the other is fine.
+    machine.close()
+    with shmkern.Machine(frames_per_node=256) as other:
+        assert run(other, lambda task: 2) == 2
+
+
+# ---- slots --------------------------------------------------------------------
+
+def test_when_all_slots_are_taken_spawn_and_fork_say_eagain(boot):
+    machine = boot(max_tasks=5)
+    # Slot 0 is the boot CPU's and one is init's.
+    puppets = [Puppet(machine) for _ in range(3)]
+    with pytest.raises(OSError) as caught:
+        machine.spawn(lambda task: 1)
+    assert caught.value.errno == errno.EAGAIN
+    for make in (puppets[0].fork, puppets[0].clone):
+        with pytest.raises(OSError) as caught:
+            make()
+        assert caught.value.errno == errno.EAGAIN
+    machine.audit().raise_if_broken()
+    puppets[2].exit()
+    again = puppets[0].fork()
+    assert again.cpu == puppets[2].cpu and again.pid > puppets[2].pid
+    machine.audit().raise_if_broken()
+
+
+def test_slots_are_reused_and_pids_are_not(boot):
+    machine = boot(max_tasks=4)
+    pids = [machine.spawn(lambda task: (task.pid, task.cpu)).result(10) for _ in range(20)]
+    assert len({pid for pid, cpu in pids}) == 20
+    assert len({cpu for pid, cpu in pids}) <= 2
+
+
+# ---- fork and clone -----------------------------------------------------------
+
+def test_forks_of_forks_each_have_their_own_copy(machine):
+    def generation(task, va, depth):
+        mine = task.load64(va)
+        task.store64(va, mine + 1)
+        below = task.fork(generation, va, depth - 1).result(10) if depth else []
+        assert task.load64(va) == mine + 1
+        return [(task.pid, task.mm_id, mine + 1)] + below
+
+    def program(task):
+        va = task.mmap(PAGE)
+        return generation(task, va, 5)
+
+    found = run(machine, program)
+    assert [value for _, _, value in found] == [1, 2, 3, 4, 5, 6]
+    assert len({pid for pid, _, _ in found}) == len({mm for _, mm, _ in found}) == 6
+
+
+def test_clones_share_memory_and_it_lives_as_long_as_the_last(machine):
+    first = Puppet(machine)
+    va = first(lambda task: task.mmap(PAGE))
+    second, third = first.clone(), first.clone()
+    assert len({puppet(lambda task: task.mm_id) for puppet in (first, second, third)}) == 1
+    first(lambda task: task.store(va, b"shared"))
+    assert second(lambda task: task.load(va, 6)) == b"shared"
+    second(lambda task: task.store(va, b"SHARED"))
+    assert first(lambda task: task.load(va, 6)) == b"SHARED"
+    fresh = third(lambda task: task.mmap(PAGE))
+    third(lambda task: task.store(fresh, b"late"))
+    assert mm_of(first).mm_users == 3
+    first.exit()
+    second.exit()
+    assert third(lambda task: (task.load(va, 6), task.load(fresh, 4))) == (b"SHARED", b"late")
+    assert mm_of(third).mm_users == 1
+    machine.audit().raise_if_broken()
+
+
+def test_a_fork_that_fails_in_the_host_leaves_nothing(machine, monkeypatch):
+    def program(task):
+        va = task.mmap(PAGE)
+        task.store(va, b"x")
+
+        def no_more(*_args, **_kwargs):
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(worker._fork.Process, "start", no_more)
+        for make in (task.fork, task.clone):
+            with pytest.raises(OSError) as caught:
+                make(lambda task: 1)
+            assert caught.value.errno == errno.EAGAIN
+        return task.load(va, 1)
+
+    assert run(machine, program) == b"x"
+    assert tables_in_use() == 1
+    machine.audit().raise_if_broken()
+
+
+def test_a_forked_child_outlives_its_parent(machine):
+    parent = Puppet(machine)
+    va = parent(lambda task: task.mmap(PAGE))
+    parent(lambda task: task.store(va, b"will"))
+    child = parent.fork()
+    parent.exit()
+    assert child(lambda task: task.load(va, 4)) == b"will"
+    machine.audit().raise_if_broken()
+
+
+# ---- init ---------------------------------------------------------------------
+
+def test_init_does_what_its_supervisor_asks(machine):
+    va = machine.init.mmap(2 * PAGE)
+    machine.init.store(va, b"init")
+    assert machine.init.load(va, 4) == b"init"
+    assert machine.init.pid == 1
+    assert machine.init.move_pages(0, [va, va + PAGE], [1, 1]) == [1, -errno.ENOENT]
+    with pytest.raises(shmkern.SegmentationFault) as caught:
+        machine.init.store(va + 2 * PAGE, b"x")
+    assert caught.value.address == va + 2 * PAGE
+    with pytest.raises(OSError) as caught:
+        machine.init.munmap(1, PAGE)
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(AttributeError, match="no_such_call"):
+        machine.init.no_such_call
+    machine.init.munmap(va, 2 * PAGE)
+
+
+def test_init_moves_another_tasks_pages(machine):
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(PAGE))
+    puppet(lambda task: task.store(va, b"moved"))
+    assert machine.init.move_pages(puppet.pid, [va], [1]) == [1]
+    assert machine.init.move_pages(puppet.pid, [va], [0]) == [0]
+    assert puppet(lambda task: task.load(va, 5)) == b"moved"
+
+
+def test_a_reply_of_init_that_cannot_be_sent_is_an_error_of_that_call_alone(machine):
+    with pytest.raises(Exception) as caught:
+        machine.init.fork(lambda task: 1)
+    assert not isinstance(caught.value, (shmkern.TaskDied, shmkern.KernelBug))
+    assert machine.init.load(machine.init.mmap(PAGE), 1) == b"\0"
+
+
+def test_init_does_not_exit(machine):
+    with pytest.raises(Exception) as caught:
+        machine.init.exit()
+    assert not isinstance(caught.value, shmkern.TaskDied)
+    assert machine.init.load(machine.init.mmap(PAGE), 1) == b"\0"
+
+
+def test_a_death_during_a_call_of_init_does_not_mix_up_replies(machine, monkeypatch):
+    """While the supervisor waits for init it finds a dead task, and has init clean up."""
+    va = machine.init.mmap(PAGE)
+    machine.init.store(va, b"x")
+    holder = Puppet(machine)
+    frame = machine.init.move_pages(0, [va])
+    assert frame in ([0], [1])
+    victim = Puppet(machine)
+    victim.kill()
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.0)
+    for _ in range(20):
+        assert machine.init.load(va, 1) == b"x"
+    assert machine.init.move_pages(0, [va]) == frame
+    assert not is_running(victim) and is_running(holder)
+
+
+def test_the_death_of_init_stops_the_machine(machine):
+    os.kill(machine.init.os_pid, signal.SIGKILL)
+    with pytest.raises((shmkern.KernelBug, shmkern.TaskDied)):
+        machine.init.mmap(PAGE)
+    with pytest.raises(shmkern.KernelBug, match="init was killed") as caught:
+        until(lambda: look_now(machine), "the news")
+    assert caught.value.kind == "lost task"
+    machine.close()
+
+
+# ---- whose hands off what -----------------------------------------------------
+
+def test_a_task_cannot_use_the_machine_object(machine):
+    def program(task):
+        refused = []
+        for call in (lambda: machine.spawn(lambda task: 1), machine.audit, machine.vmstat, machine.check,
+                     machine.zoneinfo, machine.start_migrator):
+            try:
+                call()
+            except RuntimeError as error:
+                refused.append("a task cannot do that" in str(error))
+        # Closing is for the supervisor; here it does nothing.
+        machine.close()
+        return refused
+
+    assert run(machine, program) == [True] * 6
+    assert run(machine, lambda task: 1) == 1
+
+
+@pytest.mark.parametrize("program", [
+    "shmkern.Task(0)",
+    "shmkern.Task(0).mmap(4096)",
+    "with shmkern.Machine(frames_per_node=256) as m: shmkern.Task(1).mmap(4096)",
+    "with shmkern.Machine(frames_per_node=256) as m: m.spawn(lambda task: task).result(10).mmap(4096)",
+    "with shmkern.Machine(frames_per_node=256) as m: m.spawn(lambda task: task).result(10).load(65536, 1)",
+])
+def test_a_task_object_in_a_process_that_is_no_task_is_an_error_and_no_crash(program):
+    done = subprocess.run([sys.executable, "-c", f"import shmkern\n{program}"], capture_output=True,
+                          timeout=30, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 1, f"wait status {done.returncode}"
+    assert b"Error" in done.stderr.splitlines()[-1]
+
+
+# ---- migrators ----------------------------------------------------------------
+
+def test_a_migrator_can_be_stopped_and_another_started(machine):
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(50 * PAGE))
+    puppet(lambda task: task.store(va, bytes(range(50)) * PAGE))
+    for seed in range(3):
+        before = machine.vmstat()["pgmigrate_success"]
+        migrator = machine.start_migrator(seed=seed)
+        until(lambda: machine.vmstat()["pgmigrate_success"] >= before + 100, "migrations", check=machine.check)
+        count = migrator.stop(10)
+        assert count["passes"] >= 1 and count["batches"] >= 2 and migrator.stop(10) == count
+        until(lambda: not migrator.child.is_alive(), "the end of its process")
+        assert puppet(lambda task: task.load(va, 50 * PAGE)) == bytes(range(50)) * PAGE
+        machine.audit().raise_if_broken()
+
+
+def test_several_migrators_work_at_once(boot):
+    machine = boot(nodes=4, frames_per_node=512)
+
+    def program(task):
+        va = task.mmap(100 * PAGE)
+        for index in range(100):
+            task.store64(va + index * PAGE, index)
+        rounds = 0
+        while vmstat.vmstat()["pgmigrate_success"] < 1000:
+            rounds += 1
+            for index in range(100):
+                seen = task.fetch_add64(va + index * PAGE, 1 << 32)
+                assert seen & 0xffffffff == index, (index, hex(seen))
+        return [task.load64(va + index * PAGE) >> 32 for index in range(100)], rounds
+
+    migrators = [machine.start_migrator(seed=seed) for seed in range(3)]
+    counts, rounds = run(machine, program)
+    assert counts == [rounds] * 100
+    for migrator in migrators:
+        assert migrator.stop(10)["passes"] >= 0
+    machine.audit().raise_if_broken()
+
+
+def test_a_migrator_keeps_to_its_nodes(boot):
+    machine = boot(nodes=4, frames_per_node=256)
+    puppets = [Puppet(machine) for _ in range(4)]
+    places = []
+    for node, puppet in enumerate(puppets):
+        va = puppet(lambda task: task.mmap(PAGE))
+        puppet(lambda task: task.store(va, b"x"))
+        assert machine.init.move_pages(puppet.pid, [va], [node]) == [node]
+        places.append(va)
+    count = machine.vmstat()["pgmigrate_success"]
+    migrator = machine.start_migrator(nodes=[1, 2])
+    until(lambda: machine.vmstat()["pgmigrate_success"] >= count + 10, "migrations", check=machine.check)
+    migrator.stop(10)
+    nodes = [machine.init.move_pages(puppet.pid, [va])[0] for puppet, va in zip(puppets, places)]
+    assert nodes[0] == 0 and nodes[3] == 3 and set(nodes[1:3]) <= {1, 2}
