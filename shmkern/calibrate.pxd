@@ -3,3 +3,5 @@
 
 cimport cython
 from shmkern.uaccess cimport *
+
+cpdef u64 memcpy_frames(u64[::1] sources, u64[::1] targets)

@@ -144,6 +144,30 @@ def isolate_lru_page(page):
     return ret
 
 
+def isolate_lru_pages(pfn, end, limit, pagelist):
+    """Isolates up to `limit` pages of the frames from `pfn` to `end`, all of one zone, onto the
+    end of a list; those that isolate_lru_page would not take are passed over.
+
+    Returns the frame to go on with.  Takes lru_lock once for up to PAGEVEC_SIZE pages: the
+    lock and its release cost more than isolating a page under it.
+    """
+    zone = page_zone(pfn_to_page(pfn))
+    while pfn < end and limit > 0:
+        batch = min(limit, PAGEVEC_SIZE)
+        limit -= batch
+        spin_lock(address(zone.lru_lock))
+        while pfn < end and batch > 0:
+            page = pfn_to_page(pfn)
+            pfn += 1
+            if PageLRU(page) and get_page_unless_zero(page):
+                del_page_from_lru_list(zone, page, page_lru(page))
+                ClearPageLRU(page)
+                list_add_tail(address(page.lru), pagelist)
+                batch -= 1
+        spin_unlock(address(zone.lru_lock))
+    return pfn
+
+
 def page_evictable(page):
     """Whether reclaim may have the page: it is not mlocked."""
     return not PageMlocked(page)

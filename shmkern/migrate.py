@@ -435,21 +435,13 @@ def alloc_on_node(page, private, result):
 
 def migrate_pfn_range(pfn, end, node, done):
     """Moves up to NR_OFFLINE_AT_ONCE_PAGES movable pages of the frames from `pfn` to
-    `end` to `node`; leaves in *done the frame to go on with.  No mmap_sem: the pages are
+    `end`, all of one zone, to `node`; leaves in *done the frame to go on with.  No mmap_sem: the pages are
     found by frame, as when memory is taken offline (do_migrate_range).
 
     Returns as migrate_pages.
     """
     INIT_LIST_HEAD(addressof(pagelist))
-    budget = NR_OFFLINE_AT_ONCE_PAGES
-    while pfn < end and budget > 0:
-        page = pfn_to_page(pfn)
-        pfn += 1
-        # A hint; the LRU lock decides.
-        if PageLRU(page) and isolate_lru_page(page) == 0:
-            list_add_tail(addressof(page.lru), addressof(pagelist))
-            budget -= 1
-    done[0] = pfn
+    done[0] = isolate_lru_pages(pfn, end, NR_OFFLINE_AT_ONCE_PAGES, addressof(pagelist))
     if list_empty(addressof(pagelist)):
         return 0
     return migrate_pages(addressof(pagelist), alloc_on_node, node)

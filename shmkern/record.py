@@ -53,14 +53,15 @@ def read_trace(path):
             if bad is not None:
                 shown = bad[:60].decode(errors="replace")
                 raise TraceError(f"{path}, line {lines + 1} is no memory access as lackey prints them: {shown!r}")
-            # A copy, for what parse_lackey returns may be a small part of what it allocated.
-            parts.append(records.copy())
+            # As plain words: numpy drops the padding of records that it concatenates.  And a
+            # copy, for what parse_lackey returns may be a small part of what it allocated.
+            parts.append(records.view(np.uint64).copy())
     except OSError as error:
         # BadGzipFile is one without an errno.
         raise TraceError(f"{path}: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
         raise TraceError(f"{path} is damaged: {error}") from error
-    records = np.concatenate(parts)
+    records = np.concatenate(parts).view(replay.ACCESS)
     if len(records) == 0:
         raise TraceError(f"{path} has no memory access in it")
     return records

@@ -173,11 +173,12 @@ class Syscalls:
         check_errno(rc)
 
     def migrate_frames(self, pfn, end, node):
-        """Moves up to 256 movable pages of the frames [pfn, end) to `node`, as taking memory
+        """Moves up to 256 movable pages of the frames [pfn, end), of one node, to `node`, as taking memory
         offline does.  Returns the frame to go on with and how many pages stayed, or minus
         ENOMEM when the node is full."""
         k = kernel()
-        if not 0 <= pfn <= end <= k.max_pfn or node < 0 or cast(u64, node) >= k.nr_nodes:
+        if pfn >= end or end > k.max_pfn or pfn // k.frames_per_node != (end - 1) // k.frames_per_node \
+                or node < 0 or cast(u64, node) >= k.nr_nodes:
             check_errno(-EINVAL)
         done = pfn
         kernel_enter()

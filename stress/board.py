@@ -39,7 +39,7 @@ class Board:
 
     def __init__(self, max_tasks):
         self._memory = mmap.mmap(-1, PAGE + max_tasks * _ROW.itemsize)
-        self._flags = np.frombuffer(self._memory, np.uint32, 2)
+        self._flags = np.frombuffer(self._memory, np.uint32, 3)
         self.rows = np.frombuffer(self._memory, _ROW, max_tasks, PAGE)
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
@@ -79,6 +79,15 @@ class Board:
     # ---- a task's part ----
 
     @property
+    def broken(self):
+        """Whether somebody has failed."""
+        return self._flags[2] != 0
+
+    @broken.setter
+    def broken(self, value):
+        self._flags[2] = value
+
+    @property
     def stopping(self):
         """Whether tasks are to check what they have and park."""
         return self._flags[0] != 0
@@ -90,6 +99,7 @@ class Board:
 
     def tell(self, **message):
         """Sends a failure to the supervisor."""
+        self.broken = True
         message["text"] = message["text"][:MESSAGE_MAX]
         try:
             os.write(self._write, json.dumps(message).encode() + b"\n")
@@ -136,11 +146,11 @@ class Run:
     def check_ranges(self, ranges, shadow):
         """Loads every byte of [(start, length), ...], whole pages, and compares it."""
         if ranges:
-            self.checked(np.concatenate([whole_pages(*pages) for pages in ranges]), shadow, 0)
+            self.checked(whole_pages(ranges), shadow, 0)
 
     def wait_until(self, condition):
-        """Waits until condition() holds or the run is over."""
-        while not condition() and not self.board.released:
+        """Waits until condition() holds, or a promise was broken and it may never."""
+        while not condition() and not self.board.broken:
             time.sleep(PARK_POLL)
 
 
@@ -196,9 +206,10 @@ def random_accesses(rng, ranges, count, ops=OPS):
     return records
 
 
-def whole_pages(start, length):
-    """A load of each page of [start, +length)."""
-    records = np.zeros(length // PAGE, replay.ACCESS)
-    records["address"] = np.arange(start, start + length, PAGE, dtype=np.uint64)
+def whole_pages(ranges):
+    """A load of each page of [(start, length), ...]."""
+    addresses = np.concatenate([np.arange(start, start + length, PAGE, dtype=np.uint64) for start, length in ranges])
+    records = np.zeros(len(addresses), replay.ACCESS)
+    records["address"] = addresses
     records["size"] = PAGE
     return records

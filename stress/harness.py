@@ -76,6 +76,7 @@ class Supervision:
 
     def fail(self, text):
         """Notes a broken promise."""
+        self.board.broken = True
         self.failures.append(text if "seed" in text else f"{text}; seed {self.options.seed}")
 
     # ---- one look ----
@@ -84,9 +85,7 @@ class Supervision:
         """Looks after machine and tasks.  Raises Stop when there is something to report, and
         KernelBug when the machine has stopped."""
         self.machine.check()
-        for message in self.board.messages():
-            self.lost_writes += message["kind"] == "lost write"
-            self.fail(message["text"])
+        self.read_messages()
         if self.watching:
             self.look_for_dead()
             self.live = max(self.live, self.board.count(WORKING))
@@ -97,17 +96,26 @@ class Supervision:
         self.display.update(self)
         time.sleep(POLL)
 
+    def read_messages(self):
+        """Notes what tasks have told."""
+        for message in self.board.messages():
+            self.lost_writes += message["kind"] == "lost write"
+            self.fail(message["text"])
+
     def look_for_dead(self):
         """Finds tasks that ended without a word: who ends otherwise leaves the board first."""
         for child in [*self.roots, *(migrator.child for migrator in self.migrators)]:
             if child.pid not in self.dead and not child.is_alive():
                 self.dead.add(child.pid)
-                self.fail(str(shmkern.TaskDied(child.pid, child.process.exitcode)))
+                self.read_messages()
+                if child.process.exitcode or not self.failures:
+                    self.fail(str(shmkern.TaskDied(child.pid, child.process.exitcode)))
         rows = self.board.rows
         for cpu in rows["pid"].nonzero()[0].tolist():
             pid, slot = int(rows["pid"][cpu]), vmstat.tasks()[cpu]
             gone = slot["state"] != RUNNING or slot["pid"] != pid
-            if gone and int(rows["pid"][cpu]) == pid:
+            # Looked at twice: it may have left between the two.
+            if gone and pid and int(rows["pid"][cpu]) == pid:
                 if pid not in self.dead:
                     self.fail(f"task {pid} died")
                 rows["pid"][cpu], rows["state"][cpu] = 0, ABSENT

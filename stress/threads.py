@@ -141,7 +141,8 @@ def check_sums(run, group, counters):
     members = run.plan.groups[group]
     run.wait_until(lambda: run.plan.done[group, :members].all())
     if not run.plan.done[group, :members].all():
-        return      # Somebody died, and that is reported.
+        # Somebody failed or died, and has been told of.
+        return
     sums = run.plan.counts[group].sum(axis=0)
     found = replay.load64_many(counters)
     wrong = np.flatnonzero(sums != found)

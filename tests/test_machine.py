@@ -222,16 +222,14 @@ def test_a_task_killed_inside_the_kernel_stops_the_machine_and_is_named(machine)
 
 
 def busy(task):
-    """Faults, maps, forks address spaces and copies pages as fast as it can."""
-    va = task.mmap(32 * PAGE)
+    """Faults, maps, moves and unmaps as fast as it can."""
     while True:
+        va = task.mmap(32 * PAGE)
         for index in range(32):
             task.store(va + index * PAGE, b"busy" * 200)
-        task.mprotect(va, 8 * PAGE, shmkern.PROT_READ)
-        task.munmap(task.mmap(8 * PAGE), 8 * PAGE)
-        va = task.mremap(va, 32 * PAGE, 32 * PAGE, shmkern.MREMAP_MAYMOVE)
-        task.munmap(va, 32 * PAGE)
-        va = task.mmap(32 * PAGE)
+        va = task.mremap(va + 8 * PAGE, 24 * PAGE, 32 * PAGE, shmkern.MREMAP_MAYMOVE) - 8 * PAGE
+        task.mprotect(va + 8 * PAGE, 8 * PAGE, shmkern.PROT_READ)
+        task.munmap(va, 40 * PAGE)
 
 
 def test_a_task_killed_at_any_moment_is_lost_or_cleaned_up(boot):
@@ -243,7 +241,7 @@ def test_a_task_killed_at_any_moment_is_lost_or_cleaned_up(boot):
     before = free_frames(machine)
     for _ in range(40):
         child = machine.spawn(busy)
-        until(lambda: vmstat.tasks()["state"][child.cpu] == 2, "its start")
+        until(lambda: is_running(child), "its start")
         # The moment is random on purpose.
         time.sleep(rng.random() * 0.003)
         child.kill()

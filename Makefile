@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Sets shmkern up and runs it.  `make` alone says how.
+#
+# Three files say what has been done, each made after the step it stands for:
+#   .venv/.packages    the virtual environment and the packages in it
+#   build/.compiled    the kernel modules, beside their sources
+#   .venv/.installed   the project itself, editable: .venv/bin/shmkern
+# Where all are newer than their sources no Python is started.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build ready test stress bench clean distclean FORCE
+
+help:
+	@echo 'make build       set everything up in .venv; then .venv/bin/shmkern is the command'
+	@echo 'make stress      build, and run the main job: shmkern stress anon'
+	@echo 'make test        build, and run the tests'
+	@echo 'make bench       build, and run the benchmarks'
+	@echo 'make clean       remove what was compiled'
+	@echo 'make distclean   remove that and .venv'
+	@echo
+	@echo 'make stress ARGS="--workers 64" passes arguments on; so do test and bench.'
+	@echo 'make build PYTHON=python3.12 chooses the Python that .venv is made from.'
+
+# One build at a time in a tree: a second make waits for the first.
+build:
+	@flock --close Makefile $(MAKE) --silent --no-print-directory ready
+
+test: build
+	@$(VENV)/bin/pytest $(ARGS)
+
+stress: build
+	@$(VENV)/bin/shmkern stress anon $(ARGS)
+
+bench: build
+	@$(VENV)/bin/python bench/migrate.py $(ARGS)
+	@$(VENV)/bin/python bench/fault.py $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info shmkern/*.so .pytest_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+ready: $(VENV)/.packages build/.compiled $(VENV)/.installed
+
+# ---- the packages ---------------------------------------------------------
+
+# .packages holds the tree and the interpreter it was made for: when the tree is
+# moved, the interpreter replaced or the last attempt cut short, these differ and
+# the environment is made anew.
+VENV_FOR = $(CURDIR) $(realpath $(VENV)/bin/python)
+ifneq ($(file <$(VENV)/.packages),$(VENV_FOR))
+FRESH_VENV := yes
+endif
+# Somebody added or removed a package since.
+CHANGED_VENV := $(shell find $(VENV)/lib/python*/site-packages -maxdepth 0 \
+	-newer $(VENV)/.installed 2>/dev/null)
+
+REQUIREMENTS := import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	print(*p["build-system"]["requires"], *p["project"]["dependencies"], \
+	      *p["project"]["optional-dependencies"]["test"], sep="\n")
+
+$(VENV)/.packages: pyproject.toml $(if $(FRESH_VENV)$(CHANGED_VENV),FORCE)
+	rm -f $@
+ifdef FRESH_VENV
+	command -v $(PYTHON) >/dev/null || \
+		{ echo 'shmkern needs $(PYTHON): install the Debian package python3.' >&2; exit 1; }
+	$(PYTHON) setup.py check-machine
+	echo 'Making $(VENV)'
+	$(PYTHON) -m venv --clear $(VENV)
+endif
+	echo 'Installing packages into $(VENV)'
+	$(VENV)/bin/python -c '$(REQUIREMENTS)' >$(VENV)/requirements.txt
+	$(PIP) install --requirement $(VENV)/requirements.txt || \
+		{ echo 'shmkern could not be set up: pip did not get its packages, see above.' >&2; exit 1; }
+	printf '%s' "$(CURDIR) $$(realpath $(VENV)/bin/python)" >$@
+
+# ---- the kernel modules ---------------------------------------------------
+
+# The same rule as setup.py's, which decides what of them is out of date.
+KERNEL := $(sort $(foreach pxd,$(filter-out %/__init__.pxd,$(wildcard shmkern/*.pxd)),\
+	$(if $(wildcard $(pxd:.pxd=.py)),$(pxd:.pxd=))))
+COMPILED := $(sort $(foreach so,$(wildcard shmkern/*.so),$(firstword $(subst ., ,$(so)))))
+ifneq ($(COMPILED),$(KERNEL))
+WRONG_OBJECTS := yes
+endif
+
+build/.compiled: $(VENV)/.packages setup.py $(KERNEL:=.py) \
+		$(wildcard shmkern/*.pxd shmkern/*.h) \
+		$(if $(WRONG_OBJECTS),FORCE)
+	mkdir -p build
+	touch build/.begun
+	$(VENV)/bin/python setup.py --quiet build_ext --inplace
+	mv build/.begun $@
+
+# ---- the project ----------------------------------------------------------
+
+$(VENV)/.installed: $(VENV)/.packages setup.py \
+		$(if $(wildcard $(VENV)/bin/shmkern),,FORCE) | build/.compiled
+	rm -f $@
+	echo 'Installing shmkern into $(VENV)'
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	touch $@

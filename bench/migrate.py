@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What it costs to move a page, against copying it.
+
+A task maps pages and then sleeps.  One migrator moves all of them to the other node and
+back, again and again; after each move the same process copies them back to the frames they
+came from, which are free now, with memcpy, 4 KiB a call: the least that a move could cost.
+The ratio is taken between a move and the copy right after it, so that it holds when the
+host's speed drifts.
+"""
+import multiprocess
+import time
+
+import common
+import numpy as np
+
+import shmkern
+from shmkern import calibrate, layout
+
+FLAT_SIZES = [1_000, 10_000, 200_000, 1_000_000]
+
+
+def owner(task, connection, pages):
+    """Maps and touches `pages` pages, then sleeps until told to go."""
+    va = task.mmap(pages * 4096)
+    calibrate.store64_loop(va, 4096, pages)
+    connection.send(va)
+    connection.recv()
+
+
+def anon_frames(node):
+    """The numbers of the frames of a node that hold anonymous pages, ascending."""
+    kernel = layout.kernel()
+    first = node * kernel.frames_per_node
+    pages = layout.view("Page", kernel.mem_map, kernel.max_pfn)[first:first + kernel.frames_per_node]
+    return first + np.flatnonzero(pages["mapping"] & 1).astype(np.uint64)
+
+
+def move_all(task, source, target):
+    """Moves every page of node `source` to `target`; ns for all of them."""
+    frames = layout.kernel().frames_per_node
+    pfn, end, stayed = source * frames, (source + 1) * frames, 0
+    began = time.perf_counter_ns()
+    task.migrate_prep()
+    while pfn < end:
+        pfn, left = task.migrate_frames(pfn, end, target)
+        stayed += left
+    ns = time.perf_counter_ns() - began
+    if stayed:
+        raise RuntimeError(f"{stayed} pages could not be moved, though nobody uses them")
+    return ns
+
+
+def migrator(task, pages, rounds):
+    """(ns a page moved, ns a page copied) of each round."""
+    found = []
+    source = 0 if len(anon_frames(0)) else 1
+    for turn in range(rounds + 2):
+        before = anon_frames(source)
+        move = move_all(task, source, 1 - source)
+        source = 1 - source
+        task.migrate_prep()
+        copy = calibrate.memcpy_frames(anon_frames(source)[:pages], before[:pages])
+        # The first move each way is also the host's first touch of the frames.
+        if turn >= 2:
+            found.append((move / pages, copy / pages))
+    return found
+
+
+def measure(pages, rounds):
+    """One row: a machine of its own with `pages` mapped pages."""
+    # Room for the page tables, and for the watermarks.
+    frames = pages + pages // 16 + 2048
+    with shmkern.Machine(nodes=2, frames_per_node=frames, max_tasks=8) as machine:
+        here, there = multiprocess.Pipe()
+        sleeper = machine.spawn(owner, there, pages)
+        here.recv()
+        found = machine.spawn(migrator, pages, rounds).result()
+        machine.audit(check_poison=True).raise_if_broken()
+        here.send("go")
+        sleeper.result()
+    ratios = [copy / move for move, copy in found]
+    move = common.median([move for move, _ in found])
+    return {"pages": pages, "move_ns": move, "copy_ns": common.median([copy for _, copy in found]),
+            "pages_per_second": 1e9 / move, "ratio": common.median(ratios),
+            "ratio_min": min(ratios), "ratio_max": max(ratios)}
+
+
+def main():
+    parser = common.parser(__doc__.splitlines()[0], "python bench/migrate.py --pages 200000")
+    parser.add_argument("--pages", type=int, default=200_000, help="mapped pages of the main row (200000)")
+    parser.add_argument("--rounds", type=int, default=10, help="moves measured a row (10)")
+    parser.add_argument("--flat", action="store_true", help="also 1,000 to 1,000,000 pages (8 GiB of /dev/shm)")
+    options = parser.parse_args()
+    sizes = sorted({options.pages, *(FLAT_SIZES if options.flat else ())})
+    rows = [measure(pages, options.rounds) for pages in sizes]
+    common.show("a page moved, against a memcpy of 4 KiB", {
+        "pages": "pages", "move_ns": "ns a move", "copy_ns": "ns a copy", "pages_per_second": "moves/s",
+        "ratio": "copy/move", "ratio_min": "lowest", "ratio_max": "highest"}, rows)
+    common.write_json(options.json, {"bench": "migrate", "host": common.host(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

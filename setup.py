@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compiles the kernel; everything else about the package stands in pyproject.toml.
+
+Every shmkern/NAME.py with a shmkern/NAME.pxd beside it is a kernel module: Cython
+makes C of it and gcc a shared object.  A module is compiled again when its .py, a
+.pxd that it cimports (however indirectly), a header or an option has changed since
+it was last finished; build_temp/NAME.done says when that was, and with what.
+
+    python setup.py build_ext --inplace     the modules, beside their sources
+    python setup.py check-machine           is what the build needs there?
+
+check-machine runs before there is any package, so setuptools is imported after it.
+"""
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+PYTHON_WANTED = (3, 11)
+DIRECTIVES = {
+    "language_level": "3",
+    "infer_types": True,
+    "cdivision": True,
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+}
+GCC_FLAGS = [
+    "-O2",
+    "-g1",
+    "-fno-strict-aliasing",     # memory is words here and structs there, as in Linux
+    "-Wno-unused-function",     # the inline functions of a .pxd, where it is cimported
+    "-Wno-unused-variable",
+    "-Wno-unused-but-set-variable",
+]
+
+
+def missing_tool(for_venv=False):
+    """What this machine lacks for the build, as a sentence for the user, or None."""
+    if sys.version_info < PYTHON_WANTED:
+        return "shmkern needs Python 3.11 or newer, but {} is Python {}.".format(
+            sys.executable, sys.version.split()[0])
+    if for_venv:
+        try:
+            import ensurepip, venv  # noqa: F401 E401
+        except ImportError:
+            return ("shmkern needs Python's venv to set itself up: "
+                    "install the Debian package python3-venv.")
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    if not shutil.which(compiler[0]):
+        return ("shmkern needs a C compiler, and there is no {}: "
+                "install the Debian package gcc.".format(compiler[0]))
+    for header, package in (("stdio.h", "libc6-dev"), ("Python.h", "python3-dev")):
+        if not has_header(compiler, header):
+            return ("shmkern needs the C header {} to build, and {} does not find it: "
+                    "install the Debian package {}.".format(header, compiler[0], package))
+    return None
+
+
+def has_header(compiler, header):
+    paths = sysconfig.get_paths()
+    includes = ["-I" + paths["include"], "-I" + paths["platinclude"]]
+    return subprocess.run(
+        compiler + includes + ["-E", "-x", "c", "-"],
+        input="#include <{}>\n".format(header).encode(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ).returncode == 0
+
+
+def kernel_modules():
+    """The names, without directory and suffix, of the modules that are compiled."""
+    return sorted(pxd.stem for pxd in Path("shmkern").glob("*.pxd")
+                  if pxd.stem != "__init__" and pxd.with_suffix(".py").exists())
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["check-machine"]:
+    raise SystemExit(missing_tool(for_venv=True))
+
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait  # noqa: E402
+from copy import copy  # noqa: E402
+from importlib.metadata import version  # noqa: E402
+
+from setuptools import Extension, setup  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
+from setuptools.command.build_py import build_py  # noqa: E402
+from setuptools.errors import CompileError  # noqa: E402
+
+HEADERS = sorted(str(header) for header in Path("shmkern").glob("*.h"))
+INPLACE = os.path.join("build", "inplace")
+
+
+class BuildKernel(build_ext):
+    def run(self):
+        sentence = missing_tool()
+        if sentence:
+            raise SystemExit(sentence)
+        if self.inplace:
+            # Also under `pip install -e`, which would start anew in a
+            # temporary directory.
+            self.build_temp = self.build_lib = INPLACE
+        super().run()
+
+    def build_extensions(self):
+        # distutils has a pool too, but that one works to its end on Ctrl-C.
+        stale = [ext for ext in self.extensions if not self.is_done(ext)]
+        stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            try:
+                jobs = [pool.submit(self.build_extension, ext) for ext in stale]
+                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                    job.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def build_extension(self, ext):
+        """Make ext's shared object, then its .done.
+
+        The .done is dated when the work began, so that a source edited
+        meanwhile is newer; it is absent while the work goes on, so that a
+        build killed at any point is taken up again.
+        """
+        sys.stdout.write("Compiling {}\n".format(ext.sources[0]))
+        sys.stdout.flush()
+        done = self.done(ext)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.unlink(missing_ok=True)
+        draft = done.with_suffix(".draft")
+        draft.write_bytes(b"")
+        began = draft.stat().st_mtime_ns
+
+        c_file = done.with_suffix(".c")
+        dependencies = self.translate(ext, c_file)
+        in_c = copy(ext)
+        in_c.sources = [str(c_file)]
+        linked = Path(self.get_ext_fullpath(ext.name))
+        linked.unlink(missing_ok=True)
+        super().build_extension(in_c)
+        if self.made_inplace:
+            os.replace(linked, self.shared_object(ext))
+
+        draft.write_text("\n".join([self.options(), *dependencies, *HEADERS]))
+        os.utime(draft, ns=(began, began))
+        os.replace(draft, done)
+
+    def translate(self, ext, c_file):
+        """Run Cython; returns every file that the C was made from."""
+        command = [sys.executable, "-m", "cython", "-I", ".", "--line-directives",
+                   "--depfile", "--module-name", ext.name, "-o", str(c_file)]
+        for name, value in DIRECTIVES.items():
+            command += ["-X", "{}={}".format(name, value)]
+        if subprocess.run(command + [ext.sources[0]]).returncode != 0:
+            raise CompileError("Cython refuses {}".format(ext.sources[0]))
+        depfile = Path(str(c_file) + ".dep")
+        return depfile.read_text().replace("\\\n", " ").split()[1:]
+
+    def is_done(self, ext):
+        done = self.done(ext)
+        try:
+            options, *dependencies = done.read_text().splitlines()
+            finished = done.stat().st_mtime_ns
+            return (options == self.options()
+                    and self.shared_object(ext).exists()
+                    and all(os.stat(path).st_mtime_ns <= finished
+                            for path in dependencies))
+        except (FileNotFoundError, ValueError):     # never built, or a source is gone
+            return False
+
+    def options(self):
+        """Whatever else decides what is compiled, on one line."""
+        environment = [os.environ.get(name) for name in ("CC", "CFLAGS", "LDFLAGS")]
+        return repr((version("Cython"), sysconfig.get_config_var("EXT_SUFFIX"),
+                     DIRECTIVES, GCC_FLAGS, environment))
+
+    def done(self, ext):
+        return Path(self.build_temp, ext.name + ".done")
+
+    def shared_object(self, ext):
+        """Where ext's shared object belongs."""
+        if not self.made_inplace:
+            return Path(self.get_ext_fullpath(ext.name))
+        return Path(self.get_ext_filename(self.get_ext_fullname(ext.name)))
+
+    @property
+    def made_inplace(self):             # run() of setuptools clears self.inplace
+        return self.build_lib == INPLACE
+
+    def copy_extensions_to_source(self):
+        """They are there; drop those that have no source any more."""
+        wanted = {self.shared_object(ext) for ext in self.extensions}
+        for found in Path("shmkern").glob("*.so"):
+            if found not in wanted:
+                found.unlink()
+
+
+class BuildPy(build_py):
+    def run(self):
+        # A module that is gone must not reach the wheel from an old build.
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension(
+                "shmkern." + name,
+                sources=["shmkern/{}.py".format(name)],
+                depends=HEADERS + ["shmkern/{}.pxd".format(name)],
+                include_dirs=["shmkern"],
+                extra_compile_args=GCC_FLAGS,
+            )
+            for name in kernel_modules()
+        ],
+        cmdclass={"build_ext": BuildKernel, "build_py": BuildPy},
+    )
