@@ -263,6 +263,16 @@ static inline int kill_me_when_pipe_closes(int fd)
 	return 0;
 }
 
+/* Asks for a cache line that is going to be written. */
+static inline void prefetchw(const void *line)
+{
+#if defined(__x86_64__)
+	__asm__ volatile("prefetchw %0" : : "m"(*(const char *)line));
+#else
+	__builtin_prefetch(line, 1);
+#endif
+}
+
 /* ---- the widest copy --------------------------------------------------- */
 
 /*
@@ -275,8 +285,6 @@ static inline int kill_me_when_pipe_closes(int fd)
  * steps of a migration nothing does.  Measured in bench/migrate.py.
  */
 #if defined(__x86_64__)
-#define prefetchw(p) __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
-
 static __attribute__((target("avx512f"), noinline, unused)) void
 copy_page_avx512(char *to, const char *from, const char *next_to, const char *next_from)
 {

@@ -74,6 +74,7 @@ cdef void page_sleep(Page* page, u64 flags, u32 sequence) noexcept nogil
 cdef void wake_up_page(Page* page) noexcept nogil
 
 cdef bint trylock_page(Page* page) noexcept nogil
+cdef void __set_page_locked(Page* page) noexcept nogil
 cdef void lock_page(Page* page) noexcept nogil
 cdef void unlock_page(Page* page) noexcept nogil
 cdef void wait_on_page_bit(Page* page, u64 bit, u64 kind) noexcept nogil

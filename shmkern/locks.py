@@ -255,6 +255,12 @@ def trylock_page(page):
     return True
 
 
+def __set_page_locked(page):
+    """Takes PG_locked of a page that nobody else can see yet."""
+    page.flags |= cast(u64, 1) << PG_locked
+    lock_acquired(page, HELD_PAGE)
+
+
 def lock_page(page):
     """Takes PG_locked; sleeps while another task has it.  The caller has a reference."""
     might_sleep()

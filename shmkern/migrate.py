@@ -159,9 +159,11 @@ def migrate_page_move_mapping(mapping, newpage, page):
 def migrate_page_copy(newpage, page):
     """Copies contents and state to the new page and strips the old one.  Lines 337-394.
     Both are locked and unmapped."""
+    # Hints: what this migrator will probably copy next, and where to.
     upcoming = current().upcoming
-    copy_page_ahead(page_address(newpage), page_address(page),
-                    page_address(next_free_page(page_zone(newpage))), page_address(upcoming))
+    target = next_free_page(page_zone(newpage))
+    prefetchw(target)
+    copy_page_ahead(page_address(newpage), page_address(page), page_address(target), page_address(upcoming))
     VM_BUG_ON_PAGE(PageActive(page) and PageUnevictable(page), page)
     # The seed goes flag by flag.  Here all go at once, for each would be a locked
     # instruction: what the new page takes over, which nobody else can see yet, and what
@@ -196,8 +198,9 @@ def move_to_new_page(newpage, page):
     Returns 0; -EAGAIN when somebody has a reference; another errno for good.
     """
     # Keeps others off the new page while it is given an identity.  We alone have it.
-    if not trylock_page(newpage):
-        BUG_AT(b"a page fresh from the allocator is locked", newpage)
+    # (The seed tries the lock, and it is a BUG if that fails.)
+    VM_BUG_ON_PAGE(PageLocked(newpage) or page_count(newpage) != 1, newpage)
+    __set_page_locked(newpage)
     newpage.index = page.index
     newpage.mapping = page.mapping
     if PageSwapBacked(page):
