@@ -273,6 +273,16 @@ static inline void prefetchw(const void *line)
 #endif
 }
 
+/* Writes a cache line back and drops it from all caches. */
+static inline void flush_cache_line(const void *line)
+{
+#if defined(__x86_64__)
+	_mm_clflush(line);
+#else
+	__asm__ volatile("dc civac, %0" : : "r"(line) : "memory");
+#endif
+}
+
 /* ---- the widest copy --------------------------------------------------- */
 
 /*

@@ -18,6 +18,16 @@ def memcpy_frames(sources, targets):
     return ended - began
 
 
+def evict_frames(frames):
+    """Drops the contents and struct pages of the frames numbered in the u64 array from all
+    caches, as if they had not been used for long."""
+    for index in range(frames.shape[0]):
+        flush_cache_line(pfn_to_page(frames[index]))
+        for line in range(0, PAGE_SIZE, 64):
+            flush_cache_line(cast(pointer(char), pfn_to_kaddr(frames[index])) + line)
+    smp_mb()
+
+
 def load64_loop(start, stride, count, rounds):
     """Nanoseconds for `rounds` times `count` aligned loads of the current task, `stride` bytes
     apart from `start` on; all must be mapped."""
