@@ -46,8 +46,10 @@ cdef void page_unfreeze_refs(Page* page, int count) noexcept nogil
 
 # lru
 cdef int page_lru(Page* page) noexcept nogil
+cdef void put_page(Page* page) noexcept nogil
 
 # pagetable
+cdef u64* walk_to_pmd(MmStruct* mm, u64 address) noexcept nogil
 cdef pte_t* pte_offset(u64* pmd, u64 address) noexcept nogil
 cdef Spinlock* pte_lockptr(u64* pmd) noexcept nogil
 cdef pte_t pfn_pte(u64 pfn, u64 prot) noexcept nogil

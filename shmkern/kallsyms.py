@@ -23,8 +23,8 @@ import importlib
 import re
 from pathlib import Path
 
-# Its functions are Python's, with exceptions and the GIL.
-NOT_KERNEL = {"__init__", "syscalls"}
+# Their functions are for Python: with exceptions, and with the GIL.
+NOT_KERNEL = {"__init__", "calibrate", "replay", "syscalls"}
 
 _SCALARS = {"void": None, "int": ctypes.c_int, "u32": ctypes.c_uint32, "u64": ctypes.c_uint64,
             "i32": ctypes.c_int32, "i64": ctypes.c_int64, "pte_t": ctypes.c_uint64,
@@ -178,6 +178,14 @@ def page_unfreeze_refs(page, count):
 
 def page_lru(page):
     return lru.page_lru(page)
+
+
+def put_page(page):
+    lru.put_page(page)
+
+
+def walk_to_pmd(mm, address):
+    return pagetable.walk_to_pmd(mm, address)
 
 
 def pte_offset(pmd, address):

@@ -14,7 +14,13 @@ cdef inline int page_lru(Page* page) noexcept nogil:
 
 cdef void add_page_to_lru_list(Zone* zone, Page* page, int lru) noexcept nogil
 cdef void del_page_from_lru_list(Zone* zone, Page* page, int lru) noexcept nogil
-cdef void put_page(Page* page) noexcept nogil
+cdef void __put_page(Page* page) noexcept nogil
+
+# Drops a reference; the last one frees the page.
+cdef inline void put_page(Page* page) noexcept nogil:
+    if put_page_testzero(page):
+        __put_page(page)
+
 cdef void __page_cache_release(Page* page) noexcept nogil
 cdef void __pagevec_lru_add(Pagevec* pvec, int lru) noexcept nogil
 cdef void lru_cache_add_lru(Page* page, int lru) noexcept nogil

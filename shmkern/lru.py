@@ -25,11 +25,10 @@ def del_page_from_lru_list(zone, page, lru):
     WRITE_ONCE64(address(zone.vm_stat[lru]), zone.vm_stat[lru] - 1)
 
 
-def put_page(page):
-    """Drops a reference; the last one frees the page.  May take lru_lock and zone->lock."""
-    if put_page_testzero(page):
-        __page_cache_release(page)
-        free_hot_page(page)
+def __put_page(page):
+    """Frees a page whose last reference is gone.  May take lru_lock, takes zone->lock."""
+    __page_cache_release(page)
+    free_hot_page(page)
 
 
 def __page_cache_release(page):

@@ -185,6 +185,19 @@ cdef inline u64* pmd_offset(u64* pud, u64 address) noexcept nogil:
 cdef inline pte_t* pte_offset(u64* pmd, u64 address) noexcept nogil:
     return table_of(READ_ONCE64(pmd)) + (address >> PAGE_SHIFT & (PTRS_PER_TABLE - 1))
 
+# The pmd entry over `address`, if it points to a table; NULL otherwise.
+cdef inline u64* walk_to_pmd(MmStruct* mm, u64 address) noexcept nogil:
+    cdef u64* entry = pgd_offset(mm, address)
+    if not table_present(READ_ONCE64(entry)):
+        return NULL
+    entry = pud_offset(entry, address)
+    if not table_present(READ_ONCE64(entry)):
+        return NULL
+    entry = pmd_offset(entry, address)
+    if not table_present(READ_ONCE64(entry)):
+        return NULL
+    return entry
+
 # The split lock of the table that a pmd entry points to.
 cdef inline Spinlock* pte_lockptr(u64* pmd) noexcept nogil:
     return <Spinlock*>&pfn_to_page(pte_pfn(READ_ONCE64(pmd))).ptl
@@ -198,6 +211,5 @@ cdef u64* table_alloc_one() noexcept nogil
 cdef void table_free_one(u64* table) noexcept nogil
 cdef u64* pgd_alloc() noexcept nogil
 cdef u64* table_alloc(MmStruct* mm, u64* entry, u64 address, int shift) noexcept nogil
-cdef u64* walk_to_pmd(MmStruct* mm, u64 address) noexcept nogil
 cdef u64* pmd_alloc(MmStruct* mm, u64 address) noexcept nogil
 cdef pte_t* pte_alloc(MmStruct* mm, u64 address, u64** pmd_out) noexcept nogil

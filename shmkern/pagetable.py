@@ -58,20 +58,6 @@ def table_alloc(mm, entry, address, shift):
     return table_of(READ_ONCE64(entry)) + (address >> shift & (PTRS_PER_TABLE - 1))
 
 
-def walk_to_pmd(mm, address):
-    """The pmd entry over `address`, if it points to a table; NULL otherwise."""
-    pgd = pgd_offset(mm, address)
-    if not table_present(READ_ONCE64(pgd)):
-        return NULL
-    pud = pud_offset(pgd, address)
-    if not table_present(READ_ONCE64(pud)):
-        return NULL
-    pmd = pmd_offset(pud, address)
-    if not table_present(READ_ONCE64(pmd)):
-        return NULL
-    return pmd
-
-
 def pmd_alloc(mm, address):
     """The pmd entry over `address`, with the levels above it made; NULL without memory.
     The caller holds mmap_sem."""

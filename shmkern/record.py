@@ -136,6 +136,7 @@ def record(command, path, limit):
         if process is not None and process.poll() is None:
             _end(process)
     if count == 0:
-        os.unlink(path)
+        if os.path.isfile(path):
+            os.unlink(path)
         raise TraceError(f"nothing was recorded: {message.decode(errors='replace') or 'valgrind said nothing'}")
     return count, status, count >= limit

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command `shmkern`.
+
+Each command is a function that takes parsed arguments and returns the exit status: 0 held or
+done, 1 a promise was broken, 2 bad use.  What a user can get wrong is a UsageError: one
+sentence, never a traceback.
+"""
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import shmkern
+from shmkern import direct_map, layout, record
+
+DONE, BAD_USE = 0, 2
+C = layout.constants
+CHECKOUT = Path(shmkern.__file__).resolve().parent.parent
+# Accesses that `record` keeps by default; as a trace, about three megabytes.
+RECORD_LIMIT = 2_000_000
+
+
+class UsageError(Exception):
+    """The command cannot be done as given; the text is one sentence."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message):
+        self.exit(BAD_USE, f"{self.prog}: {message}\n")
+
+
+# ---- blocks ------------------------------------------------------------------------
+
+class LeftTask(NamedTuple):
+    """A task of a block whose process runs: pid in the machine, the host's pid and its start."""
+    pid: int
+    os_pid: int
+    start: int
+
+
+class BlockState(NamedTuple):
+    """What a file of ours in /dev/shm is.  `supervisor` is a pid, `alive` whether it runs, `note`
+    why nothing is known of nodes, frames and tasks, if so."""
+    name: str
+    size: int
+    used: int
+    supervisor: int
+    alive: bool
+    age: float
+    nodes: int
+    frames: int
+    tasks: list
+    note: str
+
+    @property
+    def state(self):
+        """In a word or two."""
+        return ("running" if self.alive else "left behind") + (f" ({self.note})" if self.note else "")
+
+
+def _pread(fd, dtype, offset, count=1):
+    """`count` records of a block, copied; they may change at any time."""
+    data = os.pread(fd, dtype.itemsize * count, offset)
+    if len(data) < dtype.itemsize * count:
+        raise ValueError("damaged")
+    return np.frombuffer(data, dtype, count)
+
+
+def _read_machine(fd, header):
+    """(nodes, frames, tasks) of a block.  Reads it as a file: a damaged one does no harm.
+    Raises ValueError, saying what is wrong with it."""
+    if header["layout_hash"] != layout.layout_hash():
+        raise ValueError("of another build")
+    kernel = _pread(fd, layout.dtypes["Kernel"], C["PAGE_SIZE"])[0]
+    if not 0 < kernel["max_tasks"] <= C["NR_CPUS"]:
+        # Killed, or still at it, while it booted.
+        return 0, 0, []
+    slots = _pread(fd, layout.dtypes["Task"], int(kernel["tasks"] - header["base"]), int(kernel["max_tasks"]))
+    tasks = [LeftTask(int(slot["pid"]), int(slot["os_pid"]), int(slot["start_time"]))
+             for slot in slots[slots["state"] == C["TASK_RUNNING"]]]
+    return int(kernel["nr_nodes"]), int(kernel["max_pfn"]), \
+        [task for task in tasks if not direct_map.process_gone(task.os_pid, task.start)]
+
+
+def block_state(name):
+    """The BlockState of a file in /dev/shm, or None when it is gone or not ours to read."""
+    path = direct_map.SHM_DIR / name
+    try:
+        stat, header = path.stat(), direct_map.read_header(name)
+        if header is None:
+            # Its maker died, or is at work, before it was a block.  The name has its pid.
+            maker = name.removeprefix(direct_map.PREFIX).split("-")[0]
+            alive = maker.isdigit() and os.path.exists(f"/proc/{maker}")
+            readable = os.access(path, os.R_OK)
+            return BlockState(name, stat.st_size, stat.st_blocks * 512, int(maker) if maker.isdigit() else 0, alive,
+                              time.time() - stat.st_mtime, 0, 0, [], "unfinished") if readable else None
+        nodes, frames, tasks, note = 0, 0, [], ""
+        with path.open("rb") as file:
+            try:
+                nodes, frames, tasks = _read_machine(file.fileno(), header)
+            except (ValueError, OSError) as error:
+                note = str(error)
+    except OSError:
+        return None
+    return BlockState(name, stat.st_size, stat.st_blocks * 512, int(header["supervisor_pid"]),
+                      direct_map.supervisor_alive(header), time.time() - int(header["boot_time_ns"]) / 1e9,
+                      nodes, frames, tasks, note)
+
+
+def block_states():
+    """All blocks on this host that we may read."""
+    names = sorted(path.name for path in direct_map.SHM_DIR.glob(f"{direct_map.PREFIX}*"))
+    return [state for state in map(block_state, names) if state is not None]
+
+
+def kill_process(pid, start):
+    """SIGKILL to a process, if it is still the one that started then.  Says whether it was, and
+    returns when it is gone."""
+    try:
+        # A process held by a descriptor cannot become another one between check and kill.
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if direct_map.process_gone(pid, start):
+            return False
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while not direct_map.process_gone(pid, start) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return True
+    except OSError as error:
+        raise UsageError(f"process {pid} cannot be ended: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+# ---- ls and rm ---------------------------------------------------------------------
+
+def _age(seconds):
+    """A time in its largest unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _table(rows):
+    """Rows of texts as aligned lines."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def list_blocks(args):
+    """shmkern ls"""
+    states = block_states()
+    rows = [("NAME", "MEMORY", "NODES", "FRAMES", "TASKS", "SUPERVISOR", "AGE", "STATE")]
+    rows += [(block.name, f"{block.used / 2**20:.0f} of {block.size / 2**20:.0f} MiB", str(block.nodes),
+              str(block.frames), str(len(block.tasks)), str(block.supervisor), _age(block.age), block.state)
+             for block in states]
+    _print(*(_table(rows) if states else ["There are no machines."]))
+    write_json(args.json, [{**block._asdict(), "tasks": [task._asdict() for task in block.tasks]} for block in states])
+    return DONE
+
+
+def remove_block(block):
+    """Ends what belongs to a block and removes it.  Returns a sentence."""
+    if block.alive:
+        # First: it looks after its tasks.
+        kill_process(block.supervisor, direct_map.process_start(block.supervisor))
+    ended = sum(kill_process(task.os_pid, task.start) for task in block.tasks)
+    try:
+        (direct_map.SHM_DIR / block.name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{block.name} cannot be removed: {error.strerror}") from None
+    return f"removed {block.name}" + (f" and ended {ended} tasks" if ended else "")
+
+
+def remove_blocks(args):
+    """shmkern rm"""
+    states = {block.name: block for block in block_states()}
+    for name in args.names:
+        if name not in states:
+            raise UsageError(f"there is no machine {name!r}; `shmkern ls` shows those there are")
+        if states[name].alive and not args.force:
+            raise UsageError(f"{name} is in use by process {states[name].supervisor}; --force ends it first")
+    chosen = [states[name] for name in args.names] or \
+        [block for block in states.values() if args.force or not block.alive]
+    removed = [remove_block(block) for block in chosen]
+    left = len(states) - len(chosen) if not args.names else 0
+    _print(*removed)
+    if not removed:
+        _print("Nothing was left behind." + (f" {left} machines are running." if left else ""))
+    return DONE
+
+
+# ---- record, bench, stress ---------------------------------------------------------
+
+def record_trace(args):
+    """shmkern record"""
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UsageError("no command to record; for example: shmkern record -o ls.gz -- ls /")
+    path = args.output or f"{Path(command[0]).name}.lackey.gz"
+    try:
+        count, status, limited = record.record(command, path, args.limit)
+    except record.TraceError as error:
+        raise UsageError(str(error)) from None
+    # The standard output is the program's.
+    how = f"ended after {count:,} accesses" if limited else f"exit status {status}"
+    print(f"shmkern record: {count:,} accesses in {path} ({command[0]}: {how})", file=sys.stderr)
+    return DONE
+
+
+def run_bench(args):
+    """shmkern bench"""
+    folder = CHECKOUT / "bench"
+    if not folder.is_dir():
+        raise UsageError(f"there are no benchmarks here; they are in the directory bench of shmkern's sources")
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if args.name not in names:
+        raise UsageError(f"there is no benchmark {args.name!r}; there is {', '.join(names) or 'none'}")
+    return subprocess.run([sys.executable, str(folder / f"{args.name}.py"), *args.arguments]).returncode
+
+
+def run_stress(args):
+    """shmkern stress"""
+    return args.common.main(args.scenario, args)
+
+
+# ---- the command -------------------------------------------------------------------
+
+def _print(*lines):
+    if lines:
+        print("\n".join(lines), flush=True)
+
+
+def write_json(path, value):
+    """Writes a result to a file; - is the standard output."""
+    if path is None:
+        return
+    text = json.dumps(value, indent=2) + "\n"
+    try:
+        if path == "-":
+            sys.stdout.write(text)
+        else:
+            Path(path).write_text(text)
+    except OSError as error:
+        raise UsageError(f"the result cannot be written to {path}: {error.strerror}") from None
+
+
+def _command(commands, name, function, summary, example):
+    """Adds a command."""
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
+                                 epilog=f"example:\n  {example}",
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(run=function)
+    return parser
+
+
+def _add_stress(commands):
+    """The stress command, whose scenarios come with a package of their own."""
+    parser = _command(commands, "stress", run_stress, "put a machine under stress and check every store",
+                      "shmkern stress anon --seconds 10")
+    try:
+        from shmkern_stress import common
+    except ImportError:
+        parser.error("the scenarios are not installed; they are in the directory stress of shmkern's sources")
+    names = parser.add_subparsers(metavar="SCENARIO", required=True, parser_class=Parser, dest="scenario")
+    for name, summary in common.SCENARIOS.items():
+        scenario = names.add_parser(name, help=summary)
+        common.add_options(scenario, name)
+        scenario.set_defaults(common=common, scenario=name)
+
+
+def make_parser(wanted=None):
+    """The parser of all commands.  What only one command needs is imported only for it."""
+    parser = Parser(prog="shmkern", description="A small Linux memory manager that lives in shared memory.",
+                    epilog="example:\n  shmkern stress anon --seconds 10\n\n"
+                           "exit status: 0 held, 1 a promise was broken, 2 bad use",
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"shmkern {shmkern.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, dest="command_name")
+    if wanted == "stress":
+        _add_stress(commands)
+    else:
+        commands.add_parser("stress", help="put a machine under stress and check every store")
+    tracer = _command(commands, "record", record_trace, "record a program's memory accesses, for `stress trace`",
+                      "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz --seconds 10")
+    tracer.usage = "shmkern record [-h] [-o FILE] [--limit N] -- COMMAND..."
+    tracer.add_argument("-o", dest="output", metavar="FILE", help="where to (default: COMMAND.lackey.gz)")
+    tracer.add_argument("--limit", type=_positive, default=RECORD_LIMIT, metavar="N",
+                        help=f"accesses to record, after which the program is ended (default {RECORD_LIMIT:,})")
+    tracer.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
+    lister = _command(commands, "ls", list_blocks, "list the machines on this host, running or left behind",
+                      "shmkern ls --json -")
+    lister.add_argument("--json", metavar="FILE", help="also write the list to FILE, as JSON; - is the standard output")
+    remover = _command(commands, "rm", remove_blocks, "remove machines that killed supervisors left behind",
+                       "shmkern rm --all")
+    remover.add_argument("names", nargs="*", metavar="NAME", help="as `shmkern ls` shows it (default: all)")
+    remover.add_argument("--all", action="store_true", help="all that nobody uses, which is the default")
+    remover.add_argument("--force", action="store_true", help="running ones as well, with all their processes")
+    bench = _command(commands, "bench", run_bench, "run a benchmark", "shmkern bench migrate")
+    bench.usage = "shmkern bench [-h] NAME ..."
+    bench.add_argument("name", nargs="?", default="", metavar="NAME", help="a file of the directory bench, without .py")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="what the benchmark is given")
+    return parser
+
+
+def _positive(text):
+    """An argparse type: whole numbers from 1 on."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def main(argv=None):
+    """Runs a command line.  Returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = make_parser(argv[0] if argv else None).parse_args(argv)
+    try:
+        return args.run(args)
+    except (UsageError, shmkern.BootError) as error:
+        print(f"shmkern {args.command_name}: {error}", file=sys.stderr)
+        return BAD_USE
+    except BrokenPipeError:
+        # Whoever read our output has had enough; what is left of it has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
