@@ -7,6 +7,11 @@
 
 Constants are Linux's, by name and value.
 """
+from importlib.util import find_spec as _find_spec
+
+if _find_spec("shmkern.boot").origin.endswith(".py"):
+    raise ImportError("shmkern's kernel is not compiled: run `make build` in its source tree")
+
 from shmkern import layout as _layout
 from shmkern.audit import Audit, AuditError, Finding
 from shmkern.errors import BootError, KernelBug, SegmentationFault, TaskDied

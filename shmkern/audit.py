@@ -1102,9 +1102,10 @@ def check_buddies(m):
     order_at = np.full(m.max_pfn, -1)
     order_at[m.block_head] = m.block_order
     relative = m.block_head % m.zone_size
-    buddy = m.block_head - relative + (relative ^ (1 << m.block_order))
-    # Left ones only, so that a pair is told once.
-    pairs = (buddy > m.block_head) & (m.block_order < MAX_ORDER - 1) & (buddy < m.max_pfn)
+    relative_buddy = relative ^ (1 << m.block_order)
+    buddy = m.block_head - relative + relative_buddy
+    # Left ones only, so that a pair is told once; and none beyond the end of a zone.
+    pairs = (buddy > m.block_head) & (m.block_order < MAX_ORDER - 1) & (relative_buddy < m.zone_size)
     pairs[pairs] = order_at[buddy[pairs]] == m.block_order[pairs]
     m.report.each(pairs, "buddy", lambda i: (
         f"two free buddies of order {m.block_order[i]} were not merged: pages "

@@ -45,6 +45,10 @@ def _map_at(address, size, prot, flags, fd, what):
                     "A process can be part of one machine at a time.")
 
 
+# The block of this process's machine, or None.
+mapped = None
+
+
 class Block:
     """A block mapped in this process.  `name` is its name in /dev/shm, `size` its bytes."""
 
@@ -61,6 +65,8 @@ class Block:
                 raise
         finally:
             os.close(fd)
+        global mapped
+        mapped = self
 
     @property
     def header(self):
@@ -69,6 +75,8 @@ class Block:
 
     def close(self):
         """Unmaps the block.  Views on it must not be used any more."""
+        global mapped
+        mapped = None
         _libc.munmap(BASE, self.size)
         _libc.munmap(PERCPU, PAGE_SIZE)
 
@@ -96,7 +104,7 @@ def process_start(pid):
 def process_gone(pid, start):
     """Whether the process with that pid and start time has ended, reaped or not."""
     state, began = process_stat(pid)
-    return began != start or state in "ZX"
+    return began != start or state in ("Z", "X")
 
 
 def create(size, metadata_size):
@@ -193,4 +201,4 @@ def blocks():
 
 def supervisor_alive(record):
     """Whether the process that made a block (its header given) still runs."""
-    return process_start(int(record["supervisor_pid"])) == int(record["supervisor_start"])
+    return not process_gone(int(record["supervisor_pid"]), int(record["supervisor_start"]))

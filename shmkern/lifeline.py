@@ -10,6 +10,8 @@ import os
 import signal
 
 _read_fd = _write_fd = -1
+# Whether this process was made to be a task.
+is_task = False
 
 
 def open_lifeline():
@@ -37,7 +39,8 @@ def guard_frames():
 
 def start_task_process():
     """A task's part, first thing in its process: no Ctrl-C, and ties to the supervisor."""
-    global _write_fd
+    global _write_fd, is_task
+    is_task = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _write_fd >= 0:
         os.close(_write_fd)

@@ -220,12 +220,13 @@ def up_write(sem):
 
 def page_waitqueue(page):
     """The wait queue that `page` shares with a few others."""
-    return address(kernel().wait_table[page_hash(page) & (WAIT_TABLE_SIZE - 1)])
+    return address(kernel().wait_table[page_hash(page)])
 
 
 def page_hash(page):
-    """Spreads neighbouring pages over the table: the golden ratio, as hash_long."""
-    return (cast(u64, page) >> 6) * cast(u64, 0x9e37fffffffc0001) >> 40
+    """Spreads neighbouring pages over the table: the top bits of a multiple of the golden
+    ratio, as hash_long."""
+    return (cast(u64, page) >> 6) * cast(u64, 0x9e37fffffffc0001) >> (64 - WAIT_TABLE_BITS)
 
 
 def page_sleep(page, flags, sequence):

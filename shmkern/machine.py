@@ -9,6 +9,7 @@ Supervision is polling, four or five times a second and only while the superviso
 something: it has no threads, since it forks.
 """
 import atexit
+import numbers
 import os
 import time
 
@@ -25,7 +26,8 @@ MAX_PFN = 1 << 28
 
 def _whole(name, value, low, high):
     """`value` as an int within bounds, or ValueError."""
-    if isinstance(value, bool) or int(value) != value or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high \
+            or int(value) != value:
         raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
     return int(value)
 
@@ -40,25 +42,39 @@ class Init:
         other.close()
         self.pid = self._child.pid
         self.os_pid = self._child.os_pid
+        # In the middle of a call: it cannot take another one.
+        self.busy = False
 
     def __getattr__(self, name):
         if not callable(getattr(worker.Task, name, None)):
             raise AttributeError(f"tasks have no {name}()")
 
         def call(*args):
-            try:
-                self._connection.send((name, args))
-                while not self._connection.poll(worker.POLL_SECONDS):
-                    self._machine.check()
-                succeeded, value = self._connection.recv()
-            except (EOFError, ConnectionError):
-                self._child.process.join()
-                self._machine.check()
-                raise TaskDied(self.pid, self._child.process.exitcode) from None
-            if succeeded:
-                return value
-            raise value
+            self._machine.check()
+            return self.request(name, *args)
         return call
+
+    def request(self, name, *args):
+        """Has init call task.name(*args); returns or raises what that does."""
+        self.busy = True
+        try:
+            self._connection.send((name, args))
+            while not self._connection.poll(worker.POLL_SECONDS):
+                self._machine.check()
+            succeeded, value = self._connection.recv()
+        except (EOFError, ConnectionError):
+            self._child.process.join()
+            self._machine.check(at_once=True)
+            raise TaskDied(self.pid, self._child.process.exitcode) from None
+        finally:
+            self.busy = False
+        if succeeded:
+            return value
+        raise value
+
+    def close(self):
+        """Closes the connection; init ends when it sees that."""
+        self._connection.close()
 
 
 class Migrator:
@@ -140,29 +156,40 @@ class Machine:
         except OSError:
             worker.slot(cpu).state = C["TASK_UNUSED"]
             raise
+        self.children = [other for other in self.children if other.process.exitcode is None]
         self.children.append(child)
         return child
 
     def start_migrator(self, nodes=None, seed=0):
         """Starts a process that moves all pages among `nodes` (all of them by default) until its
         stop().  Returns a Migrator."""
+        self._mine()
         count = layout.kernel().nr_nodes
         nodes = list(range(count)) if nodes is None else [_whole("node", node, 0, count - 1) for node in nodes]
         if len(set(nodes)) < 2:
             raise ValueError("a migrator needs two nodes at least")
         return Migrator(self, nodes, seed)
 
-    def check(self):
+    def check(self, at_once=False):
         """Looks after the tasks: cleans up after those that were killed, and raises KernelBug
-        when the machine has stopped.  Does nothing more than five times a second."""
+        when the machine has stopped.  Looks for dead tasks five times a second, however often
+        it is called, or now if `at_once`."""
         self._mine()
+        if self.init is None:
+            return      # Still booting.
         if self._panic is None and layout.header().panic:
             self._stopped()
         if self._panic is not None:
             raise KernelBug(*self._panic)
         now = time.monotonic()
-        if now - self._checked >= worker.POLL_SECONDS:
+        if at_once or now - self._checked >= worker.POLL_SECONDS:
             self._checked = now
+            for child in self.children:
+                # Killed before it had begun.
+                slot = worker.slot(child.cpu)
+                if slot.state == C["TASK_EMBRYO"] and slot.pid == child.pid and not child.is_alive() \
+                        and not self.init.busy:
+                    self.init.request("_reap", child.cpu)
             for task in report.running():
                 if direct_map.process_gone(int(task["os_pid"]), int(task["start_time"])):
                     self._lost(task)
@@ -172,7 +199,13 @@ class Machine:
         nobody can tell what it had begun, and the machine stops."""
         cpu, pid = int(task["cpu"]), int(task["pid"])
         if layout.header().panic == 0 and not int(task["in_kernel"]) and pid != self.init.pid:
-            self.init._reap(cpu)
+            # It may have died in the middle of an access, and a flusher waits for its end:
+            # perhaps the very one that keeps init busy.
+            slot = worker.slot(cpu)
+            if slot.access_seq & 1:
+                slot.access_seq += 1
+            if not self.init.busy:
+                self.init.request("_reap", cpu)
             return
         if layout.header().panic == 0:
             header = layout.header()
@@ -237,6 +270,9 @@ class Machine:
             child.process.kill()
         for child in self.children:
             child.process.join()
+            child.close()
+        if self.init is not None:
+            self.init.close()
         # Children of tasks got the signal from the lifeline; somebody else reaps them.
         deadline = time.monotonic() + 10
         while not all(direct_map.process_gone(*task) for task in tasks) and time.monotonic() < deadline:

@@ -30,6 +30,8 @@ def alloc_task():
             task.parent_pid = 0
             task.flags = 0
             task.fail_nth = 0
+            # Who had the slot may have been killed asleep.
+            task.wait_kind = WAIT_NONE
             task.numa_node = cpu % k.nr_nodes
             memset(cast(pointer(char), task.comm), 0, TASK_COMM_LEN)
             return task

@@ -125,14 +125,17 @@ def record(command, path, limit):
             write_end = -1
             count, message = _copy_accesses(read_end, file, limit)
             if count >= limit:
+                # Or it stays in the middle of writing to a pipe that is full.
+                os.close(read_end)
+                read_end = -1
                 _end(process)
             status = process.wait()
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from error
     finally:
-        os.close(read_end)
-        if write_end >= 0:
-            os.close(write_end)
+        for end in (read_end, write_end):
+            if end >= 0:
+                os.close(end)
         if process is not None and process.poll() is None:
             _end(process)
     if count == 0:

@@ -299,6 +299,8 @@ def replay(records, shadow, seed, start=0, end=None):
     done has not reached the shadow.  Raises ValueError for records that are none, and
     MemoryError.
     """
+    if shadow is None:
+        raise TypeError("a replay needs a Shadow")
     if records.dtype != ACCESS or records.ndim != 1:
         raise ValueError("records must be an array of replay.ACCESS")
     count = len(records)

@@ -11,13 +11,13 @@ import os
 
 from cython import NULL, address as addressof, cast, pointer, sizeof
 from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cython.cimports.cpython.long import PyLong_AsLongLong, PyLong_AsUnsignedLong
+from cython.cimports.cpython.number import PyNumber_Index
 from cython.cimports.libc.errno import EFAULT, EINVAL, ENODEV, ENOMEM, ESRCH
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memcpy
 
 from shmkern.errors import SegmentationFault
-
-WORD = (1 << 64) - 1
 
 
 def user_fault(address, write, rc):
@@ -34,85 +34,118 @@ def check_errno(rc):
     return rc
 
 
+def unsigned(value):
+    """A whole number from 0 to 2^64 - 1 as a word: an address, a length, flags.  TypeError for
+    what is no whole number, OverflowError beyond the range."""
+    return PyLong_AsUnsignedLong(PyNumber_Index(value))
+
+
+def word(value):
+    """As unsigned(), but a negative number down to -2^63 is its two's complement."""
+    number = PyNumber_Index(value)
+    if number < 0:
+        return cast(u64, PyLong_AsLongLong(number))
+    return PyLong_AsUnsignedLong(number)
+
+
 class Syscalls:
-    """System calls and memory instructions of the current task."""
+    """System calls and memory instructions of the current task.
+
+    Arguments are words: TypeError for what is no whole number, OverflowError for what does not
+    fit 64 bits (or is negative, but for values of words).
+    """
 
     # ---- memory instructions ----
 
     def load(self, address, length):
         """`length` bytes from `address`.  Raises SegmentationFault, or OSError(ENOMEM)."""
-        buffer = PyBytes_FromStringAndSize(NULL, length)
+        va = unsigned(address)
+        size = unsigned(length)
+        if size > TASK_SIZE:
+            raise OverflowError("the length is more than an address space has")
+        buffer = PyBytes_FromStringAndSize(NULL, size)
         cbuf = PyBytes_AS_STRING(buffer)
         rc = 0
-        left = copy_from_user(cbuf, address, length, addressof(rc))
+        left = copy_from_user(cbuf, va, size, addressof(rc))
         if left:
-            user_fault(address + (length - left), 0, rc)
+            user_fault(va + (size - left), 0, rc)
         return buffer
 
     def store(self, address, data):
-        """Stores bytes at `address`.  What lies before an address that cannot be stored to
-        is stored.  Raises SegmentationFault, or OSError(ENOMEM)."""
-        view = memoryview(data).cast("B")
-        rc = 0
-        if view.shape[0] == 0:
+        """Stores bytes, or anything that has contiguous ones, at `address`.  What lies before an
+        address that cannot be stored to is stored.  Raises SegmentationFault, or
+        OSError(ENOMEM)."""
+        va = unsigned(address)
+        source = memoryview(data)
+        if source.nbytes == 0:
             return
-        left = copy_to_user(address, addressof(view[0]), view.shape[0], addressof(rc))
+        view = source.cast("B")
+        rc = 0
+        left = copy_to_user(va, addressof(view[0]), view.shape[0], addressof(rc))
         if left:
-            user_fault(address + (view.shape[0] - left), 1, rc)
+            user_fault(va + (view.shape[0] - left), 1, rc)
 
     def load64(self, address):
         """The 64-bit word at `address`, in one piece when it is aligned."""
+        va = unsigned(address)
         rc = 0
-        if address & 7:
+        if va & 7:
             value = 0
-            left = copy_from_user(addressof(value), address, 8, addressof(rc))
+            left = copy_from_user(addressof(value), va, 8, addressof(rc))
             if left:
-                user_fault(address + 8 - left, 0, rc)
+                user_fault(va + 8 - left, 0, rc)
             return value
-        frame = user_access_begin(address, 0, addressof(rc))
+        frame = user_access_begin(va, 0, addressof(rc))
         if frame == NULL:
-            user_fault(address, 0, rc)
+            user_fault(va, 0, rc)
         value = smp_load_acquire64(frame)
         access_end(current())
         return value
 
     def store64(self, address, value):
         """Stores a 64-bit word, in one piece when it is aligned."""
+        va = unsigned(address)
+        new = word(value)
         rc = 0
-        if address & 7:
-            left = copy_to_user(address, addressof(value), 8, addressof(rc))
+        if va & 7:
+            left = copy_to_user(va, addressof(new), 8, addressof(rc))
             if left:
-                user_fault(address + 8 - left, 1, rc)
+                user_fault(va + 8 - left, 1, rc)
             return
-        frame = user_access_begin(address, 1, addressof(rc))
+        frame = user_access_begin(va, 1, addressof(rc))
         if frame == NULL:
-            user_fault(address, 1, rc)
-        smp_store_release64(frame, value)
+            user_fault(va, 1, rc)
+        smp_store_release64(frame, new)
         access_end(current())
 
     def cmpxchg64(self, address, old, new):
         """Stores `new` if the aligned word is `old`, atomically; returns what it was.  Raises
         OSError(EINVAL) when the address is not a multiple of 8."""
+        va = unsigned(address)
+        expected = word(old)
+        desired = word(new)
         rc = 0
-        if address & 7:
+        if va & 7:
             check_errno(-EINVAL)
-        frame = user_access_begin(address, 1, addressof(rc))
+        frame = user_access_begin(va, 1, addressof(rc))
         if frame == NULL:
-            user_fault(address, 1, rc)
-        seen = cmpxchg64(frame, old, new)
+            user_fault(va, 1, rc)
+        seen = cmpxchg64(frame, expected, desired)
         access_end(current())
         return seen
 
     def fetch_add64(self, address, delta):
         """Adds to the aligned word, atomically and modulo 2^64; returns what it was.  Raises
         OSError(EINVAL) when the address is not a multiple of 8."""
+        va = unsigned(address)
+        step = word(delta)
         rc = 0
-        if address & 7:
+        if va & 7:
             check_errno(-EINVAL)
-        frame = user_access_begin(address, 1, addressof(rc))
+        frame = user_access_begin(va, 1, addressof(rc))
         if frame == NULL:
-            user_fault(address, 1, rc)
-        before = atomic_add_return64(frame, delta) - delta
+            user_fault(va, 1, rc)
+        before = atomic_add_return64(frame, step) - step
         access_end(current())
         return before
 
@@ -121,30 +154,34 @@ class Syscalls:
     def mmap(self, length, prot=3, flags=0x22, addr=0):
         """mmap(2) of anonymous memory; PROT_READ|PROT_WRITE and MAP_PRIVATE|MAP_ANONYMOUS by
         default.  Returns the address."""
+        arg0, arg1, arg2, arg3 = unsigned(addr), unsigned(length), unsigned(prot), unsigned(flags)
         kernel_enter()
-        rc = do_mmap(current().mm, addr & WORD, length & WORD, prot & WORD, flags & WORD)
+        rc = do_mmap(current().mm, arg0, arg1, arg2, arg3)
         kernel_exit()
         return check_errno(rc)
 
     def munmap(self, addr, length):
         """munmap(2)."""
+        arg0, arg1 = unsigned(addr), unsigned(length)
         kernel_enter()
-        rc = do_munmap(current().mm, addr & WORD, length & WORD)
+        rc = do_munmap(current().mm, arg0, arg1)
         kernel_exit()
         check_errno(rc)
 
     def mprotect(self, addr, length, prot):
         """mprotect(2)."""
+        arg0, arg1, arg2 = unsigned(addr), unsigned(length), unsigned(prot)
         kernel_enter()
-        rc = do_mprotect(current().mm, addr & WORD, length & WORD, prot & WORD)
+        rc = do_mprotect(current().mm, arg0, arg1, arg2)
         kernel_exit()
         check_errno(rc)
 
     def mremap(self, old_address, old_size, new_size, flags=0, new_address=0):
         """mremap(2).  Returns the new address."""
+        arg0, arg1, arg2 = unsigned(old_address), unsigned(old_size), unsigned(new_size)
+        arg3, arg4 = unsigned(flags), unsigned(new_address)
         kernel_enter()
-        rc = do_mremap(current().mm, old_address & WORD, old_size & WORD, new_size & WORD,
-                       flags & WORD, new_address & WORD)
+        rc = do_mremap(current().mm, arg0, arg1, arg2, arg3, arg4)
         kernel_exit()
         return check_errno(rc)
 
@@ -154,8 +191,11 @@ class Syscalls:
         """move_pages(2) on arrays: u64 addresses, int nodes (or None to ask), int status.
         worker.Task.move_pages takes lists.
 
-        Raises OSError: EINVAL (flags), ESRCH, ENODEV (no such node), ENOMEM.
+        Raises OSError: EINVAL (flags), ESRCH, ENODEV (no such node), ENOMEM.  ValueError when
+        the arrays differ in length.
         """
+        if status.shape[0] != addrs.shape[0] or (nodes is not None and nodes.shape[0] != addrs.shape[0]):
+            raise ValueError("the arrays differ in length")
         if flags & ~(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
             check_errno(-EINVAL)
         kernel_enter()
@@ -177,12 +217,13 @@ class Syscalls:
         offline does.  Returns the frame to go on with and how many pages stayed, or minus
         ENOMEM when the node is full."""
         k = kernel()
-        if pfn >= end or end > k.max_pfn or pfn // k.frames_per_node != (end - 1) // k.frames_per_node \
-                or node < 0 or cast(u64, node) >= k.nr_nodes:
+        first, last, target = unsigned(pfn), unsigned(end), word(node)
+        if first >= last or last > k.max_pfn or target >= k.nr_nodes or \
+                first // k.frames_per_node != (last - 1) // k.frames_per_node:
             check_errno(-EINVAL)
-        done = pfn
+        done = first
         kernel_enter()
-        rc = migrate_pfn_range(pfn, end, node, addressof(done))
+        rc = migrate_pfn_range(first, last, target, addressof(done))
         kernel_exit()
         return done, rc
 

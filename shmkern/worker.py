@@ -8,6 +8,7 @@ which is its supervisor's business, and dies with its supervisor, however that e
 import multiprocess
 import multiprocess.connection
 import numpy as np
+import operator
 import os
 import random
 import time
@@ -33,9 +34,14 @@ class Task(Syscalls):
     """
 
     def __init__(self, cpu):
+        if not lifeline.is_task:
+            raise RuntimeError("a Task is what a machine hands to a program; see Machine.spawn")
         self.cpu = cpu
         self.os_pid = os.getpid()
         self.pid = slot(cpu).pid
+
+    def __reduce__(self):
+        raise TypeError("a task stays in its process")
 
     @property
     def mm_id(self):
@@ -70,6 +76,7 @@ class Task(Syscalls):
         Returns a list with a node or a negative errno for each page.  Raises OSError for what
         fails the whole call: EINVAL, ESRCH, ENODEV, E2BIG, EFAULT, ENOMEM.
         """
+        pid, flags = operator.index(pid), operator.index(flags)
         addrs = _array(pages, np.uint64)
         status = np.zeros(len(addrs), np.int32)
         targets = None
@@ -82,12 +89,13 @@ class Task(Syscalls):
 
 
 def _array(values, dtype):
-    """`values` as a contiguous array; numbers out of range wrap, as they would in C."""
-    bits = np.dtype(dtype).itemsize * 8
+    """Whole numbers as a contiguous, writable array.  TypeError for what is none, OverflowError
+    for what does not fit."""
     if isinstance(values, np.ndarray):
-        return np.ascontiguousarray(values, dtype)
-    unsigned = np.array([int(value) & (1 << bits) - 1 for value in values], f"u{bits // 8}")
-    return unsigned.view(dtype)
+        if values.dtype.kind not in "iu":
+            raise TypeError(f"an array of {values.dtype} is no array of whole numbers")
+        values = values.tolist()
+    return np.array([operator.index(value) for value in values], dtype)
 
 
 def slot(cpu):
@@ -117,6 +125,10 @@ class Child:
         """SIGKILL."""
         self.process.kill()
 
+    def close(self):
+        """Closes the pipe that the result would come through."""
+        self._connection.close()
+
     def result(self, timeout=None):
         """Waits for the program's return value, and raises what it raised, with the traceback
         it had there.  TimeoutError after `timeout` seconds, TaskDied when the process ended
@@ -126,10 +138,10 @@ class Child:
             wait = POLL_SECONDS
             if deadline is not None:
                 wait = min(wait, max(0, deadline - time.monotonic()))
-            if multiprocess.connection.wait([self._connection], wait):
+            if multiprocess.connection.wait([self._connection], wait) or not self.process.is_alive():
                 self._receive()
                 break
-            self._watch()
+            self._watch(False)
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"task {self.pid} has no result after {timeout} s")
         succeeded, value = self._outcome
@@ -140,15 +152,21 @@ class Child:
     def _receive(self):
         """Takes the outcome off the pipe and waits for the process to end."""
         try:
+            # Children of a dead task's may hold its end of the pipe open, so look first.
+            if not self._connection.poll():
+                raise EOFError
             self._outcome = self._connection.recv()
         except (EOFError, ConnectionError):
             self.process.join()
-            self._watch()
+            self._watch(True)
             self._outcome = False, TaskDied(self.pid, self.process.exitcode)
+        except Exception as error:
+            # It could be pickled there, but not unpickled here.
+            self._outcome = False, error
         self._connection.close()
 
 
-def start_process(cpu, program, args, watch=lambda: None):
+def start_process(cpu, program, args, watch=lambda at_once: None):
     """Forks the process for a claimed slot.  Returns its Child.  Raises OSError when the host
     gives no process."""
     receive, send = _fork.Pipe(duplex=False)
@@ -172,13 +190,18 @@ def _main(cpu, program, args, receive, send):
         outcome = True, _run(cpu, program, args)
     except Exception as error:
         outcome = False, ExceptionWithTraceback(error, error.__traceback__)
+    hand_over(send, outcome)
+    send.close()
+
+
+def hand_over(connection, outcome):
+    """Sends an outcome; or, when it cannot be pickled, what was wrong with it."""
     try:
-        send.send(outcome)
+        connection.send(outcome)
     except BrokenPipeError:
         pass  # Nobody is waiting for it any more.
     except Exception as error:
-        send.send((False, ExceptionWithTraceback(error, error.__traceback__)))
-    send.close()
+        connection.send((False, ExceptionWithTraceback(error, error.__traceback__)))
 
 
 def _run(cpu, program, args):
@@ -205,9 +228,11 @@ def serve(task, connection):
             return
         try:
             reply = True, getattr(task, method)(*args)
+        except TaskExit:
+            reply = False, PermissionError(1, "init does not exit")
         except Exception as error:
             reply = False, ExceptionWithTraceback(error, error.__traceback__)
-        connection.send(reply)
+        hand_over(connection, reply)
 
 
 def migrator(task, connection, nodes, seed):

@@ -3,6 +3,7 @@
 process or block that is left behind fails the test."""
 import ctypes
 import mmap
+import os
 import time
 
 import psutil
@@ -17,13 +18,22 @@ def our_processes():
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
+def our_blocks():
+    """Names of the blocks that this process made; others on the host run machines too."""
+    return {name for name in direct_map.blocks() if name.startswith(f"{direct_map.PREFIX}{os.getpid()}-")}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
-    """Fails a test that leaves a process or a block."""
-    processes, blocks = our_processes(), set(direct_map.blocks())
+    """Fails a test that leaves a process or a block.  What it left is ended: multiprocess would
+    wait for it when pytest ends."""
+    processes, blocks = our_processes(), our_blocks()
     yield
-    assert our_processes() <= processes, "the test left processes behind"
-    assert set(direct_map.blocks()) <= blocks, "the test left a block behind"
+    left = our_processes() - processes
+    for pid in left:
+        psutil.Process(pid).kill()
+    assert not left, "the test left processes behind"
+    assert our_blocks() <= blocks, "the test left a block behind"
 
 
 @pytest.fixture
