@@ -187,21 +187,26 @@ class Machine:
             for child in self.children:
                 # Killed before it had begun.
                 slot = worker.slot(child.cpu)
-                if slot.state == C["TASK_EMBRYO"] and slot.pid == child.pid and not child.is_alive() \
-                        and not self.init.busy:
-                    self.init.request("_reap", child.cpu)
+                if slot.state == C["TASK_EMBRYO"] and slot.pid == child.pid and not child.is_alive():
+                    self._dead(child.cpu, child.pid, child.os_pid)
             for task in report.running():
                 if direct_map.process_gone(int(task["os_pid"]), int(task["start_time"])):
                     self._lost(task)
 
     def _lost(self, task):
-        """A task's process was killed.  Outside the kernel it is as if it had exited; inside,
-        nobody can tell what it had begun, and the machine stops."""
-        cpu, pid = int(task["cpu"]), int(task["pid"])
-        if layout.header().panic == 0 and not int(task["in_kernel"]) and pid != self.init.pid:
+        """The process of a task that ran a moment ago, as `task` says, has ended."""
+        slot = worker.slot(int(task["cpu"]))
+        if slot.state == C["TASK_RUNNING"] and slot.pid == int(task["pid"]):
+            self._dead(slot.cpu, slot.pid, slot.os_pid)
+        # Else it had left by itself; somebody else may have the slot by now.
+
+    def _dead(self, cpu, pid, os_pid):
+        """A slot's process is dead, and did not leave.  Killed outside the kernel it is as if it
+        had exited; inside, nobody can tell what it had begun, and the machine stops."""
+        slot = worker.slot(cpu)
+        if layout.header().panic == 0 and not slot.in_kernel and pid != self.init.pid:
             # It may have died in the middle of an access, and a flusher waits for its end:
             # perhaps the very one that keeps init busy.
-            slot = worker.slot(cpu)
             if slot.access_seq & 1:
                 slot.access_seq += 1
             if not self.init.busy:
@@ -210,7 +215,7 @@ class Machine:
         if layout.header().panic == 0:
             header = layout.header()
             header.panic_kind = C["PANIC_LOST_TASK"]
-            header.panic_pid, header.panic_os_pid = pid, int(task["os_pid"])
+            header.panic_pid, header.panic_os_pid = pid, os_pid
             header.panic_text = b"a task's process was killed inside the kernel" \
                 if pid != self.init.pid else b"init was killed"
             header.panic = 2

@@ -369,7 +369,6 @@ def add_page_for_migration(mm, pp, migrate_all, pagelist):
         return -ENOENT
     err = -EFAULT
     if not PageReserved(page):
-        pp.page = page
         err = page_to_nid(page)
         if err != pp.node:
             if page_mapcount(page) > 1 and not migrate_all:
@@ -377,6 +376,8 @@ def add_page_for_migration(mm, pp, migrate_all, pagelist):
             else:
                 err = isolate_lru_page(page)
                 if err == 0:
+                    # Only now: of two requests for one page the one that moves it counts.
+                    pp.page = page
                     list_add_tail(addressof(page.lru), pagelist)
     # Isolation took a reference of its own.
     put_page(page)

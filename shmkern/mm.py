@@ -217,7 +217,7 @@ def do_munmap(mm, start, length):
 
 def mmap_locked(mm, addr, length, prot, flags):
     """mmap(2) of anonymous memory, with mmap_sem held for writing."""
-    kind = flags & (MAP_SHARED | MAP_PRIVATE)
+    kind = flags & MAP_TYPE
     if length == 0 or (kind != MAP_PRIVATE and kind != MAP_SHARED):
         return -EINVAL
     # Only private anonymous memory has somewhere to come from.
@@ -234,9 +234,12 @@ def mmap_locked(mm, addr, length, prot, flags):
         if addr < MMAP_MIN_ADDR:
             return -EPERM
     else:
-        # The address is a hint: taken if it is free.
-        addr = PAGE_ALIGN(addr)
-        if addr < MMAP_MIN_ADDR or length > TASK_SIZE or addr > TASK_SIZE - length or \
+        # The address is a hint, rounded to what it can be (round_hint_to_min), and taken if
+        # it is free.
+        addr &= PAGE_MASK
+        if addr != 0 and addr < MMAP_MIN_ADDR:
+            addr = MMAP_MIN_ADDR
+        if addr == 0 or length > TASK_SIZE or addr > TASK_SIZE - length or \
                 find_vma_intersection(mm, addr, addr + length) != NULL:
             addr = get_unmapped_area(mm, length)
             if addr == 0:
@@ -288,27 +291,25 @@ def mprotect_locked(mm, start, length, prot):
     if start > TASK_SIZE or length > TASK_SIZE - start:
         return -ENOMEM
     end = start + PAGE_ALIGN(length)
-    # First the whole range is looked at: Linux protects what lies before a hole, which
-    # POSIX allows and nobody wants.
     reached = start
     vma = find_vma(mm, start)
     while vma != NULL and vma.vm_start <= reached and reached < end:
         reached = vma.vm_end
         vma = vma.vm_next
-    if reached < end:
-        return -ENOMEM
-    if carve_range(mm, start, end) != 0:
+    # What lies before a hole is protected, and then the hole is reported.
+    reached = min(reached, end)
+    if carve_range(mm, start, reached) != 0:
         return -ENOMEM
     vma = find_vma(mm, start)
-    while vma != NULL and vma.vm_start < end:
+    while vma != NULL and vma.vm_start < reached:
         mprotect_area(vma, prot)
         vma = vma_merge(mm, vma).vm_next
-    return 0
+    return 0 if reached == end else -ENOMEM
 
 
 def do_mprotect(mm, start, length, prot):
-    """mprotect(2).  Returns 0, -EINVAL (unaligned, unknown protection), -ENOMEM (a part of
-    the range is not mapped, no memory, too many areas)."""
+    """mprotect(2).  Returns 0, -EINVAL (unaligned, unknown protection), -ENOMEM (no memory, or
+    too many areas: nothing has changed; or a hole in the range: what lies before it has)."""
     down_write(addressof(mm.mmap_sem))
     rc = mprotect_locked(mm, start, length, prot)
     up_write(addressof(mm.mmap_sem))

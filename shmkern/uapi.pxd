@@ -11,6 +11,7 @@ cdef enum:
 cdef enum:
     MAP_SHARED = 0x01
     MAP_PRIVATE = 0x02
+    MAP_TYPE = 0x0f
     MAP_FIXED = 0x10
     MAP_ANONYMOUS = 0x20
 

@@ -202,12 +202,14 @@ def vma_merge(mm, vma):
     range now."""
     prev = NULL
     find_vma_prev(mm, vma.vm_start, addressof(prev))
-    following = vma.vm_next
-    if following != NULL and can_vma_merge(vma, following):
-        vma_absorb(mm, vma, following)
+    # The lower one first: with an anon_vma on each side only one of them can be joined.
     if prev != NULL and can_vma_merge(prev, vma):
         vma_absorb(mm, prev, vma)
         vma = prev
+    following = vma.vm_next
+    while following != NULL and can_vma_merge(vma, following):
+        vma_absorb(mm, vma, following)
+        following = vma.vm_next
     return vma
 
 

@@ -135,6 +135,9 @@ class Child:
         without a word, KernelBug when the machine stopped."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._outcome is None:
+            if self._connection.closed:
+                self._watch(True)       # The machine ended first, and says why.
+                raise TaskDied(self.pid, self.process.exitcode)
             wait = POLL_SECONDS
             if deadline is not None:
                 wait = min(wait, max(0, deadline - time.monotonic()))

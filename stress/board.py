@@ -19,6 +19,8 @@ from shmkern import replay
 PAGE = 4096
 MESSAGE_MAX = 3000      # a line of up to PIPE_BUF bytes is written in one piece
 PARK_POLL = 0.002
+# Accesses between two yields.
+SLICE = 1024
 
 # A row is a slot of the machine.  pid is 0 when no task of the scenario runs there.
 ABSENT, SETTING_UP, WORKING, PARKED = range(4)
@@ -115,6 +117,7 @@ class Run:
     def __init__(self, options, plan, board):
         self.options, self.plan, self.board = options, plan, board
         self.row = None
+        self.unyielding = 0
 
     def rng(self, *key):
         """The random numbers of whatever has this key: all follow from the seed."""
@@ -130,18 +133,32 @@ class Run:
         while not self.board.released:
             time.sleep(PARK_POLL)
 
-    def checked(self, records, shadow, seed):
-        """replay(), where anything but all of it done is a broken promise.  Raises Broken, or
+    def replay(self, records, shadow, seed, index=0, may_stop=False):
+        """replay(), with a yield now and then: a task that is preempted in the middle of an
+        access holds up whoever moves its pages until it runs again, so it had better leave
+        between two.  Returns (index, fault address): all done, or an access to memory that is
+        not mapped; with `may_stop` also earlier, when the run is over.  Raises Broken, and
         OSError(ENOMEM) when the machine is out of frames."""
-        index, reason, detail = replay.replay(records, shadow, seed)
-        if reason == 0:
-            return
-        if reason == replay.MISMATCH:
-            raise Broken("lost write", f"{detail}; access {index} of stream {seed}", detail.address & -PAGE)
-        if reason == -errno.ENOMEM:
-            raise OSError(errno.ENOMEM, "out of frames")
-        raise Broken("fault", f"access {index} of stream {seed}: {records[index]} faults at {detail:#x}",
-                     detail & -PAGE)
+        while index < len(records) and not (may_stop and self.board.stopping):
+            begin, end = index, min(index + SLICE - self.unyielding, len(records))
+            index, reason, detail = replay.replay(records, shadow, seed, begin, end)
+            if reason == replay.MISMATCH:
+                raise Broken("lost write", f"{detail}; access {index} of stream {seed}", detail.address & -PAGE)
+            if reason == -errno.ENOMEM:
+                raise OSError(errno.ENOMEM, "out of frames")
+            if reason:
+                return index, detail
+            self.unyielding += index - begin
+            if self.unyielding >= SLICE:
+                self.unyielding = 0
+                os.sched_yield()
+        return index, None
+
+    def checked(self, records, shadow, seed):
+        """replay() of accesses to mapped memory.  Raises as that; a fault is a broken promise."""
+        index, fault = self.replay(records, shadow, seed)
+        if fault is not None:
+            raise Broken("fault", f"access {index} of stream {seed} faults at {fault:#x}", fault & -PAGE)
 
     def check_ranges(self, ranges, shadow):
         """Loads every byte of [(start, length), ...], whole pages, and compares it."""
@@ -149,8 +166,9 @@ class Run:
             self.checked(whole_pages(ranges), shadow, 0)
 
     def wait_until(self, condition):
-        """Waits until condition() holds, or a promise was broken and it may never."""
-        while not condition() and not self.board.broken:
+        """Waits until condition() holds; when the run is over because a promise was broken it may
+        never."""
+        while not condition() and not (self.board.broken and self.board.stopping):
             time.sleep(PARK_POLL)
 
 

@@ -8,7 +8,6 @@ supervisor starts, if they start others.  What the run itself does is in harness
 tasks have at hand in board.py.
 """
 import argparse
-import contextlib
 import importlib
 import json
 import math
@@ -18,7 +17,7 @@ import sys
 
 import shmkern
 from shmkern_stress.board import enter      # noqa: F401 (scenarios fork and clone with it)
-from shmkern_stress.display import Display
+from shmkern_stress.display import Display, say
 
 SCENARIOS = {
     "anon": "each worker owns memory and loads and stores all over it while its pages move",
@@ -29,7 +28,7 @@ SCENARIOS = {
 HELD, BROKEN, BAD_USE = 0, 1, 2
 FRAMES_MIN = 8192
 FRAMES_PER_WORKER = 512
-FRAMES_PER_NODE_MIN = 64
+FRAMES_PER_NODE_MIN, FRAMES_PER_NODE_MAX = 64, 1 << 22
 MAX_WORKERS = 400
 # Of all frames: so that any node of two can hold everything, with room to spare.
 USABLE_PERCENT = 35
@@ -49,6 +48,8 @@ def take_frames(options, need):
     if options.frames < least:
         raise UsageError(f"{options.frames} frames are too few for {options.workers} workers on {options.nodes} "
                          f"nodes; {least} will do")
+    if options.frames > options.nodes * FRAMES_PER_NODE_MAX:
+        raise UsageError(f"{options.frames} frames are too many for {options.nodes} nodes, of {FRAMES_PER_NODE_MAX} at most")
     options.frames -= options.frames % options.nodes
     return options.frames * USABLE_PERCENT // 100
 
@@ -100,8 +101,8 @@ def add_options(parser, name):
     parser.add_argument("--seconds", type=duration, metavar="S", help=f"how long (default {seconds})")
     parser.add_argument("--seed", type=whole(0, (1 << 62) - 1), metavar="N",
                         help="what all random numbers follow from (default: a new one, which is printed)")
-    parser.add_argument("--migrators", type=whole(1, 64), default=1, metavar="N",
-                        help="processes that move pages (default 1)")
+    parser.add_argument("--migrators", type=whole(1, 64), metavar="N",
+                        help="processes that move pages (default 1, and one more for every 32 workers)")
     parser.add_argument("--json", metavar="FILE", help="also write the result to FILE, as JSON; - is the standard output")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     example = "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz" if name == "trace" else \
@@ -156,7 +157,7 @@ def write_json(path, result):
     """Writes the result.  Raises UsageError when it cannot be written."""
     try:
         if path == "-":
-            print(json.dumps(result, indent=2), flush=True)
+            say(sys.stdout, json.dumps(result, indent=2))
         elif path is not None:
             with open(path, "w") as file:
                 file.write(json.dumps(result, indent=2) + "\n")
@@ -175,11 +176,12 @@ def run(name, options, file=None, tick=None):
     scenario = importlib.import_module(f"shmkern_stress.{name}")
     options.once_through = name == "trace" and options.seconds is None
     options.seconds = 30.0 if options.seconds is None else options.seconds
+    options.migrators = 1 + options.workers // 32 if options.migrators is None else options.migrators
     options.seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
     plan = scenario.plan(options)
     with Display(file or sys.stdout) as display, harness.Signals() as signals:
-        display.console.print(f"{name}: {options.workers} workers, {options.nodes} nodes, {options.frames} frames, "
-                              f"{options.seconds:g} s, seed {options.seed}", soft_wrap=True)
+        say(display.file, f"{name}: {options.workers} workers, {options.nodes} nodes, {options.frames} frames, "
+                          f"{options.seconds:g} s, seed {options.seed}")
         return harness.Supervision(scenario, options, plan, signals, display, tick).supervise()
 
 
@@ -189,7 +191,7 @@ def main(name, options):
     try:
         check_json(options.json)
         result = run(name, options, file)
-        print("\n".join(summary(result)), file=file, flush=True)
+        say(file, "\n".join(summary(result)))
         try:
             write_json(options.json, result)
         except UsageError as error:
@@ -207,5 +209,4 @@ def script(name):
     """`python stress/NAME.py`."""
     parser = Parser()
     add_options(parser, name)
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main(name, parser.parse_args()))
+    sys.exit(main(name, parser.parse_args()))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a stress run shows while it goes on: one live line on a terminal, otherwise a plain
 line every few seconds."""
+import os
 import time
 
 from rich.console import Console
@@ -20,10 +21,19 @@ def short(number):
     return f"{number:.1f}T"
 
 
+def say(file, text):
+    """Prints lines.  When nobody reads them any more, what follows goes nowhere."""
+    try:
+        print(text, file=file, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
 class Display:
     """Shows a Supervision's progress on `file`.  Use as a context manager."""
 
     def __init__(self, file):
+        self.file = file
         self.console = Console(file=file, highlight=False)
         self.live = self.console.is_terminal
         self.progress = self.bar = None
@@ -48,8 +58,8 @@ class Display:
             self._draw(run, values)
         else:
             if self.next and run.running:
-                self.console.print("{elapsed:.0f} s: {pages} pages/s, {accesses} accesses/s, {waits} waits, "
-                                   "{failures} failures".format(**values), soft_wrap=True)
+                say(self.file, "{elapsed:.0f} s: {pages} pages/s, {accesses} accesses/s, {waits} waits, "
+                               "{failures} failures".format(**values))
             self.next = now + PLAIN_EVERY
 
     def _measure(self, run, now):
@@ -72,6 +82,6 @@ class Display:
             self.progress.start()
             self.bar = self.progress.add_task(run.scenario.NAME, total=run.options.seconds, **values)
         done = min(values["elapsed"], run.options.seconds)
-        description = run.scenario.NAME if run.running else f"{run.scenario.NAME}: checking"
+        description = run.scenario.NAME if run.running else f"{run.scenario.NAME}, checking"
         self.progress.update(self.bar, completed=done, description=description, **values)
         self.progress.refresh()

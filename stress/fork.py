@@ -7,10 +7,10 @@ import errno
 import numpy as np
 
 from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE
-from shmkern import replay
+from shmkern import replay, vmstat
 from shmkern.replay import Shadow
 from shmkern_stress import common
-from shmkern_stress.board import OPS, PAGE, random_accesses
+from shmkern_stress.board import OPS, PAGE, Broken, random_accesses, whole_pages
 from shmkern_stress.threads import must_fault
 
 NAME = "fork"
@@ -21,17 +21,21 @@ TABLES = 16
 ACCESSES = 512
 # A task forks where there is room below this generation, and lives for so many steps.
 GENERATIONS = 6
-STEPS = 24
-TASKS_PER_ROOT = 8
+STEPS = 10
+TASKS_PER_ROOT = 32
+# Pages that a whole tree only reads, and so shares: moving one takes it from everybody.
+HEIRLOOM_PAGES = 8
 LOADS = np.array([replay.LOAD], np.uint8)
+# What move_pages may say of a page: shared, busy, moving, untouched, read only so far.
+MOVE_STATUSES = [-errno.EACCES, -errno.EBUSY, -errno.EAGAIN, -errno.ENOENT, -errno.EFAULT, -errno.ENOMEM]
 # Where areas are moved to: 64 MiB of addresses, so that they meet.
 TARGETS, TARGET_PAGES = 0x100000000, 16384
 
 
 def plan(options):
     """Pages of a task, if it shared none."""
-    frames = common.take_frames(options, (AREAS_MAX + TABLES) * options.workers)
-    return min(frames // options.workers - TABLES, PAGES_MAX)
+    frames = common.take_frames(options, (AREAS_MAX + HEIRLOOM_PAGES + TABLES) * options.workers)
+    return min(frames // options.workers - HEIRLOOM_PAGES - TABLES, PAGES_MAX)
 
 
 def roots(options):
@@ -42,7 +46,7 @@ def roots(options):
 def worker(task, run, number):
     """The root of a tree."""
     space = Space(task, run, (number,))
-    space.map(READ_WRITE)
+    space.make_heirloom()
     live(space, None)
 
 
@@ -52,27 +56,33 @@ def descendant(task, run, space, key):
 
 
 def live(space, steps):
-    """Steps, forking where there is room; then checks its memory and parks, or exits early with
-    whatever children it has."""
+    """Steps, forking where there is room; then checks its memory and ends: at once, with
+    whatever children it has, or after them."""
     run, rng = space.run, space.rng
     children, born = [], 0
     run.working()
     while not run.board.stopping and steps != 0:
         space.step()
-        if len(space.key) < GENERATIONS and run.board.count(1, 2, 3) < run.options.workers:
+        if len(space.key) < GENERATIONS and population() < run.options.workers + run.options.migrators + 1:
             born += 1
             children.append(make_child(space, born))
         children = [child for child in children if child is not None and not collected(child)]
         steps = steps if steps is None else steps - 1
     space.check()
-    if run.board.stopping:
-        run.park()
-    elif rng.random() < 0.5:
+    if not run.board.stopping and rng.random() < 0.5:
         return
-    for child in children:
-        child.result()
+    run.wait_until(lambda: run.board.stopping or all(collected(child) for child in children))
     # What the children did to their copies must not show here.
     space.check()
+    if run.board.stopping:
+        run.park()
+    for child in children:
+        child.result()
+
+
+def population():
+    """How many tasks the machine has, with those that are just being made."""
+    return np.count_nonzero(vmstat.tasks()["state"])
 
 
 def make_child(space, number):
@@ -104,13 +114,24 @@ class Space:
         self.rng = run.rng(*key)
         self.stream = int(self.rng.integers(1 << 62))
         self.areas = list(parent.areas) if parent else []
+        self.heirloom = parent.heirloom if parent else None
         # This process's copy of the parent's: both go on from the same contents.
         self.shadow = parent.shadow if parent else Shadow()
+
+    def make_heirloom(self):
+        """Fills the pages that the tree will share, and forbids writing them."""
+        length = HEIRLOOM_PAGES * PAGE
+        self.heirloom = (self.task.mmap(length), length)
+        records = whole_pages([self.heirloom])
+        records["op"] = replay.STORE
+        self.run.checked(records, self.shadow, self.stream)
+        self.task.mprotect(*self.heirloom, PROT_READ)
 
     def step(self):
         """Loads, stores, and one change to the address space.  When the machine is out of
         frames, gives an area back instead."""
-        changes = (self.map, self.punch, self.resize, self.move, self.protect, self.protect, self.trespass)
+        changes = (self.map, self.punch, self.resize, self.move, self.protect, self.protect,
+                   self.trespass, self.relocate)
         try:
             self.access()
             changes[self.rng.integers(len(changes))]()
@@ -141,7 +162,8 @@ class Space:
 
     def is_free(self, start, length):
         """Whether no area lies in that range."""
-        return all(start + length <= other or other + size <= start for other, size, _prot in self.areas)
+        return all(start + length <= other or other + size <= start
+                   for other, size in [self.heirloom, *self.ranges(READ_WRITE, PROT_READ, PROT_NONE)])
 
     def some_place(self, length):
         """A free range of addresses."""
@@ -159,6 +181,7 @@ class Space:
             ranges = self.ranges(protection)
             if ranges:
                 self.run.checked(random_accesses(self.rng, ranges, count, ops), self.shadow, self.stream)
+        self.run.checked(random_accesses(self.rng, [self.heirloom], ACCESSES, LOADS), self.shadow, self.stream)
 
     def map(self, protection=READ_WRITE):
         """A new area, where the kernel likes or at a place of its own."""
@@ -239,6 +262,15 @@ class Space:
             must_fault(self.task, start + int(self.rng.integers(length)), "load")
         must_fault(self.task, self.some_place(PAGE), "store" if self.rng.random() < 0.5 else "load")
 
+    def relocate(self):
+        """Moves some pages itself, against the migrator: move_pages(2) on this task."""
+        start, length = self.heirloom if not self.areas else self.areas[-1][:2]
+        pages = np.arange(start, start + length, PAGE, dtype=np.uint64)
+        nodes = self.rng.integers(self.run.options.nodes, size=len(pages), dtype=np.int32)
+        for status in self.task.move_pages(0, pages, nodes):
+            if status not in MOVE_STATUSES and not 0 <= status < self.run.options.nodes:
+                raise Broken("status", f"move_pages says {status}", start)
+
     def drop(self):
         """Unmaps a whole area."""
         if self.areas:
@@ -248,7 +280,7 @@ class Space:
 
     def check(self):
         """Loads all that may be loaded and compares it."""
-        self.run.check_ranges(self.ranges(READ_WRITE, PROT_READ), self.shadow)
+        self.run.check_ranges([self.heirloom, *self.ranges(READ_WRITE, PROT_READ)], self.shadow)
 
     def _put_back(self, *parts):
         self.areas += [part for part in parts if part[1]]

@@ -18,6 +18,8 @@ POLL = 0.02
 AUDIT_EVERY = 5.0
 START_LIMIT = 120.0
 STOP_LIMIT = 90.0
+# At these signals a run ends at once; at Ctrl-C it is told what was measured.
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 RUNNING = layout.constants["TASK_RUNNING"]
 
 
@@ -27,7 +29,7 @@ class Signals:
     KeyboardInterrupt.  Tasks, which inherit this, keep to the defaults (and ignore SIGINT)."""
 
     def __init__(self):
-        self.number = 0
+        self.number, self.hurry = 0, False
         self._owner = os.getpid()
         self._before = {}
 
@@ -46,10 +48,12 @@ class Signals:
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
-        elif self.number:
-            raise KeyboardInterrupt
-        else:
+        elif not self.number:
             self.number = number
+        elif not self.hurry:
+            # Once: the next one must not interrupt the cleaning up.
+            self.hurry = True
+            raise KeyboardInterrupt
 
 
 class Stop(Exception):
@@ -73,22 +77,29 @@ class Supervision:
         # Whether a failure or signal ends the stage, and whether tasks have to be alive.
         self.running, self.watching = True, True
         self.dead = set()
+        self.panicked = False
 
     def fail(self, text):
-        """Notes a broken promise."""
+        """Notes a broken promise.  Not when all is being ended: that breaks what it breaks."""
+        if self.signals.number in ENDING:
+            return
         self.board.broken = True
-        self.failures.append(text if "seed" in text else f"{text}; seed {self.options.seed}")
+        first, *rest = text.split("\n")
+        self.failures.append("\n".join([f"{first}; seed {self.options.seed}", *rest]))
 
     # ---- one look ----
 
     def poll(self):
         """Looks after machine and tasks.  Raises Stop when there is something to report, and
         KernelBug when the machine has stopped."""
+        if self.signals.number in ENDING:
+            raise Stop
         self.machine.check()
         self.read_messages()
         if self.watching:
             self.look_for_dead()
-            self.live = max(self.live, self.board.count(WORKING))
+            # Without init and the migrators.
+            self.live = max(self.live, int((vmstat.tasks()["state"] != 0).sum()) - 1 - len(self.migrators))
         if self.running and (self.failures or self.signals.number):
             raise Stop
         if self.tick:
@@ -111,7 +122,7 @@ class Supervision:
                 if child.process.exitcode or not self.failures:
                     self.fail(str(shmkern.TaskDied(child.pid, child.process.exitcode)))
         rows = self.board.rows
-        for cpu in rows["pid"].nonzero()[0].tolist():
+        for cpu in rows["pid"].copy().nonzero()[0].tolist():
             pid, slot = int(rows["pid"][cpu]), vmstat.tasks()[cpu]
             gone = slot["state"] != RUNNING or slot["pid"] != pid
             # Looked at twice: it may have left between the two.
@@ -203,7 +214,7 @@ class Supervision:
             with shmkern.Machine(self.options.nodes, self.options.frames // self.options.nodes,
                                  max_tasks=self.max_tasks) as self.machine:
                 self.stage(self.start, self.watch)
-                if self.signals.number not in (signal.SIGTERM, signal.SIGHUP):
+                if self.signals.number not in ENDING:
                     self.stage(self.settle)
                 return self.result()
         finally:
@@ -217,7 +228,8 @@ class Supervision:
         except Stop:
             pass
         except shmkern.KernelBug as bug:
-            if not any(str(bug) in failure for failure in self.failures):
+            if not self.panicked:
+                self.panicked = True
                 self.fail(str(bug))
         except (shmkern.TaskDied, OSError, TimeoutError) as error:
             self.fail(f"{type(error).__name__}: {error}")

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Groups of workers, each group with one address space.  They increment shared counters with
 fetch_add64 and compare-and-exchange loops, and the sums must be exact.  In the same pages
-each has bytes of its own that it checks as `anon` does, and each maps, protects and unmaps
-memory beside them."""
+each has bytes of its own that it checks as `anon` does, each maps, protects and unmaps memory
+beside them, and each forks now and then.  And the leader takes and gives the right to write
+to a common that all the others write to as long as they may."""
 import mmap
+import os
 
 import numpy as np
 
 import shmkern
-from shmkern import replay
+from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, replay
 from shmkern.replay import Shadow
 from shmkern_stress import common
 from shmkern_stress.board import PAGE, Broken, random_accesses
@@ -22,7 +24,12 @@ COUNTERS = 16
 STRIDE = 128
 OWN, OWN_BYTES = 2048, 256
 ACCESSES = 2048
+FORK_CHANCE = 0.02
+WATCH_CHANCE, LOOKS = 0.1, 20
 SCRATCH_PAGES = 8
+# Where nothing else is ever mapped, so that a late write hits the common or nothing.
+COMMON, COMMON_PAGES = 0x4000000000, 8
+READ_WRITE = PROT_READ | PROT_WRITE
 
 
 class Plan:
@@ -46,7 +53,7 @@ def plan(options):
     if options.workers < 2:
         raise common.UsageError("threads needs two workers at least, to share an address space")
     groups = Plan(options.workers)
-    common.take_frames(options, len(groups.groups) * (PAGES + TABLES + (GROUP + 1) * (SCRATCH_PAGES + 2)))
+    common.take_frames(options, len(groups.groups) * (PAGES + TABLES + (GROUP + 1) * (SCRATCH_PAGES + COMMON_PAGES + TABLES)))
     return groups
 
 
@@ -78,7 +85,16 @@ def member(task, run, group, number, memory):
         add = replay.fetch_add64_many if rng.random() < 0.5 else replay.cmpxchg_add64_many
         count_up(run, rng, add, counters, run.plan.counts[group, number], seen)
         run.checked(random_accesses(rng, own, ACCESSES), shadow, run.options.seed + stream)
+        if rng.random() < WATCH_CHANCE:
+            watch(run, counters, run.plan.counts[group])
         churn(task, run, rng, run.options.seed + stream)
+        if number == 0:
+            guard(task, rng)
+        else:
+            poach(rng)
+        if rng.random() < FORK_CHANCE:
+            task.fork(common.enter, run, copy, rng, own, shadow, counters, seen, run.options.seed + stream).result()
+            run.row["forks"] += 1
         stream += 1
     for start, length in own:
         run.checked(np.array([(start, length, replay.LOAD)], replay.ACCESS), shadow, 0)
@@ -106,6 +122,20 @@ def count_up(run, rng, add, counters, counts, seen):
     np.maximum.at(seen, which, before)
 
 
+def watch(run, counters, counts):
+    """Looks at the counters without touching them: none is ever below what all have said they
+    added.  A translation from before a copy-on-write would show an old page."""
+    for _look in range(LOOKS):
+        least = counts.sum(axis=0)
+        found = replay.load64_many(counters)
+        behind = np.flatnonzero(found < least)
+        if len(behind):
+            address = int(counters[behind[0]])
+            raise Broken("wrong sum", f"the counter at {address:#x} shows {found[behind[0]]} where {least[behind[0]]} "
+                         "was added at least", address & -PAGE)
+        os.sched_yield()
+
+
 def churn(task, run, rng, stream):
     """Maps memory beside the shared one, uses it, forbids writing it, and unmaps it: changes to
     the address space that the others run in."""
@@ -115,10 +145,64 @@ def churn(task, run, rng, stream):
     shadow, start = Shadow(), task.mmap(length)
     records = random_accesses(rng, [(start, length)], 64)
     run.checked(records, shadow, stream)
-    task.mprotect(start, length, shmkern.PROT_READ)
+    task.mprotect(start, length, PROT_READ)
     must_fault(task, start + int(rng.integers(length)), "store")
     run.check_ranges([(start, length)], shadow)
     task.munmap(start, length)
+
+
+def poach(rng):
+    """Writes all over the common, until it may not."""
+    words = COMMON + rng.integers(COMMON_PAGES * PAGE // 8, size=256, dtype=np.uint64) * np.uint64(8)
+    try:
+        replay.store64_many(words, rng.integers(1, 1 << 62, dtype=np.uint64))
+    except shmkern.SegmentationFault:
+        pass
+
+
+def guard(task, rng):
+    """Gives the common to all, or takes it from all; what nobody may write must not change."""
+    length = COMMON_PAGES * PAGE
+    what = rng.integers(3)
+    if what == 0:
+        task.mmap(length, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, COMMON)
+        return
+    if what == 1:
+        task.mmap(length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, COMMON)
+        before = bytes(length)
+    else:
+        # Perhaps it is mapped, perhaps not.
+        try:
+            task.mprotect(COMMON, length, PROT_READ)
+        except OSError:
+            must_fault(task, COMMON + int(rng.integers(length)), "load")
+            return
+        before = task.load(COMMON, length)
+    for _look in range(8):
+        os.sched_yield()
+        after = task.load(COMMON, length)
+        if after != before:
+            where = next(at for at in range(length) if before[at] != after[at])
+            raise Broken("write through a stale translation", f"byte {COMMON + where:#x} was {before[where]:#x} and "
+                         f"became {after[where]:#x} where nobody may write", COMMON + where & -PAGE)
+    task.munmap(COMMON, length)
+
+
+def copy(task, run, rng, own, shadow, counters, seen, stream):
+    """A forked child of one member: has what the member had, and none of what the others do
+    from now on."""
+    run.working()
+    counts = replay.load64_many(counters)
+    back = np.flatnonzero(counts < seen)
+    if len(back):
+        raise Broken("wrong sum", f"the child has {counts[back[0]]} at {int(counters[back[0]]):#x}, where the parent had "
+                     f"seen {seen[back[0]]}", int(counters[back[0]]) & -PAGE)
+    replay.fetch_add64_many(counters, 1)
+    run.checked(random_accesses(rng, own, ACCESSES), shadow, stream ^ 1 << 62)
+    wrong = np.flatnonzero(replay.load64_many(counters) != counts + np.uint64(1))
+    if len(wrong):
+        raise Broken("wrong sum", f"the child's own counter at {int(counters[wrong[0]]):#x} is not one more than before",
+                     int(counters[wrong[0]]) & -PAGE)
 
 
 def must_fault(task, address, access):

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Replays a real program's memory accesses, at the program's own addresses, by each worker in
 its own address space.  Pages are mapped when they are first touched."""
-import errno
-
 import numpy as np
 
-from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, record, replay
+from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, record
 from shmkern.replay import Shadow
 from shmkern_stress import common
 from shmkern_stress.board import PAGE, Broken
@@ -13,8 +11,6 @@ from shmkern_stress.board import PAGE, Broken
 NAME = "trace"
 # Frames for page tables, of a program with a heap, libraries and a stack.
 TABLES = 24
-# Accesses between two looks at the clock.
-SLICE = 8192
 
 
 def plan(options):
@@ -55,18 +51,13 @@ def worker(task, run, number):
 
 def run_through(task, run, shadow, seed, mapped):
     """The whole trace once.  Says whether it came to the end before it had to stop."""
-    records, index = run.plan, 0
-    while index < len(records):
-        if run.board.stopping:
+    index = 0
+    while index < len(run.plan):
+        index, fault = run.replay(run.plan, shadow, seed, index, may_stop=True)
+        if fault is not None:
+            map_page(task, fault & -PAGE, mapped)
+        elif index < len(run.plan):
             return False
-        end = min(index + SLICE, len(records))
-        index, reason, detail = replay.replay(records, shadow, seed, index, end)
-        if reason == -errno.EFAULT:
-            map_page(task, detail & -PAGE, mapped)
-        elif reason == replay.MISMATCH:
-            raise Broken("lost write", f"{detail}; access {index} of pass {seed}", detail.address & -PAGE)
-        elif reason:
-            raise OSError(errno.ENOMEM, "out of frames")
     return True
 
 

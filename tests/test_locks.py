@@ -54,6 +54,12 @@ def keep(machine, take):
     return child
 
 
+def promptly(one_round):
+    """Whether one_round() gives waits, in seconds, that are all shorter than that of a waiter
+    whom nobody wakes, who looks up after a second.  A busy host may spoil a round, not three."""
+    return any(max(one_round()) < 0.4 for _ in range(3))
+
+
 def where(report):
     """The file that a report says the bug is in."""
     return re.search(r"^  at .*?(\w+\.\w+):(\d+): \S", report, re.M)[1]
@@ -156,40 +162,41 @@ def test_sleeping_in_an_rcu_read_section_is_a_kernel_bug(machine, shared, stops,
     assert where(report) == "locks.pxd" and "rcu_nesting" in report
 
 
-def test_waiter_parks_while_the_holder_is_stopped_and_wakes_when_it_unlocks(machine, shared, until):
+def test_waiters_park_while_the_holder_is_stopped_and_all_wake_when_it_unlocks(machine, shared, until):
     lock = shared("Spinlock")
-    parks = machine.vmstat()["spin_park"]
-    times = []
-    for _round in range(3):
+
+    def holder(task, held, give_back):
+        ksym.spin_lock(lock)
+        held.set()
+        assert give_back.wait(20)
+        released = time.monotonic()
+        ksym.spin_unlock(lock)
+        return released
+
+    def waiter(task):
+        ksym.spin_lock(lock)
+        got = time.monotonic()
+        ksym.spin_unlock(lock)
+        return got
+
+    def one_round():
         held, give_back = mp.Event(), mp.Event()
-
-        def holder(task):
-            ksym.spin_lock(lock)
-            held.set()
-            assert give_back.wait(20)
-            released = time.monotonic()
-            ksym.spin_unlock(lock)
-            return released
-
-        def waiter(task):
-            ksym.spin_lock(lock)
-            got = time.monotonic()
-            ksym.spin_unlock(lock)
-            return got
-        first = machine.spawn(holder)
+        first = machine.spawn(holder, held, give_back)
         assert held.wait(20)
         os.kill(first.os_pid, signal.SIGSTOP)
         until(lambda: direct_map.process_stat(first.os_pid)[0] == "T")
-        second = machine.spawn(waiter)
-        until(lambda: waits_for(second, "WAIT_SPINLOCK") and lock.word & C["SPIN_WAITERS"] and sleeps(second))
-        assert lock.word & ~C["SPIN_WAITERS"] == first.cpu + 1
+        waiting = [machine.spawn(waiter) for _ in range(3)]
+        until(lambda: all(waits_for(child, "WAIT_SPINLOCK") and sleeps(child) for child in waiting))
+        assert lock.word == first.cpu + 1 | C["SPIN_WAITERS"]
         os.kill(first.os_pid, signal.SIGCONT)
         give_back.set()
-        times.append(second.result(timeout=20) - first.result(timeout=20))
+        released = first.result(timeout=20)
+        times = [child.result(timeout=20) - released for child in waiting]
         assert lock.word == 0
+        return times
+    parks = machine.vmstat()["spin_park"]
+    assert promptly(one_round)
     assert machine.vmstat()["spin_park"] - parks >= 3
-    # Nobody who waits to look up for himself would be as quick, three times.
-    assert min(times) < 0.4, times
 
 
 # ---- rwsem --------------------------------------------------------------------
@@ -325,32 +332,35 @@ def test_second_down_write_is_a_kernel_bug(machine, shared, stops):
 
 
 @pytest.mark.parametrize("down, up", [("down_read", "up_read"), ("down_write", "up_write")])
-def test_last_one_out_wakes_the_sleepers(machine, shared, until, down, up):
+def test_last_one_out_wakes_all_sleepers(machine, shared, until, down, up):
     sem = shared("RwSem")
-    times = []
-    for _round in range(3):
+
+    def holder(task, held, leave):
+        getattr(ksym, down)(sem)
+        held.set()
+        assert leave.wait(20)
+        left = time.monotonic()
+        getattr(ksym, up)(sem)
+        return left
+
+    def waiter(task, down, up):
+        getattr(ksym, down)(sem)
+        got = time.monotonic()
+        getattr(ksym, up)(sem)
+        return got
+
+    def one_round():
         held, leave = mp.Event(), mp.Event()
-
-        def holder(task):
-            getattr(ksym, down)(sem)
-            held.set()
-            assert leave.wait(20)
-            left = time.monotonic()
-            getattr(ksym, up)(sem)
-            return left
-
-        def writer(task):
-            ksym.down_write(sem)
-            got = time.monotonic()
-            ksym.up_write(sem)
-            return got
-        first = machine.spawn(holder)
+        first = machine.spawn(holder, held, leave)
         assert held.wait(20)
-        second = machine.spawn(writer)
-        until(lambda: waits_for(second, "WAIT_RWSEM_WRITE") and sleeps(second))
+        waiting = [machine.spawn(waiter, "down_write", "up_write")]
+        until(lambda: sem.writers_waiting == 1)
+        waiting += [machine.spawn(waiter, "down_read", "up_read") for _ in range(2)]
+        until(lambda: all(slot(child.cpu).wait_kind and sleeps(child) for child in waiting))
         leave.set()
-        times.append(second.result(timeout=20) - first.result(timeout=20))
-    assert min(times) < 0.4, times
+        left = first.result(timeout=20)
+        return [child.result(timeout=20) - left for child in waiting]
+    assert promptly(one_round)
 
 
 # ---- page lock ----------------------------------------------------------------
@@ -411,17 +421,18 @@ def test_uncontended_unlock_touches_no_wait_queue(run, shared):
     assert run(program) == (0, LOCKED)
 
 
+def lock_holder(task, page, held, leave):
+    """Has a page locked until it is told to leave; when that was."""
+    ksym.lock_page(page)
+    held.set()
+    assert leave.wait(20)
+    left = time.monotonic()
+    ksym.unlock_page(page)
+    return left
+
+
 def test_all_waiters_of_a_page_lock_get_it_and_only_sleepers_set_pg_waiters(machine, shared, until):
     page, inside = shared("Page"), shared("u64")
-    held, leave = mp.Event(), mp.Event()
-
-    def holder(task):
-        ksym.lock_page(page)
-        held.set()
-        assert leave.wait(20)
-        left = time.monotonic()
-        ksym.unlock_page(page)
-        return left
 
     def waiter(task):
         ksym.lock_page(page)
@@ -429,25 +440,29 @@ def test_all_waiters_of_a_page_lock_get_it_and_only_sleepers_set_pg_waiters(mach
         inside[0] += 1
         ksym.unlock_page(page)
         return got
-    first = machine.spawn(holder)
-    assert held.wait(20)
-    assert page.flags == LOCKED
-    waiting = [machine.spawn(waiter) for _ in range(3)]
-    until(lambda: all(waits_for(child, "WAIT_PAGE_LOCK") and sleeps(child) for child in waiting))
-    assert page.flags == LOCKED | WAITERS
-    leave.set()
-    left = first.result(timeout=20)
-    times = [child.result(timeout=20) - left for child in waiting]
-    assert inside[0] == 3
-    assert page.flags == 0
-    assert min(times) < 0.4, times
-    assert machine.vmstat()["page_lock_wait"] == 3
+
+    def one_round():
+        held, leave = mp.Event(), mp.Event()
+        first = machine.spawn(lock_holder, page, held, leave)
+        assert held.wait(20)
+        assert page.flags == LOCKED
+        waiting = [machine.spawn(waiter) for _ in range(3)]
+        until(lambda: all(waits_for(child, "WAIT_PAGE_LOCK") and sleeps(child) for child in waiting))
+        assert page.flags == LOCKED | WAITERS
+        leave.set()
+        left = first.result(timeout=20)
+        times = [child.result(timeout=20) - left for child in waiting]
+        assert page.flags == 0
+        return times
+    assert promptly(one_round)
+    assert inside[0] == machine.vmstat()["page_lock_wait"] >= 3
 
 
 def test_pages_that_share_a_wait_queue_wake_each_other_only_for_nothing(machine, shared, until):
-    pages = [shared("Page") for _ in range(4096)]
-    one = pages[0]
-    other = next(page for page in pages[1:] if ksym.page_waitqueue(page) == ksym.page_waitqueue(one))
+    first = shared("Page", 12000).address
+    queue = ksym.page_waitqueue(first)
+    second = next(page for page in range(first + 64, first + 64 * 12000, 64) if ksym.page_waitqueue(page) == queue)
+    one, other = layout.struct("Page", first), layout.struct("Page", second)
     held, leave_other, leave_one = mp.Event(), mp.Event(), mp.Event()
 
     def holder(task):
@@ -503,28 +518,23 @@ def test_unlock_of_a_page_that_another_task_locked_is_a_kernel_bug(machine, shar
 
 def test_wait_on_page_locked_returns_after_the_unlock_and_takes_nothing(machine, shared, until):
     page = shared("Page")
-    held, leave = mp.Event(), mp.Event()
-
-    def holder(task):
-        ksym.lock_page(page)
-        held.set()
-        assert leave.wait(20)
-        left = time.monotonic()
-        ksym.unlock_page(page)
-        return left
 
     def waiter(task):
         ksym.wait_on_page_locked(page)
         return time.monotonic(), slot(task.cpu).nr_held
-    first = machine.spawn(holder)
-    assert held.wait(20)
-    waiting = [machine.spawn(waiter) for _ in range(2)]
-    until(lambda: all(waits_for(child, "WAIT_PAGE_LOCK") and sleeps(child) for child in waiting))
-    leave.set()
-    left = first.result(timeout=20)
-    results = [child.result(timeout=20) for child in waiting]
-    assert all(got >= left and held == 0 for got, held in results)
-    assert min(got for got, _held in results) - left < 0.4
+
+    def one_round():
+        held, leave = mp.Event(), mp.Event()
+        first = machine.spawn(lock_holder, page, held, leave)
+        assert held.wait(20)
+        waiting = [machine.spawn(waiter) for _ in range(2)]
+        until(lambda: all(waits_for(child, "WAIT_PAGE_LOCK") and sleeps(child) for child in waiting))
+        leave.set()
+        left = first.result(timeout=20)
+        results = [child.result(timeout=20) for child in waiting]
+        assert all(got >= left and held == 0 for got, held in results)
+        return [got - left for got, _held in results]
+    assert promptly(one_round)
     # A page that is not locked is not waited for.
     machine.spawn(lambda task: ksym.wait_on_page_locked(page)).result(timeout=20)
     assert page.flags == 0
@@ -565,14 +575,9 @@ def test_page_is_not_freed_while_a_waiter_has_a_reference(machine, until):
 
 def test_end_of_writeback_wakes_its_waiters_and_an_unlock_does_not_end_it(machine, shared, until):
     page = shared("Page")
-    page.flags = WRITEBACK
-    held, unlock, end = mp.Event(), mp.Event(), mp.Event()
 
-    def holder(task):
-        ksym.lock_page(page)
-        held.set()
-        assert unlock.wait(20)
-        ksym.unlock_page(page)
+    def holder(task, held, unlock, end):
+        lock_holder(task, page, held, unlock)
         assert end.wait(20)
         ended = time.monotonic()
         ksym.end_page_writeback(page)
@@ -581,18 +586,25 @@ def test_end_of_writeback_wakes_its_waiters_and_an_unlock_does_not_end_it(machin
     def waiter(task):
         ksym.wait_on_page_writeback(page)
         return time.monotonic()
-    first = machine.spawn(holder)
-    assert held.wait(20)
-    waiting = [machine.spawn(waiter) for _ in range(2)]
-    until(lambda: all(waits_for(child, "WAIT_PAGE_WRITEBACK") and sleeps(child) for child in waiting))
-    unlock.set()
-    until(lambda: not page.flags & LOCKED and page.flags & WAITERS)
-    until(lambda: all(waits_for(child, "WAIT_PAGE_WRITEBACK") and sleeps(child) for child in waiting))
-    end.set()
-    ended = first.result(timeout=20)
-    times = [child.result(timeout=20) - ended for child in waiting]
-    assert min(times) < 0.4 and all(wait > 0 for wait in times), times
-    assert page.flags == 0
+
+    def one_round():
+        page.flags = WRITEBACK
+        held, unlock, end = mp.Event(), mp.Event(), mp.Event()
+        first = machine.spawn(holder, held, unlock, end)
+        assert held.wait(20)
+        waiting = [machine.spawn(waiter) for _ in range(2)]
+
+        def asleep():
+            return all(waits_for(child, "WAIT_PAGE_WRITEBACK") and sleeps(child) for child in waiting)
+        until(asleep)
+        unlock.set()
+        until(lambda: page.flags == WRITEBACK | WAITERS and asleep())
+        end.set()
+        ended = first.result(timeout=20)
+        times = [child.result(timeout=20) - ended for child in waiting]
+        assert page.flags == 0 and min(times) > 0
+        return times
+    assert promptly(one_round)
 
 
 def test_end_of_a_writeback_that_never_began_is_a_kernel_bug(machine, shared, stops):
@@ -628,7 +640,7 @@ def test_condition_variable_hands_every_item_over_once(machine, shared):
     assert full.waiters == empty.waiters == lock.word == 0
 
 
-def test_broadcast_wakes_all_and_signal_nobody_who_is_not_there(machine, shared, until):
+def test_broadcast_wakes_all_waiters(machine, shared, until):
     lock, cond, open_ = shared("Spinlock"), shared("CondVar"), shared("u64")
 
     def waiter(task):
@@ -645,21 +657,28 @@ def test_broadcast_wakes_all_and_signal_nobody_who_is_not_there(machine, shared,
         ksym.spin_unlock(lock)
         return time.monotonic()
 
-    def signal_nobody(task):
+    def one_round():
+        open_[0] = 0
+        waiting = [machine.spawn(waiter) for _ in range(3)]
+        until(lambda: all(waits_for(child, "WAIT_CONDVAR") and sleeps(child) for child in waiting))
+        assert cond.waiters == 3 and lock.word == 0
+        opened = machine.spawn(opener).result(timeout=20)
+        times = [child.result(timeout=20) - opened for child in waiting]
+        assert cond.waiters == 0
+        return times
+    assert promptly(one_round)
+
+
+def test_signal_without_waiters_is_for_nobody(run, shared):
+    lock, cond = shared("Spinlock"), shared("CondVar")
+
+    def program(task):
         ksym.spin_lock(lock)
-        before = cond.sequence
         ksym.cond_signal(cond)
         ksym.cond_broadcast(cond)
         ksym.spin_unlock(lock)
-        return cond.sequence - before
-    assert machine.spawn(signal_nobody).result(timeout=20) == 0
-    waiting = [machine.spawn(waiter) for _ in range(3)]
-    until(lambda: all(waits_for(child, "WAIT_CONDVAR") and sleeps(child) for child in waiting))
-    assert cond.waiters == 3 and lock.word == 0
-    opened = machine.spawn(opener).result(timeout=20)
-    times = [child.result(timeout=20) - opened for child in waiting]
-    assert min(times) < 0.4, times
-    assert cond.waiters == 0
+        return cond.sequence
+    assert run(program) == 0
 
 
 def test_waiting_for_a_condition_without_its_lock_is_a_kernel_bug(machine, shared, stops):

@@ -3,7 +3,6 @@
 whoever touches it still is found out."""
 import errno
 
-import numpy as np
 import pytest
 from multiprocess import get_context
 
@@ -145,25 +144,26 @@ def test_fail_nth_makes_that_allocation_fail_and_no_other(run, make_cache):
 
 
 def test_no_object_is_handed_out_to_two_processes(machine, make_cache):
+    """As many allocations a second as Python can make, and each task's number in its objects."""
     cache, start = make_cache(32), mp.Barrier(4)
+    kernel = layout.kernel()
+    arena = layout.view("u64", kernel.slab_base, (kernel.slab_end - kernel.slab_base) // 8)
 
     def program(task):
-        rng = np.random.default_rng(task.pid)
+        alloc, free, base = ksym.kmem_cache_alloc, ksym.kmem_cache_free, kernel.slab_base
         start.wait(20)
         mine, wrong = [], 0
-        for keep in rng.integers(0, 40, 4000).tolist():
-            if len(mine) <= keep:
-                obj = ksym.kmem_cache_alloc(cache)
-                wrong += bool(words(obj, 32).any())
-                words(obj, 32)[:] = task.pid
+        for _ in range(4000):
+            for _object in range(3):
+                obj = alloc(cache)
+                wrong += arena[(obj - base >> 3) + 2] != 0
+                arena[(obj - base >> 3) + 2] = task.pid
                 mine.append(obj)
-            else:
-                obj = mine.pop(keep % len(mine))
-                wrong += bool((words(obj, 32) != task.pid).any())
-                ksym.kmem_cache_free(cache, obj)
-        for obj in mine:
-            ksym.kmem_cache_free(cache, obj)
-        return wrong
+            while mine:
+                obj = mine.pop()
+                wrong += arena[(obj - base >> 3) + 2] != task.pid
+                free(cache, obj)
+        return int(wrong)
     children = [machine.spawn(program) for _ in range(4)]
     assert [child.result(timeout=40) for child in children] == [0] * 4
     assert cache.nr_free == cache.nr_objects

@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Promises of the command `shmkern`, mostly on real processes: exit statuses, one sentence for
+what a user gets wrong, nothing left behind however a run ends, and ls and rm for what a
+killed supervisor leaves."""
+import gzip
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import shmkern
+from shmkern import cli, direct_map, record
+
+pytestmark = pytest.mark.timeout(60)
+
+SHMKERN = [sys.executable, "-m", "shmkern.cli"]
+LINES = " L 1ffeffe7e0,8\n S 1ffeffe7fc,8\n M 04a0000,64\n L 1ffeffe7fc,8\n" * 500
+valgrind_only = pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
+
+
+def shmkern_run(*args, **more):
+    """Runs the command to its end."""
+    return subprocess.run([*SHMKERN, *map(str, args)], capture_output=True, text=True, timeout=50, **more)
+
+
+def assert_bad_use(done, *words):
+    """Status 2 and one sentence on stderr that has these words; no traceback."""
+    assert done.returncode == 2, done
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    for word in words:
+        assert str(word) in done.stderr
+    assert "Traceback" not in done.stdout
+
+
+def until(condition, seconds=30):
+    """Waits for condition() and returns what it gave."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return value
+
+
+def block_of(pid):
+    """The state of the block that a process supervises, once it is there."""
+    return next((block for block in cli.block_states() if block.supervisor == pid and not block.note), None)
+
+
+@pytest.fixture
+def running():
+    """running(*options) starts a long `stress anon` in a session of its own and returns
+    (process, the state of its block) when its workers work; killed at the end."""
+    started = []
+
+    def start(*more):
+        process = subprocess.Popen([*SHMKERN, "stress", "anon", "--seconds", "500", "--workers", "3", *more],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        started.append(process)
+
+        def ready():
+            assert process.poll() is None, process.communicate()
+            block = block_of(process.pid)
+            return block if block and len(block.tasks) == 5 else None
+        return process, until(ready)
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+        for block in cli.block_states():
+            if block.supervisor == process.pid:
+                cli.remove_block(block)
+
+
+def assert_gone(block):
+    """Neither the block nor any of its tasks is there any more."""
+    assert not (direct_map.SHM_DIR / block.name).exists()
+    until(lambda: all(direct_map.process_gone(task.os_pid, task.start) for task in block.tasks), 10)
+
+
+# ---- help and bad use ----
+
+def test_version():
+    done = shmkern_run("--version")
+    assert (done.returncode, done.stdout) == (0, f"shmkern {shmkern.__version__}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["stress"], ["stress", "anon"], ["stress", "threads"], ["stress", "fork"],
+                                     ["stress", "trace"], ["record"], ["ls"], ["rm"], ["bench"]])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "example:\n  shmkern " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line, words", [
+    ("", ["COMMAND"]), ("nonsense", ["nonsense"]), ("stress", ["SCENARIO"]), ("stress nonsense", ["nonsense"]),
+    ("stress trace", ["FILE"]), ("stress anon extra", ["extra"]), ("stress anon --workers 0", ["'0'", "1 to 400"]),
+    ("stress anon --workers x", ["'x'"]), ("stress anon --workers 1e3", ["'1e3'"]), ("stress anon --nodes 65", ["2 to 64"]),
+    ("stress anon --nodes 1", ["2 to 64"]), ("stress anon --frames 0", ["'0'"]), ("stress anon --frames 20", ["too few"]),
+    ("stress anon --seconds 0", ["seconds"]), ("stress anon --seconds nan", ["'nan'"]), ("stress anon --seconds inf", ["'inf'"]),
+    ("stress anon --seed -1", ["'-1'"]), ("stress anon --migrators 0", ["'0'"]), ("stress threads --workers 1", ["two workers"]),
+    ("stress anon --json /nowhere/x", ["/nowhere/x", "No such file"]), ("stress trace /nowhere", ["/nowhere", "No such file"]),
+    ("stress trace /", ["/", "directory"]), ("record", ["no command"]), ("record --limit 0 -- true", ["'0'"]),
+    ("record --limit x -- true", ["'x'"]), ("rm nonsense", ["no machine 'nonsense'"]), ("rm ../x", ["no machine"]),
+    ("ls extra", ["extra"]), ("ls --json /nowhere/x", ["/nowhere/x"]), ("bench", ["benchmark"]), ("bench nonsense", ["benchmark"])])
+def test_bad_use_is_one_sentence(line, words, capsys):
+    try:
+        status = cli.main(line.split())
+    except SystemExit as stop:
+        status = stop.code
+    said = capsys.readouterr().err
+    assert status == 2 and len(said.splitlines()) == 1
+    assert all(word in said for word in words), said
+
+
+def test_bad_use_of_the_real_command():
+    assert_bad_use(shmkern_run("stress", "anon", "--workers", "-3"), "--workers")
+
+
+def test_host_without_room_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(direct_map, "SHM_DIR", tmp_path / "none")
+    assert cli.main(["stress", "anon", "--seconds", "1"]) == 2
+    assert "shared memory" in capsys.readouterr().err
+
+
+# ---- trace files ----
+
+def read_error(path):
+    """The sentence about a trace file that cannot be read."""
+    with pytest.raises(record.TraceError) as error:
+        record.read_trace(str(path))
+    return str(error.value)
+
+
+def test_plain_and_gzip_are_the_same_trace(tmp_path):
+    (tmp_path / "plain").write_text(LINES)
+    (tmp_path / "packed").write_bytes(gzip.compress(LINES.encode()))
+    plain, packed = record.read_trace(tmp_path / "plain"), record.read_trace(tmp_path / "packed")
+    assert len(plain) == 2000 and plain[:3].tolist() == [(0x1ffeffe7e0, 8, 0), (0x1ffeffe7fc, 8, 1), (0x4a0000, 64, 2)]
+    assert (plain == packed).all() and plain.dtype == packed.dtype
+
+
+def test_trace_is_read_in_blocks_without_losing_a_line(tmp_path, monkeypatch):
+    (tmp_path / "trace").write_text(LINES)
+    whole = record.read_trace(tmp_path / "trace")
+    for size in (40, 97, 1000):
+        monkeypatch.setattr(record, "CHUNK", size)
+        assert (record.read_trace(tmp_path / "trace") == whole).all()
+    (tmp_path / "bad").write_text(LINES + "oops\n" + LINES)
+    assert "line 2001 " in read_error(tmp_path / "bad")
+
+
+def test_bad_trace_files_are_a_sentence(tmp_path):
+    file = tmp_path / "file"
+    file.write_text(" L 1ffeffe7e0,8\n==7== hello\n\n L 1ffeffe7e0\n")
+    assert f"{file}, line 4 " in read_error(file) and "' L 1ffeffe7e0'" in read_error(file)
+    file.write_bytes(b"\x7fELF" + bytes(5000))
+    assert f"{file}, line 1 " in read_error(file)
+    for empty in (b"", b"==1== nothing\nI  04001090,3\n", gzip.compress(b"")):
+        file.write_bytes(empty)
+        assert "no memory access" in read_error(file)
+    packed = gzip.compress(os.urandom(3000))
+    for damaged in (packed[:-20], packed[:100] + bytes(100) + packed[200:], b"\x1f\x8b" + bytes(50)):
+        file.write_bytes(damaged)
+        assert str(file) in read_error(file)
+    if os.getuid() != 0:
+        file.chmod(0)
+        assert "denied" in read_error(file)
+
+
+def test_trace_with_garbage_is_bad_use(tmp_path):
+    (tmp_path / "bad").write_text(" L 1ffeffe7e0,8\ngarbage\n")
+    assert_bad_use(shmkern_run("stress", "trace", tmp_path / "bad"), "line 2", "garbage")
+
+
+def test_two_million_lines_are_read_quickly(tmp_path):
+    (tmp_path / "trace.gz").write_bytes(gzip.compress((LINES * 1000).encode(), 1))
+    began = time.monotonic()
+    assert len(record.read_trace(tmp_path / "trace.gz")) == 2_000_000
+    assert time.monotonic() - began < 5
+
+
+# ---- stress ----
+
+def test_stress_prints_the_seed_and_writes_json(tmp_path):
+    done = shmkern_run("stress", "anon", "--seconds", "0.5", "--workers", "2", "--json", tmp_path / "out.json")
+    assert done.returncode == 0 and done.stderr == "", done
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert f"seed {result['seed']}" in done.stdout.splitlines()[0]
+    assert f"anon held: 0 lost writes, clean audit, seed {result['seed']}" in done.stdout
+    # No escape sequences where there is no terminal.
+    assert "\x1b" not in done.stdout
+
+
+def test_same_seed_is_printed_again():
+    done = shmkern_run("stress", "anon", "--seconds", "0.2", "--workers", "1", "--seed", "0x11", "--json", "-")
+    assert json.loads(done.stdout)["seed"] == 17
+
+
+def test_trace_runs_from_the_command(tmp_path):
+    (tmp_path / "trace").write_text(LINES)
+    done = shmkern_run("stress", "trace", tmp_path / "trace", "--seconds", "0.5", "--workers", "2")
+    assert done.returncode == 0 and "trace held" in done.stdout, done
+
+
+def test_json_that_cannot_be_written_does_not_lose_the_result():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    done = shmkern_run("stress", "anon", "--seconds", "0.2", "--workers", "1", "--json", "/dev/full")
+    assert_bad_use(done, "/dev/full", "No space left")
+    assert "anon held" in done.stdout
+
+
+def test_reader_that_goes_away_is_no_failure():
+    with subprocess.Popen([*SHMKERN, "stress", "anon", "--seconds", "0.5", "--workers", "1"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 0
+
+
+def test_terminal_gets_a_live_line():
+    master, slave = pty.openpty()
+    with subprocess.Popen([*SHMKERN, "stress", "anon", "--seconds", "1", "--workers", "2"], stdout=slave, stderr=slave,
+                          env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}) as process:
+        os.close(slave)
+        shown = b""
+        try:
+            while block := os.read(master, 65536):
+                shown += block
+        except OSError:
+            pass        # Linux's end of file for a terminal.
+        assert process.wait(30) == 0
+    os.close(master)
+    assert shown.count(b"pages/s") > 2 and b"accesses/s" in shown and b"failures" in shown and b"\x1b[" in shown
+    assert b"anon held" in shown
+
+
+# ---- however a run ends ----
+
+def test_ctrl_c_prints_what_was_measured_and_leaves_nothing(running):
+    process, block = running()
+    # As a terminal does: to all of the process group.
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
+    assert "anon interrupted: 0 lost writes, clean audit, seed" in out and "pages migrated" in out
+    assert_gone(block)
+
+
+def test_impatient_ctrl_c_leaves_nothing(running):
+    """The first waits for all to be checked, which a task that stands still holds up; the second
+    does not, and more of them do no harm."""
+    process, block = running()
+    psutil.Process(block.tasks[2].os_pid).suspend()
+    deadline = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < deadline:
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.02)
+    # The last one may come when Python has put its own things away.
+    assert process.wait(1) in (130, -signal.SIGINT)
+    assert "Traceback" not in process.stderr.read()
+    assert_gone(block)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("group", [False, True])
+def test_other_signals_leave_nothing(running, number, group):
+    process, block = running()
+    (os.killpg if group else os.kill)(process.pid, number)
+    _out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and "Traceback" not in err
+    assert_gone(block)
+
+
+def test_killed_worker_is_status_1(running, tmp_path):
+    process, block = running("--json", str(tmp_path / "out.json"))
+    victim = max(block.tasks)
+    os.kill(victim.os_pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=40)
+    assert (process.returncode, err) == (1, "")
+    assert "anon BROKEN" in out and "killed" in out
+    assert json.loads((tmp_path / "out.json").read_text())["failures"]
+    assert_gone(block)
+
+
+# ---- ls and rm ----
+
+def test_ls_shows_and_rm_removes_what_a_killed_supervisor_left(running):
+    process, block = running()
+    assert (block.nodes, block.frames, block.alive, block.state) == (2, 8192, True, "running")
+    listed = shmkern_run("ls", "--json", "-")
+    shown = [line for line in listed.stdout.splitlines() if line.startswith(block.name)]
+    assert len(shown) == 1 and "running" in shown[0]
+    assert_bad_use(shmkern_run("rm", block.name), block.name, process.pid, "--force")
+    assert block_of(process.pid).alive
+    process.kill()
+    process.wait(10)
+    left = block_of(process.pid)
+    assert not left.alive and left.state == "left behind"
+    assert "left behind" in shmkern_run("ls").stdout
+    done = shmkern_run("rm", block.name)
+    assert done.returncode == 0 and f"removed {block.name}" in done.stdout, done
+    assert_gone(block)
+    assert_bad_use(shmkern_run("rm", block.name), "no machine")
+
+
+def test_rm_ends_tasks_that_outlived_their_supervisor(running):
+    """The tasks of a killed supervisor die with it, unless they cannot: a stopped debugger, say."""
+    process, block = running()
+    sleeper = subprocess.Popen(["sleep", "600"])
+    # A task that is somebody else: a process of that pid that started at another time.
+    fakes = [cli.LeftTask(9, sleeper.pid, direct_map.process_start(sleeper.pid) + 1)]
+    real = [cli.LeftTask(9, sleeper.pid, direct_map.process_start(sleeper.pid))]
+    process.kill()
+    process.wait(10)
+    left = block_of(process.pid)
+    assert "ended" not in cli.remove_block(left._replace(tasks=fakes))
+    assert sleeper.poll() is None
+    assert "ended 1 tasks" in cli.remove_block(left._replace(tasks=real))
+    assert sleeper.wait(10) == -signal.SIGKILL
+    assert_gone(block)
+
+
+def test_rm_force_ends_a_running_machine(running):
+    process, block = running()
+    done = shmkern_run("rm", "--force", block.name)
+    assert done.returncode == 0 and "removed" in done.stdout, done
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGKILL
+    assert_gone(block)
+
+
+def test_rm_without_names_takes_all_that_is_left_and_nothing_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(direct_map, "SHM_DIR", tmp_path)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f"shmkern-{dead.pid}-0").write_bytes(b"")
+    (tmp_path / f"shmkern-{dead.pid}-1").write_bytes(bytes(8192))
+    (tmp_path / f"shmkern-{os.getpid()}-0").write_bytes(b"being made")
+    (tmp_path / "sem.other").write_bytes(b"")
+    assert cli.main(["ls"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("left behind (unfinished)") == 2 and said.count("running (unfinished)") == 1
+    assert cli.main(["rm", "--all"]) == 0
+    assert capsys.readouterr().out.count("removed") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sem.other", f"shmkern-{os.getpid()}-0"]
+    assert cli.main(["rm"]) == 0
+    assert "Nothing was left behind. 1 machines are running." in capsys.readouterr().out
+
+
+def test_damaged_and_foreign_blocks_are_listed_and_removed(machine, tmp_path, monkeypatch, capsys):
+    whole = (direct_map.SHM_DIR / machine._block.name).read_bytes()[:1 << 20]
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    header = direct_map.read_header(machine._block.name).copy()
+    header["supervisor_pid"] = dead.pid
+    size = header.dtype.itemsize
+    monkeypatch.setattr(direct_map, "SHM_DIR", tmp_path)
+    (tmp_path / "shmkern-1-0").write_bytes(header.tobytes() + whole[size:4096 + 100])
+    header["layout_hash"] ^= 1
+    (tmp_path / "shmkern-1-1").write_bytes(header.tobytes() + whole[size:])
+    assert cli.main(["ls"]) == 0
+    said = capsys.readouterr().out
+    assert "left behind (damaged)" in said and "left behind (of another build)" in said
+    assert cli.main(["rm"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ls_without_machines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(direct_map, "SHM_DIR", tmp_path)
+    assert cli.main(["ls"]) == 0
+    assert capsys.readouterr().out == "There are no machines.\n"
+
+
+# ---- record ----
+
+def test_record_without_valgrind_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(record.TraceError, match="apt install valgrind"):
+        record.record(["true"], str(tmp_path / "out"), 10)
+
+
+@valgrind_only
+def test_recorded_program_can_be_replayed(tmp_path):
+    trace = tmp_path / "echo.gz"
+    done = shmkern_run("record", "-o", trace, "--", "/bin/echo", "hello  world")
+    # The program's output is the program's alone.
+    assert (done.returncode, done.stdout) == (0, "hello  world\n"), done
+    assert str(trace) in done.stderr and "exit status 0" in done.stderr
+    assert len(record.read_trace(trace)) > 10000
+    assert not any(line.startswith(b"I") for line in gzip.open(trace))
+    done = shmkern_run("stress", "trace", trace, "--seconds", "0.5", "--workers", "2")
+    assert done.returncode == 0, done
+
+
+@valgrind_only
+def test_record_is_bounded(tmp_path):
+    trace = tmp_path / "loop.gz"
+    done = shmkern_run("record", "-o", trace, "--limit", "5000", "--", "sh", "-c", "while :; do :; done")
+    assert done.returncode == 0 and "ended after 5,000 accesses" in done.stderr, done
+    assert len(record.read_trace(trace)) == 5000
+
+
+@valgrind_only
+def test_record_names_its_file_after_the_program(tmp_path):
+    done = shmkern_run("record", "--limit", "100", "--", "/bin/true", cwd=tmp_path)
+    assert done.returncode == 0 and len(record.read_trace(tmp_path / "true.lackey.gz")) == 100
+
+
+@valgrind_only
+@pytest.mark.parametrize("args, words", [(["--", "no-such-program"], ["no-such-program"]),
+                                         (["-o", "/nowhere/x", "--", "true"], ["/nowhere/x", "No such file"]),
+                                         (["-o", "/dev/full", "--", "true"], ["/dev/full", "No space"])])
+def test_record_that_cannot_be_is_a_sentence(args, words):
+    assert_bad_use(shmkern_run("record", *args), *words)
+
+
+# ---- bench ----
+
+def test_bench_runs_a_file_of_the_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "CHECKOUT", tmp_path)
+    assert cli.main(["bench", "one"]) == 2
+    assert "no benchmarks here" in capsys.readouterr().err
+    Path(tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "one.py").write_text("import sys; sys.exit(0 if sys.argv[1:] == ['--json', 'x'] else 1)")
+    assert cli.main(["bench", "one", "--json", "x"]) == 0
+    assert cli.main(["bench", "one"]) == 1
+    assert cli.main(["bench", "two"]) == 2
+    assert "there is one" in capsys.readouterr().err
