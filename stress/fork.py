@@ -2,6 +2,7 @@
 """Trees of forks with copy-on-write.  Each child inherits its parent's memory and shadow,
 changes it, unmaps, moves, shrinks, grows and protects parts of it, forks in its turn, and
 exits, before or after its parent, while the pages move."""
+import contextlib
 import errno
 
 import numpy as np
@@ -135,13 +136,15 @@ class Space:
         try:
             self.access()
             changes[self.rng.integers(len(changes))]()
+            if len(self.areas) > AREAS_MAX or self.pages() > self.run.plan:
+                self.drop()
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
             self.run.row["refused"] += 1
-            self.drop()
-        if len(self.areas) > AREAS_MAX or self.pages() > self.run.plan:
-            self.drop()
+            # Even that may take memory, to split an area of the kernel's.
+            with contextlib.suppress(OSError):
+                self.drop()
 
     def pages(self):
         """How many pages are mapped."""
@@ -274,8 +277,11 @@ class Space:
     def drop(self):
         """Unmaps a whole area."""
         if self.areas:
-            start, length, _protection = self.some_area()
+            area = self.some_area()
+            self.areas.append(area)
+            start, length, _protection = area
             self.task.munmap(start, length)
+            self.areas.pop()
             self.shadow.discard(start, length)
 
     def check(self):

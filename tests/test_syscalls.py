@@ -305,7 +305,7 @@ def test_areas_whose_pages_have_different_anon_vmas_are_not_merged(machine):
     puppet(lambda task: task.mprotect(A + PAGE, PAGE, PROT_READ))
     puppet(lambda task: (task.store(A, b"0"), task.store(A + 2 * PAGE, b"2")))
     puppet(lambda task: task.mprotect(A + PAGE, PAGE, RW))
-    assert vmas(puppet) == [(A, A + PAGE, RW), (A + PAGE, A + 3 * PAGE, RW)]
+    assert vmas(puppet) == [(A, A + 2 * PAGE, RW), (A + 2 * PAGE, A + 3 * PAGE, RW)]
     machine.audit().raise_if_broken()
 
 
