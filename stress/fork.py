@@ -154,9 +154,11 @@ class Space:
         """(start, length) of the areas with one of these protections."""
         return [(start, length) for start, length, prot in self.areas if prot in protections]
 
-    def some_area(self):
-        """One area, taken off the list; whoever takes it puts back what is left of it."""
-        return self.areas.pop(int(self.rng.integers(len(self.areas))))
+    def pick(self):
+        """One area, which is now the last of the list: whoever has changed it takes it off and
+        puts back what is left of it."""
+        self.areas.append(self.areas.pop(int(self.rng.integers(len(self.areas)))))
+        return self.areas[-1]
 
     def some_part(self, length):
         """(offset, length) of some pages of an area, perhaps all of it."""
@@ -201,9 +203,7 @@ class Space:
         """Unmaps some pages of an area."""
         if not self.areas:
             return
-        area = self.some_area()
-        self.areas.append(area)
-        start, length, protection = area
+        start, length, protection = self.pick()
         offset, size = self.some_part(length)
         self.task.munmap(start + offset, size)
         self.shadow.discard(start + offset, size)
@@ -215,14 +215,10 @@ class Space:
         """Grows or shrinks an area; a growing one may move."""
         if not self.areas:
             return
-        area = self.some_area()
-        start, length, protection = area
+        start, length, protection = self.pick()
         size = int(self.rng.integers(1, 2 * length // PAGE + 1)) * PAGE
-        try:
-            place = self.task.mremap(start, length, size, MREMAP_MAYMOVE)
-        except OSError:
-            self.areas.append(area)
-            raise
+        place = self.task.mremap(start, length, size, MREMAP_MAYMOVE)
+        self.areas.pop()
         self.shadow.discard(start + min(size, length), max(0, length - size))
         if place != start:
             self.shadow.move(start, place, min(size, length))
@@ -232,10 +228,8 @@ class Space:
         """Moves an area, or some pages of it, to another place."""
         if not self.areas:
             return
-        area = self.some_area()
-        start, length, protection = area
+        start, length, protection = self.pick()
         offset, size = self.some_part(length)
-        self.areas.append(area)
         place = self.some_place(size)
         self.task.mremap(start + offset, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place)
         self.shadow.move(start + offset, place, size)
@@ -247,11 +241,9 @@ class Space:
         """Gives some pages of an area another protection."""
         if not self.areas:
             return
-        area = self.some_area()
-        start, length, old = area
+        start, length, old = self.pick()
         offset, size = self.some_part(length)
         new = (READ_WRITE, READ_WRITE, PROT_READ, PROT_NONE)[self.rng.integers(4)]
-        self.areas.append(area)
         self.task.mprotect(start + offset, size, new)
         self.areas.pop()
         self._put_back((start, offset, old), (start + offset, size, new),
@@ -277,9 +269,7 @@ class Space:
     def drop(self):
         """Unmaps a whole area."""
         if self.areas:
-            area = self.some_area()
-            self.areas.append(area)
-            start, length, _protection = area
+            start, length, _protection = self.pick()
             self.task.munmap(start, length)
             self.areas.pop()
             self.shadow.discard(start, length)

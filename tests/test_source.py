@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Rules of the source that the compiler does not check."""
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import shmkern
+
+PACKAGE = Path(shmkern.__file__).parent
+HEADERS = sorted(header for header in PACKAGE.glob("*.pxd") if header.stem != "__init__")
+KERNEL = [header for header in HEADERS if header.with_suffix(".py").exists()]
+
+
+def declared_locals(header):
+    """{function: names with a declared type} of a .pxd."""
+    found, pending = {}, set()
+    for line in header.read_text().splitlines():
+        if line.lstrip().startswith("@cython.locals("):
+            pending |= set(re.findall(r"(\w+)=", line))
+        elif match := re.match(r"\s*cp?def (?:inline )?.*?(\w+)\(", line):
+            found[match.group(1)] = pending
+            pending = set()
+    return found
+
+
+def undeclared_nulls(source, header):
+    """Locals that are assigned a bare NULL and have no declared type: "function: name"."""
+    declared = declared_locals(header)
+    for function in ast.walk(ast.parse(source.read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        known = {argument.arg for argument in function.args.args} | declared.get(function.name, set())
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id == "NULL":
+                for target in node.targets:
+                    if isinstance(target, ast.Name) and target.id not in known:
+                        yield f"{function.name}: {target.id}"
+
+
+@pytest.mark.parametrize("header", KERNEL, ids=lambda header: header.stem)
+def test_a_local_that_may_be_null_has_a_declared_type(header):
+    """What Cython infers for it depends on the order in which it happens to look."""
+    assert list(undeclared_nulls(header.with_suffix(".py"), header)) == []
+
+
+def test_an_undeclared_null_is_found(tmp_path):
+    source, header = tmp_path / "x.py", tmp_path / "x.pxd"
+    source.write_text("def f(a):\n    found = NULL\n    a = NULL\n")
+    header.write_text("cdef void f(u64* a) noexcept nogil\n")
+    assert list(undeclared_nulls(source, header)) == ["f: found"]
+    header.write_text("@cython.locals(found=pointer)\ncdef void f(u64* a) noexcept nogil\n")
+    assert list(undeclared_nulls(source, header)) == []
+
+
+def test_files_import_only_from_below():
+    """The .pxd files' cimports have no circle, and so have an order from the floor up."""
+    below = {header.stem: set(re.findall(r"^from shmkern\.(\w+) cimport", header.read_text(), re.M))
+             for header in HEADERS}
+    order = list(TopologicalSorter(below).static_order())
+    assert order[0] == "atomics"
+    assert order.index("migrate") < order.index("fault") < order.index("syscalls")
+
+
+def test_every_file_names_its_licence():
+    root = PACKAGE.parent
+    files = [*PACKAGE.glob("*.py"), *HEADERS, *PACKAGE.glob("*.h"),
+             *(file for folder in ("tests", "stress", "bench") for file in (root / folder).glob("*.py"))]
+    assert [file.name for file in files if "SPDX-License-Identifier: GPL-2.0-only" not in file.read_text()
+            and file.stat().st_size] == []
