@@ -84,13 +84,26 @@ static inline void smp_wmb(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 static inline void smp_rmb(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 
 /*
- * Store, then a full fence, as one instruction: xchg costs less than mov and
- * mfence on every x86 we know.
+ * After an atomic read-modify-write: what it stored is visible before anything that follows is
+ * read.  On x86 every locked instruction is such a fence; elsewhere the store may still lag.
+ */
+static inline void smp_mb__after_atomic(void)
+{
+#if defined(__x86_64__)
+	__asm__ volatile("" ::: "memory");
+#else
+	smp_mb();
+#endif
+}
+
+/*
+ * Store, then a full fence; on x86 as one instruction: xchg costs less than mov and mfence on
+ * every CPU we know.
  */
 static inline void smp_store_mb32(void *p, u32 v)
-{ __atomic_exchange_n((u32 *)p, v, __ATOMIC_SEQ_CST); }
+{ __atomic_exchange_n((u32 *)p, v, __ATOMIC_SEQ_CST); smp_mb__after_atomic(); }
 static inline void smp_store_mb64(void *p, u64 v)
-{ __atomic_exchange_n((u64 *)p, v, __ATOMIC_SEQ_CST); }
+{ __atomic_exchange_n((u64 *)p, v, __ATOMIC_SEQ_CST); smp_mb__after_atomic(); }
 
 static inline void cpu_relax(void)
 {

@@ -37,6 +37,7 @@ cdef extern from "atomics.h" nogil:
     void smp_mb()
     void smp_wmb()
     void smp_rmb()
+    void smp_mb__after_atomic()
     void smp_store_mb32(void* word, u32 value)
     void smp_store_mb64(void* word, u64 value)
     int __builtin_ctzl(u64 word)

@@ -68,6 +68,7 @@ def tlb_invalidate(task, start, end):
     """Empties the entries of a CPU for [start, end), as its interrupt handler would.  Ends
     with a full fence, whichever way it went, so that access_seq is read after it."""
     atomic_add_return32(addressof(task.flush_seq), 1)
+    smp_mb__after_atomic()
     if end - start >= cast(u64, TLB_FLUSH_ALL) << PAGE_SHIFT:
         for index in range(TLB_ENTRIES):
             if READ_ONCE64(addressof(task.tlb[index])):
@@ -80,7 +81,7 @@ def tlb_invalidate(task, start, end):
         # An entry of another page stays.  If the owner replaces it while we look, the
         # advanced flush_seq tells it to check again.
         if READ_ONCE64(slot) & TLB_TAG_MASK == tlb_tag(address):
-            xchg64(slot, 0)
+            smp_store_mb64(slot, 0)
         address += PAGE_SIZE
 
 
@@ -123,7 +124,8 @@ def shoot_down(mm, start, end):
             tlb_invalidate(addressof(k.tasks[cpu]), start, end)
             if cpu != me.cpu:
                 me.vm_events[TLB_SHOOTDOWN] += 1
-    # All are told before the first is waited for.
+    # All are told before the first is waited for, and emptied before it is looked at.
+    smp_mb__after_atomic()
     for word in range((k.max_tasks + 63) // 64):
         cpus = READ_ONCE64(addressof(mm.cpu_vm_mask[word]))
         while cpus:
@@ -143,6 +145,7 @@ def ptep_clear_flush(mm, address, ptep):
     more, and DIRTY tells whether any has written.  Holds the split lock."""
     pte = ptep_get_and_clear(ptep)
     if pte_present(pte):
+        smp_mb__after_atomic()
         shoot_down(mm, address & PAGE_MASK, (address & PAGE_MASK) + PAGE_SIZE)
     return pte
 
