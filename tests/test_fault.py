@@ -166,6 +166,27 @@ def test_whether_a_page_is_shared_is_decided_under_its_lock(machine):
     machine.audit().raise_if_broken()
 
 
+@pytest.mark.parametrize("children", [1, 2])
+def test_two_threads_that_copy_a_shared_page_at_once_end_with_one_copy(machine, children):
+    """Both have seen the old page; the second finds that the entry is not what it was, whether
+    it was going to copy or, being the last user by then, to reuse."""
+    one = Puppet(machine)
+    va = one(lambda task: task.mmap(PAGE))
+    one(lambda task: task.store(va, b"shared"))
+    other, holder = one.clone(), Puppet(machine)
+    family = [one.fork() for _ in range(children)]
+    old = page_at(one, va).address
+    holder(lambda task: ksym.lock_page(old))
+    for offset, thread in enumerate((one, other)):
+        thread.begin(lambda task: task.store64(va + 8 * (offset + 1), offset + 1))
+        assert until_waits(thread, "WAIT_PAGE_LOCK") == old
+    holder(lambda task: ksym.unlock_page(old))
+    one.reply(), other.reply()
+    assert one(lambda task: (task.load64(va + 8), task.load64(va + 16), task.load(va, 6))) == (1, 2, b"shared")
+    assert {child(lambda task: task.load(va, 24)) for child in family} == {b"shared" + bytes(18)}
+    machine.audit().raise_if_broken()
+
+
 def vma_addresses(puppet):
     """(address of the struct, start, end) of a task's areas."""
     found, address = [], mm_of(puppet).mmap

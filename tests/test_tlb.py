@@ -2,6 +2,8 @@
 """The MMU: translations, accessed and dirty bits as x86 sets them, and shootdown, after
 which nobody uses what was shot down."""
 import errno
+import os
+import signal
 
 import pytest
 from multiprocess import get_context
@@ -526,38 +528,53 @@ def test_child_never_sees_what_the_parents_threads_store_after_the_fork(run, sha
     assert stores > 0
 
 
-def test_walk_that_a_flush_overtakes_leaves_no_translation_behind(run, shared, until):
-    """One CPU walks the page table and enters what it found, all the time; another clears the
-    entry and flushes.  What the walk had read before may not be in the TLB after the flush."""
-    over, walks = shared("u64"), shared("u64")
+def test_walk_that_a_flush_overtakes_leaves_no_translation_behind(machine, shared, until):
+    """One CPU walks the page table and enters what it found, all the time, and is stopped now
+    here, now there; another clears the entry and flushes.  What the walk had read before the
+    flush may not be in the TLB after it."""
+    over, rounds, walks = shared("u64"), shared("u64"), shared("u64")
+    cpus = mp.Queue()
 
     def walker(task, mm, va):
-        me = slot(task.cpu)
+        me = slot(task.cpu).address
+        begin, fill, end = ksym.access_begin, ksym.tlb_fill, ksym.access_end
         while not over[0]:
-            ksym.access_begin(me)
-            ksym.tlb_fill(me, mm, va, 0)
-            ksym.access_end(me)
-            walks[0] += 1
+            for _ in range(100):
+                begin(me)
+                fill(me, mm, va, 0)
+                end(me)
+            walks[0] += 100
 
-    def program(task):
+    def flusher(task):
         va = task.mmap(PAGE_SIZE)
         task.store(va, b"x")
-        mm, pte = mm_of(task), pte_at(task, va)
-        ptep = pte.ctypes.data
-        child = task.clone(walker, mm.address, va)
-        until(lambda: walks[0] > 0)
-        entry, stale = layout.view("u64", ksym.tlb_slot(slot(child.cpu), va), 1), 0
-        seen = 0
-        for _ in range(30000):
+        mm, pte = mm_of(task).address, pte_at(task, va)
+        child = task.clone(walker, mm, va)
+        cpus.put(child.os_pid)
+        entry = layout.view("u64", ksym.tlb_slot(slot(child.cpu), va), 1)
+        ptep, stale, seen = pte.ctypes.data, 0, 0
+        while not over[0]:
             seen += bool(entry[0])
             cleared = ksym.ptep_clear_flush(mm, va, ptep)
             stale += bool(entry[0])
             pte[0] = cleared
-        over[0] = 1
+            rounds[0] += 1
         child.result(timeout=20)
         return stale, seen
-    stale, seen = run(program)
+    child = machine.spawn(flusher)
+    walking = cpus.get(timeout=20)
+    until(lambda: walks[0])
+    me = slot(child.cpu)
+    for _ in range(2000):
+        os.kill(walking, signal.SIGSTOP)
+        turn = int(rounds[0])
+        while rounds[0] < turn + 3 and me.wait_kind != C["WAIT_TLB_ACK"]:
+            pass
+        os.kill(walking, signal.SIGCONT)
+    over[0] = 1
+    stale, seen = child.result(timeout=20)
     assert stale == 0 and seen > 0
+    cpus.close()
 
 
 def test_memory_that_runs_out_is_enomem_for_the_access(boot):

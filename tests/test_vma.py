@@ -6,6 +6,7 @@ process, and /proc/self/maps must show the same areas.
 """
 import ctypes
 import errno
+import os
 import random
 import re
 
@@ -27,6 +28,8 @@ FIXED = ANON | C["MAP_FIXED"]
 # Else the host tells areas that were once writable from those that never were (VM_ACCOUNT).
 MAP_NORESERVE = 0x4000
 RW = PROT_READ | PROT_WRITE
+# Before 6.0 an area that mremap had grown was not merged with the next.
+HOST_MERGES_AS_WE_DO = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 0)
 
 
 def areas(task):
@@ -97,7 +100,8 @@ def both(task, host, name, *arguments):
     """Makes one call of both kernels, and compares what it returns and what it leaves."""
     ours, theirs = outcome(getattr(task, name), *arguments), outcome(getattr(host, name), *arguments)
     assert ours == theirs, f"{name}{arguments}"
-    assert text(areas(task)) == text(host.areas()), f"after {name}{arguments}"
+    if HOST_MERGES_AS_WE_DO:
+        assert text(areas(task)) == text(host.areas()), f"after {name}{arguments}"
 
 
 def text(found):
@@ -204,6 +208,15 @@ def test_grown_area_meets_its_neighbour(same):
     assert same(program) == "4-11:3 11-12:1"
 
 
+def test_protection_that_meets_a_hole_changes_what_lies_before_it(same):
+    def program(call):
+        call("mmap", 4 * PAGE, RW, FIXED, at(4))
+        call("mmap", 4 * PAGE, RW, FIXED, at(10))
+        call("mprotect", at(6), 6 * PAGE, PROT_READ)
+        call("mprotect", at(3), 3 * PAGE, PROT_READ)
+    assert same(program) == "4-6:3 6-8:1 10-14:3"
+
+
 def test_wrong_calls_get_the_hosts_errno(same):
     def program(call):
         call("mmap", 4 * PAGE, RW, FIXED, at(4))
@@ -235,11 +248,12 @@ def test_wrong_calls_get_the_hosts_errno(same):
 def test_hint_that_is_free_is_taken_to_the_page(same, offset):
     def program(call):
         call("mmap", PAGE, RW, ANON, at(7) + offset)
-    assert same(program) in ("7-8:3", "8-9:3")
+    assert same(program) == "7-8:3"
 
 
 # ---- random histories ---------------------------------------------------------
 
+@pytest.mark.skipif(not HOST_MERGES_AS_WE_DO, reason="the host's kernel is older than 6.0")
 @pytest.mark.parametrize("seed", range(12))
 def test_random_history_leaves_the_areas_that_the_host_has(run, seed):
     def program(task):
@@ -256,11 +270,7 @@ def test_random_history_leaves_the_areas_that_the_host_has(run, seed):
             elif kind == "munmap":
                 both(task, host, "munmap", at(start), length * PAGE)
             elif kind == "mprotect":
-                reached = at(start)
-                for low, high, _prot in mapped:
-                    reached = high if low <= reached < high else reached
-                # Before a hole the host protects what is there; we do not.
-                length = min(length, (reached - at(start)) // PAGE)
+                # Over holes too: what lies before the first is protected.
                 both(task, host, "mprotect", at(start), length * PAGE, rng.choice(prots))
             elif inside and kind == "touch" and inside[0][2] & PROT_WRITE:
                 both(task, host, "store", at(start), b"x")
