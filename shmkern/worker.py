@@ -14,7 +14,7 @@ import random
 import time
 from multiprocess.pool import ExceptionWithTraceback
 
-from shmkern import direct_map, layout, lifeline
+from shmkern import direct_map, layout, lifeline, replay
 from shmkern.errors import TaskDied
 from shmkern.syscalls import Syscalls
 
@@ -56,6 +56,25 @@ class Task(Syscalls):
     def clone(self, program, *args):
         """As fork, but the child shares this address space, as a thread does."""
         return self._make_child(True, program, args)
+
+    # ---- many words at once, without the interpreter in between ----
+    # Arrays of addresses, one access each, in order; see replay.py.
+
+    def load64_many(self, addresses):
+        """load64 of each address, as a u64 array."""
+        return replay.load64_many(addresses)
+
+    def store64_many(self, addresses, values):
+        """store64 of values[i], or of one value, at each address."""
+        return replay.store64_many(addresses, values)
+
+    def fetch_add64_many(self, addresses, deltas):
+        """fetch_add64 at each address; what the words were, as a u64 array."""
+        return replay.fetch_add64_many(addresses, deltas)
+
+    def cmpxchg64_many(self, addresses, old, new):
+        """cmpxchg64 at each address; what the words were, as a u64 array."""
+        return replay.cmpxchg64_many(addresses, old, new)
 
     def _make_child(self, share_mm, program, args):
         cpu = self._copy_process(share_mm)

@@ -340,3 +340,13 @@ def test_shared_counters_are_exact_while_their_page_moves(machine):
     migrator = machine.start_migrator()
     in_task(machine, program)
     migrator.stop(20)
+
+
+def test_a_task_has_the_bulk_versions(machine):
+    def program(task):
+        where = task.mmap(4096) + 8 * np.arange(3, dtype=np.uint64)
+        task.store64_many(where, [10, 20, 30])
+        added = task.fetch_add64_many(where, 5).tolist()
+        seen = task.cmpxchg64_many(where, [15, 0, 35], 1).tolist()
+        return added, seen, task.load64_many(where).tolist()
+    assert machine.spawn(program).result(10) == ([10, 20, 30], [15, 25, 35], [1, 25, 1])
