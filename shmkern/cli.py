@@ -225,7 +225,7 @@ def run_bench(args):
     """shmkern bench"""
     folder = CHECKOUT / "bench"
     if not folder.is_dir():
-        raise UsageError(f"there are no benchmarks here; they are in the directory bench of shmkern's sources")
+        raise UsageError("there are no benchmarks here; they are in the directory bench of shmkern's sources")
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if args.name not in names:
         raise UsageError(f"there is no benchmark {args.name!r}; there is {', '.join(names) or 'none'}")

@@ -243,6 +243,8 @@ class Machine:
         """Makes the machine still and computes from the page tables up what must hold.  Returns
         an audit.Audit.  TimeoutError when tasks do not leave the kernel."""
         self.check()
+        # Init is frozen like the rest: who dies meanwhile is cleaned up afterwards.
+        self.init.busy = True
         freezer.freeze()
         try:
             deadline = time.monotonic() + timeout
@@ -254,6 +256,7 @@ class Machine:
             return audit_module.audit(**options)
         finally:
             freezer.thaw()
+            self.init.busy = False
 
     def vmstat(self):
         """All counters by name; see vmstat.vmstat."""

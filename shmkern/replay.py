@@ -14,13 +14,12 @@ lost or torn shows at the next load of its bytes:
 
 After -EFAULT the caller may map the page and go on from that index.
 """
-import errno
 from typing import NamedTuple
 
 import numpy as np
 from cython import NULL, address as addressof, cast, nogil, pointer, sizeof
 from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cython.cimports.libc.errno import EFAULT, EINVAL, ENOMEM
+from cython.cimports.libc.errno import EINVAL, ENOMEM
 from cython.cimports.libc.stdlib import calloc, free
 from cython.cimports.libc.string import memchr, memcmp, memcpy, memset
 

@@ -78,11 +78,19 @@ class Task(Syscalls):
 
     def _make_child(self, share_mm, program, args):
         cpu = self._copy_process(share_mm)
+        pid = slot(cpu).pid
+
+        def watch(_at_once=False):
+            # Killed before it had begun: nobody else knows that the slot is free.
+            if slot(cpu).state == C["TASK_EMBRYO"] and slot(cpu).pid == pid and not child.is_alive():
+                self._abandon(cpu)
+
         try:
-            return start_process(cpu, program, args)
+            child = start_process(cpu, program, args, watch)
         except BaseException:
             self._abandon(cpu)
             raise
+        return child
 
     def exit(self, value=None):
         """Ends this task at once; `value` is what its result() returns."""

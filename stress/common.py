@@ -49,7 +49,8 @@ def take_frames(options, need):
         raise UsageError(f"{options.frames} frames are too few for {options.workers} workers on {options.nodes} "
                          f"nodes; {least} will do")
     if options.frames > options.nodes * FRAMES_PER_NODE_MAX:
-        raise UsageError(f"{options.frames} frames are too many for {options.nodes} nodes, of {FRAMES_PER_NODE_MAX} at most")
+        raise UsageError(f"{options.frames} frames are too many for {options.nodes} nodes, which have "
+                         f"{FRAMES_PER_NODE_MAX} at most")
     options.frames -= options.frames % options.nodes
     return options.frames * USABLE_PERCENT // 100
 
@@ -90,7 +91,8 @@ class Parser(argparse.ArgumentParser):
 def add_options(parser, name):
     """Adds a scenario's options to its parser."""
     if name == "trace":
-        parser.add_argument("file", metavar="FILE", help="what valgrind's lackey prints, plain or gzip; see `shmkern record`")
+        parser.add_argument("file", metavar="FILE",
+                            help="what valgrind's lackey prints, plain or gzip; see `shmkern record`")
     parser.add_argument("--workers", type=whole(1, MAX_WORKERS), default=8, metavar="N",
                         help="tasks that run at once (default 8)")
     parser.add_argument("--nodes", type=whole(2, 64), default=2, metavar="N", help="nodes, 2 to 64 (default 2)")
@@ -103,7 +105,8 @@ def add_options(parser, name):
                         help="what all random numbers follow from (default: a new one, which is printed)")
     parser.add_argument("--migrators", type=whole(1, 64), metavar="N",
                         help="processes that move pages (default 1, and one more for every 32 workers)")
-    parser.add_argument("--json", metavar="FILE", help="also write the result to FILE, as JSON; - is the standard output")
+    parser.add_argument("--json", metavar="FILE",
+                        help="also write the result to FILE, as JSON; - is the standard output")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     example = "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz" if name == "trace" else \
         f"shmkern stress {name} --workers 8 --seconds 10 --json {name}.json"
@@ -127,8 +130,8 @@ def summary(result):
     audit = "clean audit" if not result["audit"] else f"{len(result['audit'])} audit findings"
     lines = [f"{result['scenario']} {word}: {result['lost_writes']} lost writes, {audit}, seed {result['seed']}"]
     lines += [f"  {failure}" for failure in result["failures"]]
-    shown = {"workers": f"{result['workers']} on {result['nodes']} nodes of {result['frames'] // result['nodes']:,} frames, "
-                        f"{result['seconds']:.1f} s",
+    shown = {"workers": f"{result['workers']} on {result['nodes']} nodes of "
+                        f"{result['frames'] // result['nodes']:,} frames, {result['seconds']:.1f} s",
              "accesses": f"{result['accesses']:,}", "faults": f"{result['faults']:,}",
              "migration waits": f"{result['migration_waits']:,} (half of them up to {result['wait_p50_us']:,} us, "
                                 f"99 % up to {result['wait_p99_us']:,} us)",

@@ -7,8 +7,8 @@ import errno
 
 import numpy as np
 
-from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE
-from shmkern import replay, vmstat
+from shmkern import (MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
+                     PROT_WRITE, replay, vmstat)
 from shmkern.replay import Shadow
 from shmkern_stress import common
 from shmkern_stress.board import OPS, PAGE, Broken, random_accesses, whole_pages

@@ -252,5 +252,6 @@ class Supervision:
             "audit": self.findings, "failures": self.failures,
             "forks": int(self.board.rows["forks"].sum()), "tasks_live_max": self.live,
             "cow_faults": counters["pgfault_cow"], "out_of_frames": counters["pgfault_oom"],
+            "refused": int(self.board.rows["refused"].sum()),
             "signal": self.signals.number,
         }

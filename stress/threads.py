@@ -53,7 +53,8 @@ def plan(options):
     if options.workers < 2:
         raise common.UsageError("threads needs two workers at least, to share an address space")
     groups = Plan(options.workers)
-    common.take_frames(options, len(groups.groups) * (PAGES + TABLES + (GROUP + 1) * (SCRATCH_PAGES + COMMON_PAGES + TABLES)))
+    member_pages = SCRATCH_PAGES + COMMON_PAGES + TABLES
+    common.take_frames(options, len(groups.groups) * (PAGES + TABLES + (GROUP + 1) * member_pages))
     return groups
 
 
@@ -195,14 +196,16 @@ def copy(task, run, rng, own, shadow, counters, seen, stream):
     counts = replay.load64_many(counters)
     back = np.flatnonzero(counts < seen)
     if len(back):
-        raise Broken("wrong sum", f"the child has {counts[back[0]]} at {int(counters[back[0]]):#x}, where the parent had "
-                     f"seen {seen[back[0]]}", int(counters[back[0]]) & -PAGE)
+        address = int(counters[back[0]])
+        raise Broken("wrong sum", f"the child has {counts[back[0]]} at {address:#x}, where the parent had seen "
+                     f"{seen[back[0]]}", address & -PAGE)
     replay.fetch_add64_many(counters, 1)
     run.checked(random_accesses(rng, own, ACCESSES), shadow, stream ^ 1 << 62)
     wrong = np.flatnonzero(replay.load64_many(counters) != counts + np.uint64(1))
     if len(wrong):
-        raise Broken("wrong sum", f"the child's own counter at {int(counters[wrong[0]]):#x} is not one more than before",
-                     int(counters[wrong[0]]) & -PAGE)
+        address = int(counters[wrong[0]])
+        raise Broken("wrong sum", f"the child's own counter at {address:#x} is not one more than before",
+                     address & -PAGE)
 
 
 def must_fault(task, address, access):

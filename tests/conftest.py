@@ -107,3 +107,20 @@ def shared():
         assert used <= len(memory)
         return layout.struct(kind, start) if kind in layout.dtypes else layout.view(kind, start, count or 1)
     yield shared
+
+
+@pytest.fixture
+def meet(shared):
+    """meet(me) returns to tasks 0 and 1 at the same moment, whenever both have called it: as
+    nearly as a store can be seen, so that what they do next collides."""
+    turns = shared("u64", 16)
+
+    def meet(me):
+        mine, others = me * 8, 8 - me * 8
+        turns[mine] += 1
+        looks = 0
+        while turns[others] < turns[mine]:
+            looks += 1
+            if looks % 1000 == 0:
+                os.sched_yield()
+    return meet

@@ -104,16 +104,21 @@ def test_help_shows_an_example(command, capsys):
 
 
 @pytest.mark.parametrize("line, words", [
-    ("", ["COMMAND"]), ("nonsense", ["nonsense"]), ("stress", ["SCENARIO"]), ("stress nonsense", ["nonsense"]),
-    ("stress trace", ["FILE"]), ("stress anon extra", ["extra"]), ("stress anon --workers 0", ["'0'", "1 to 400"]),
-    ("stress anon --workers x", ["'x'"]), ("stress anon --workers 1e3", ["'1e3'"]), ("stress anon --nodes 65", ["2 to 64"]),
-    ("stress anon --nodes 1", ["2 to 64"]), ("stress anon --frames 0", ["'0'"]), ("stress anon --frames 20", ["too few"]),
-    ("stress anon --seconds 0", ["seconds"]), ("stress anon --seconds nan", ["'nan'"]), ("stress anon --seconds inf", ["'inf'"]),
-    ("stress anon --seed -1", ["'-1'"]), ("stress anon --migrators 0", ["'0'"]), ("stress threads --workers 1", ["two workers"]),
-    ("stress anon --json /nowhere/x", ["/nowhere/x", "No such file"]), ("stress trace /nowhere", ["/nowhere", "No such file"]),
-    ("stress trace /", ["/", "directory"]), ("record", ["no command"]), ("record --limit 0 -- true", ["'0'"]),
-    ("record --limit x -- true", ["'x'"]), ("rm nonsense", ["no machine 'nonsense'"]), ("rm ../x", ["no machine"]),
-    ("ls extra", ["extra"]), ("ls --json /nowhere/x", ["/nowhere/x"]), ("bench", ["benchmark"]), ("bench nonsense", ["benchmark"])])
+    ("", ["COMMAND"]), ("nonsense", ["nonsense"]),
+    ("stress", ["SCENARIO"]), ("stress nonsense", ["nonsense"]), ("stress anon extra", ["extra"]),
+    ("stress anon --workers 0", ["'0'", "1 to 400"]), ("stress anon --workers x", ["'x'"]),
+    ("stress anon --workers 1e3", ["'1e3'"]), ("stress threads --workers 1", ["two workers"]),
+    ("stress anon --nodes 65", ["2 to 64"]), ("stress anon --nodes 1", ["2 to 64"]),
+    ("stress anon --frames 0", ["'0'"]), ("stress anon --frames 20", ["too few"]),
+    ("stress anon --seconds 0", ["seconds"]), ("stress anon --seconds nan", ["'nan'"]),
+    ("stress anon --seconds inf", ["'inf'"]), ("stress anon --seed -1", ["'-1'"]),
+    ("stress anon --migrators 0", ["'0'"]), ("stress anon --json /nowhere/x", ["/nowhere/x", "No such file"]),
+    ("stress trace", ["FILE"]), ("stress trace /nowhere", ["/nowhere", "No such file"]),
+    ("stress trace /", ["/", "directory"]),
+    ("record", ["no command"]), ("record --limit 0 -- true", ["'0'"]), ("record --limit x -- true", ["'x'"]),
+    ("rm nonsense", ["no machine 'nonsense'"]), ("rm ../x", ["no machine"]),
+    ("ls extra", ["extra"]), ("ls --json /nowhere/x", ["/nowhere/x"]),
+    ("bench", ["benchmark"]), ("bench nonsense", ["benchmark"])])
 def test_bad_use_is_one_sentence(line, words, capsys):
     try:
         status = cli.main(line.split())

@@ -309,27 +309,25 @@ def test_allocations_are_counted(machine):
 
 
 def test_no_frame_is_handed_out_to_two_processes(booted):
-    machine = booted(2, 1024)
-    before, start = free_lists(), mp.Barrier(4)
+    """As many allocations a second as Python can make, and each task's number in its frames."""
+    machine = booted(2, 1024, poison=False)
+    before, start, kernel = free_lists(), mp.Barrier(4), layout.kernel()
+    first_words = layout.view("u64", kernel.frames_base, kernel.max_pfn * 512)[::512]
 
     def program(task):
-        rng = random.Random(task.pid)
+        rng, mem_map = random.Random(task.pid), kernel.mem_map
         start.wait(20)
         mine, wrong = [], 0
-        for _ in range(800):
-            if len(mine) < rng.randrange(30):
-                order = rng.choice([0, 0, 0, 1, 2, 4])
+        for _ in range(3000):
+            for order in (0, 0, rng.choice([0, 1, 2, 4])):
                 page = ksym.alloc_pages_node(task.pid % 2, GFP_KERNEL, order)
-                if page:
-                    frames(page, order)[:] = task.pid
-                    mine.append((page, order))
-            elif mine:
-                page, order = mine.pop(rng.randrange(len(mine)))
-                wrong += bool((frames(page, order) != task.pid).any())
+                first_words[page - mem_map >> 6] = task.pid
+                mine.append((page, order))
+            while mine:
+                page, order = mine.pop()
+                wrong += first_words[page - mem_map >> 6] != task.pid
                 free_block(page, order)
-        for page, order in mine:
-            free_block(page, order)
-        return wrong
+        return int(wrong)
     children = [machine.spawn(program) for _ in range(4)]
     assert [child.result(timeout=40) for child in children] == [0] * 4
     assert free_lists().tolist() == before.tolist()

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 
+import multiprocess
 import psutil
 import pytest
 
@@ -462,7 +463,8 @@ def test_a_hundred_boots_leave_nothing(boot):
             machine.spawn(lambda task: signal.pause())
 
     def footprint():
-        # Pipes hang on the garbage collector.
+        # Pipes hang on the garbage collector, and multiprocess keeps what has ended until it looks.
+        multiprocess.active_children()
         gc.collect()
         return me.num_fds(), len(me.children()), len(blocks_of(me.pid)), me.num_threads(), \
             len(me.memory_maps(grouped=False))
@@ -762,3 +764,35 @@ def test_a_migrator_keeps_to_its_nodes(boot):
     migrator.stop(10)
     nodes = [machine.init.move_pages(puppet.pid, [va])[0] for puppet, va in zip(puppets, places)]
     assert nodes[0] == 0 and nodes[3] == 3 and set(nodes[1:3]) <= {1, 2}
+
+
+def test_a_forked_child_killed_before_it_runs_gives_its_slot_back(machine, monkeypatch):
+    def program(task):
+        task.store(task.mmap(PAGE), b"x")
+        # Its process lives, and never comes to be the task.
+        monkeypatch.setattr(worker, "_run", lambda *_arguments: signal.pause())
+        child = task.fork(lambda task: 1)
+        child.kill()
+        with pytest.raises(shmkern.TaskDied):
+            child.result(10)
+        return worker.slot(child.cpu).state
+    assert machine.spawn(program).result(20) == 0
+    machine.audit().raise_if_broken()
+
+
+def test_a_death_during_the_audit_does_not_hang_it(machine, monkeypatch):
+    """The dead task is cleaned up by init, which is frozen like everybody."""
+    victim = Puppet(machine)
+    inside, audit = freezer.tasks_in_kernel, []
+
+    def kill_first():
+        if not audit:
+            audit.append(victim.kill())
+            machine.check(at_once=True)
+        return inside()
+
+    monkeypatch.setattr(freezer, "tasks_in_kernel", kill_first)
+    machine.audit()
+    monkeypatch.undo()
+    until(lambda: not is_running(victim), "the slot's return", check=lambda: look_now(machine))
+    machine.audit().raise_if_broken()

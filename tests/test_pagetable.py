@@ -4,14 +4,12 @@ import errno
 import random
 
 import pytest
-from multiprocess import get_context
 
 from shmkern import layout, vmstat
 from shmkern.kallsyms import ksym
 from shmkern.layout import constants as C
 from shmkern.worker import slot
 
-mp = get_context("fork")
 pytestmark = pytest.mark.timeout(60)
 
 PAGE_SIZE = C["PAGE_SIZE"]
@@ -252,22 +250,23 @@ def test_fault_without_memory_for_a_table_is_enomem_and_leaks_nothing(machine, r
     machine.audit().raise_if_broken()
 
 
-def test_two_tasks_that_need_the_same_table_make_one(run):
-    """Threads of one address space fault next to each other; the loser gives its table back."""
-    start = mp.Barrier(4)
+def test_two_tasks_that_need_the_same_table_make_one(run, meet):
+    """Two threads of one address space fault side by side at the same moment, again and again;
+    who comes second gives its table back."""
+    regions = 450
+
+    def toucher(task, base, me):
+        for index in range(regions):
+            va = base + index * MIB2 + me * PAGE_SIZE
+            meet(me)
+            task.store(va, b"x")
 
     def program(task):
-        base = task.mmap(64 * MIB2)
-        others = [task.clone(toucher, base, number) for number in range(3)]
-        toucher(task, base, 3)
-        for other in others:
-            other.result(timeout=20)
-        return layout.struct("MmStruct", slot(task.cpu).mm).nr_ptes, \
-            sum(level == 0 for level, _number in tables_of(task))
-
-    def toucher(task, base, number):
-        start.wait(20)
-        for index in range(64):
-            task.store(base + index * MIB2 + number * PAGE_SIZE, b"x")
-    counted, found = run(program)
-    assert counted == found in (64, 65)
+        base = task.mmap(regions * MIB2, addr=1 << 40)
+        thread = task.clone(toucher, base, 1)
+        toucher(task, base, 0)
+        thread.result(timeout=40)
+        mm = layout.struct("MmStruct", slot(task.cpu).mm)
+        texts = {task.load(base + index * MIB2 + me * PAGE_SIZE, 1) for index in range(regions) for me in (0, 1)}
+        return mm.nr_ptes, sum(level == 0 for level, _number in tables_of(task)), mm.anon_rss, texts
+    assert run(program) == (regions, regions, 2 * regions, {b"x"})

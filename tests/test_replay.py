@@ -235,8 +235,8 @@ def test_lackey_lines_become_accesses():
 
 @pytest.mark.parametrize("line", [
     b" L 1fff000,0", b" X 1fff000,1", b" L 1fff000", b" L ,1", b" L 1fff000,8x", b" L 1fff000,", b" L 1fff000,8 ",
-    b" L fffffffffffffffff1,8", b" L 7fffffffeff8,8000", b" L 7fffffffeff8,9", b" L ffff,1", b" L 1fff000,4097", b"=12=",
-    b"==12=", b"==", b"==x==", b"I 1", b"I  10", b"I", b" ", b" L", b"L 1fff000,8", b"\0\0\0\0", b"\xff\xfe", b" L -1,8",
+    b" L fffffffffffffffff1,8", b" L 7fffffffeff8,8000", b" L 7fffffffeff8,9", b" L ffff,1", b" L 1fff000,4097",
+    b"=12=", b"==12=", b"==", b"==x==", b"I 1", b"I  10", b"I", b" ", b" L", b"L 1fff000,8", b"\0\0\0\0", b"\xff\xfe", b" L -1,8",
     b" L 0x1fff000,8", b"total: 25"])
 def test_line_of_anything_else_is_told(line):
     text = b" L 1fff000,8\n==1== x\n" + line + b"\n L 1fff000,8\n"
@@ -269,7 +269,8 @@ def test_bulk_words_are_what_they_are_one_by_one(machine):
         for offset, value in zip(offsets, values):
             task.store64(one + offset, value)
         before = replay.fetch_add64_many(where, np.array(values[::-1], np.uint64))
-        assert before.tolist() == [task.fetch_add64(one + offset, value) for offset, value in zip(offsets, values[::-1])]
+        assert before.tolist() == [task.fetch_add64(one + offset, value)
+                                   for offset, value in zip(offsets, values[::-1])]
         before = replay.cmpxchg_add64_many(where, 3)
         assert before.tolist() == [task.fetch_add64(one + offset, 3) for offset in offsets]
         old = [task.load64(one + offset) ^ (number & 1) for number, offset in enumerate(offsets)]
@@ -333,7 +334,7 @@ def test_shared_counters_are_exact_while_their_page_moves(machine):
     def program(task):
         start = task.mmap(PAGE)
         replay.store64_many(start, 0)
-        others = [task.clone(member, start, replay.fetch_add64_many), task.clone(member, start, replay.cmpxchg_add64_many)]
+        others = [task.clone(member, start, add) for add in (replay.fetch_add64_many, replay.cmpxchg_add64_many)]
         rounds = member(task, start, replay.cmpxchg_add64_many) + sum(other.result(timeout=30) for other in others)
         assert replay.load64_many(start + 8 * np.arange(4, dtype=np.uint64)).tolist() == [rounds * 125] * 4
 

@@ -390,22 +390,25 @@ def test_areas_apart_have_an_anon_vma_each(run):
     assert run(program) == [1, 2, 3, 4]
 
 
-def test_two_tasks_that_write_an_area_first_at_once_give_it_one_anon_vma(run):
-    def program(task):
-        start, wrong = mp.Barrier(3), 0
-        areas = [task.mmap(2 * PAGE, flags=FIXED, addr=(1 << 32) + 4 * index * PAGE) for index in range(100)]
+def test_two_tasks_that_write_an_area_first_at_once_give_it_one_anon_vma(run, meet):
+    count = 300
 
-        def writer(task, offset):
-            for va in areas:
-                start.wait(20)
-                task.store(va + offset, b"x")
-        threads = [task.clone(writer, offset) for offset in (0, PAGE)]
-        for _ in areas:
-            start.wait(20)
-        for thread in threads:
-            thread.result(timeout=20)
-        for va in areas:
-            pages = [page_at(task.cpu, va + offset) for offset in (0, PAGE)]
-            wrong += len({page.mapping for page in pages} | {vma_at(task.cpu, va).anon_vma | 1}) != 1
+    def writer(task, me):
+        for index in range(count):
+            va = (1 << 32) + (4 * index + me) * PAGE
+            meet(me)
+            task.store(va, b"x")
+
+    def program(task):
+        for index in range(count):
+            task.mmap(2 * PAGE, flags=FIXED, addr=(1 << 32) + 4 * index * PAGE)
+        thread = task.clone(writer, 1)
+        writer(task, 0)
+        thread.result(timeout=40)
+        wrong = 0
+        for index in range(count):
+            va = (1 << 32) + 4 * index * PAGE
+            pages = [page_at(task.cpu, va + me * PAGE) for me in (0, 1)]
+            wrong += {page.mapping for page in pages} != {vma_at(task.cpu, va).anon_vma | C["PAGE_MAPPING_ANON"]}
         return wrong, anon_vmas()
-    assert run(program) == (0, 100)
+    assert run(program) == (0, count)
