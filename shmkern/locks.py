@@ -136,7 +136,12 @@ def rwsem_sleep(sem, word, sequence):
     `sequence` was read before it."""
     if word & RWSEM_WAITERS or \
             cmpxchg32(address(sem.word), word, word | RWSEM_WAITERS) == word:
-        wait_sleep(address(sem.sequence), sequence)
+        # A reader may be here because of a writer that waited when nobody held it.  That one
+        # may have come and gone since, before our bit was there to see; then nobody is left
+        # to wake us.
+        if word & (cast(u32, RWSEM_WRITER) | RWSEM_READERS) or \
+                READ_ONCE32(address(sem.writers_waiting)) != 0:
+            wait_sleep(address(sem.sequence), sequence)
 
 
 def down_read_trylock(sem):

@@ -44,6 +44,7 @@ class Init:
         self.os_pid = self._child.os_pid
         # In the middle of a call: it cannot take another one.
         self.busy = False
+        self._calls = 0
 
     def __getattr__(self, name):
         if not callable(getattr(worker.Task, name, None)):
@@ -58,10 +59,14 @@ class Init:
         """Has init call task.name(*args); returns or raises what that does."""
         self.busy = True
         try:
-            self._connection.send((name, args))
-            while not self._connection.poll(worker.POLL_SECONDS):
-                self._machine.check()
-            succeeded, value = self._connection.recv()
+            self._calls += 1
+            self._connection.send((self._calls, name, args))
+            answered = 0
+            # The answer to a call that was interrupted may come first.
+            while answered != self._calls:
+                while not self._connection.poll(worker.POLL_SECONDS):
+                    self._machine.check()
+                answered, succeeded, value = self._connection.recv()
         except (EOFError, ConnectionError):
             self._child.process.join()
             self._machine.check(at_once=True)
@@ -156,7 +161,8 @@ class Machine:
         except OSError:
             worker.slot(cpu).state = C["TASK_UNUSED"]
             raise
-        self.children = [other for other in self.children if other.process.exitcode is None]
+        self.children = [other for other in self.children
+                         if other.process.exitcode is None or other.is_embryo()]
         self.children.append(child)
         return child
 
@@ -186,11 +192,11 @@ class Machine:
             self._checked = now
             for child in self.children:
                 # Killed before it had begun.
-                slot = worker.slot(child.cpu)
-                if slot.state == C["TASK_EMBRYO"] and slot.pid == child.pid and not child.is_alive():
+                if child.is_embryo() and not child.is_alive():
                     self._dead(child.cpu, child.pid, child.os_pid)
             for task in report.running():
-                if direct_map.process_gone(int(task["os_pid"]), int(task["start_time"])):
+                # Without a pid it is on its way out.
+                if task["os_pid"] and direct_map.process_gone(int(task["os_pid"]), int(task["start_time"])):
                     self._lost(task)
 
     def _lost(self, task):

@@ -41,7 +41,6 @@ def alloc_task():
 def release_task(task):
     """Gives a slot back.  Whatever the task had is gone already."""
     VM_BUG_ON(task.mm != NULL or task.nr_held != 0 or task.preempt_count != 0)
-    task.os_pid = 0
     smp_store_release32(addressof(task.in_kernel), 0)
     smp_store_release32(addressof(task.state), TASK_UNUSED)
 

@@ -145,7 +145,8 @@ def panic():
     if address:
         lines.append(f"  about {describe(address)} ({address:#x})")
         k = layout.kernel()
-        if k.mem_map <= address < k.mem_map + k.max_pfn * layout.sizeof("Page"):
+        size = layout.sizeof("Page")
+        if k.mem_map <= address < k.mem_map + k.max_pfn * size and (address - k.mem_map) % size == 0:
             lines.append(f"  {page_text(header._array['panic_dump'].view(layout.dtypes['Page'])[0])}")
     for title, entries in (("waiting", waiters()), ("holding", held())):
         if entries:

@@ -78,11 +78,10 @@ class Task(Syscalls):
 
     def _make_child(self, share_mm, program, args):
         cpu = self._copy_process(share_mm)
-        pid = slot(cpu).pid
 
         def watch(_at_once=False):
             # Killed before it had begun: nobody else knows that the slot is free.
-            if slot(cpu).state == C["TASK_EMBRYO"] and slot(cpu).pid == pid and not child.is_alive():
+            if child.is_embryo() and not child.is_alive():
                 self._abandon(cpu)
 
         try:
@@ -148,6 +147,10 @@ class Child:
         """Whether the process still runs."""
         return self.process.is_alive()
 
+    def is_embryo(self):
+        """Whether its slot still waits for the process to become the task."""
+        return slot(self.cpu).state == C["TASK_EMBRYO"] and slot(self.cpu).pid == self.pid
+
     def kill(self):
         """SIGKILL."""
         self.process.kill()
@@ -177,6 +180,8 @@ class Child:
         succeeded, value = self._outcome
         if succeeded:
             return value
+        # If the machine has stopped, that is what there is to tell.
+        self._watch(True)
         raise value
 
     def _receive(self):
@@ -224,14 +229,15 @@ def _main(cpu, program, args, receive, send):
     send.close()
 
 
-def hand_over(connection, outcome):
-    """Sends an outcome; or, when it cannot be pickled, what was wrong with it."""
+def hand_over(connection, outcome, *number):
+    """Sends an outcome; or, when it cannot be pickled, what was wrong with it (behind the number
+    of the call, if there is one)."""
     try:
         connection.send(outcome)
     except BrokenPipeError:
         pass  # Nobody is waiting for it any more.
     except Exception as error:
-        connection.send((False, ExceptionWithTraceback(error, error.__traceback__)))
+        connection.send((*number, False, ExceptionWithTraceback(error, error.__traceback__)))
 
 
 def _run(cpu, program, args):
@@ -253,7 +259,7 @@ def serve(task, connection):
     """Init: does on request what its supervisor, who is no task, cannot do itself."""
     while True:
         try:
-            method, args = connection.recv()
+            number, method, args = connection.recv()
         except EOFError:
             return
         try:
@@ -262,7 +268,7 @@ def serve(task, connection):
             reply = False, PermissionError(1, "init does not exit")
         except Exception as error:
             reply = False, ExceptionWithTraceback(error, error.__traceback__)
-        hand_over(connection, reply)
+        hand_over(connection, (number, *reply), number)
 
 
 def migrator(task, connection, nodes, seed):

@@ -271,10 +271,9 @@ def tiny_shm(tmp_path, monkeypatch):
 
 def test_shm_that_fills_up_after_boot_is_a_report_and_no_sigbus(tiny_shm, boot, stops):
     machine = boot(2, 1024)
-    with open(tiny_shm / "ballast", "wb") as ballast, pytest.raises(OSError):
+    with open(tiny_shm / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError):
         while True:
             ballast.write(bytes(1 << 16))
-            ballast.flush()
     report = stops(machine, fill_frames, kind="host memory")
     assert "/dev/shm is full or the memory cgroup is at its limit" in report
 

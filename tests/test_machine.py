@@ -199,6 +199,18 @@ def test_a_task_killed_before_it_runs_gives_its_slot_back(boot, monkeypatch):
     machine.audit().raise_if_broken()
 
 
+def test_a_task_killed_before_it_runs_is_not_forgotten_for_the_next_one(machine, monkeypatch):
+    """Nobody asks for its result, and others are spawned before the supervisor looks."""
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_run", lambda *_arguments: signal.pause())
+        child = machine.spawn(lambda task: 1)
+        child.kill()
+        child.process.join()
+    assert run(machine, lambda task: 1) == 1
+    until(lambda: tables_in_use() == 1, "the slot's return", 5, check=lambda: look_now(machine))
+    machine.audit().raise_if_broken()
+
+
 def test_a_task_killed_while_it_sends_its_result_has_died(machine):
     child = machine.spawn(lambda task: b"x" * (8 << 20))
     # It has left the machine, and the pipe is full.
@@ -312,6 +324,19 @@ def test_a_task_that_exits_while_the_supervisor_looks_is_not_taken_for_a_lost_on
     monkeypatch.setattr(report, "running", slow_running)
     look_now(machine)
     monkeypatch.undo()
+    machine.audit().raise_if_broken()
+
+
+def test_a_task_on_its_way_out_is_not_taken_for_a_lost_one(machine):
+    """It has forgotten the host's pid and is still inside the kernel, as release_task has it for
+    a moment; it may be preempted there."""
+    puppet = Puppet(machine)
+    puppet(lambda task: ksym.kernel_enter())
+    slot = worker.slot(puppet.cpu)
+    slot.os_pid = 0
+    look_now(machine)
+    slot.os_pid = puppet.os_pid
+    puppet(lambda task: ksym.kernel_exit())
     machine.audit().raise_if_broken()
 
 
@@ -660,6 +685,22 @@ def test_a_death_during_a_call_of_init_does_not_mix_up_replies(machine, monkeypa
         assert machine.init.load(va, 1) == b"x"
     assert machine.init.move_pages(0, [va]) == frame
     assert not is_running(victim) and is_running(holder)
+
+
+def test_a_call_of_init_that_was_interrupted_does_not_answer_the_next_one(machine, monkeypatch):
+    """Ctrl-C while the supervisor waits for init; it goes on with the machine."""
+    va = machine.init.mmap(PAGE)
+    machine.init.store(va, b"x")
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.init._connection, "poll", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            machine.init.mprotect(va, PAGE, shmkern.PROT_READ)
+    assert machine.init.load(va, 1) == b"x"
+    assert machine.init.load(va, 2) == b"x\0"
 
 
 def test_the_death_of_init_stops_the_machine(machine):

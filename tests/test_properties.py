@@ -9,7 +9,7 @@ import errno
 import os
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, note, settings, strategies as st
 
 from helpers import PAGE, Puppet, free_frames, run
 from shmkern import (MPOL_MF_MOVE_ALL, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
@@ -244,9 +244,12 @@ def fault_address(call):
         return fault.address
 
 
+PHASES = (Phase.generate, Phase.shrink)
+
+
 @given(st.lists(STEP, min_size=20, max_size=60))
 @settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, print_blob=False,
-          suppress_health_check=list(HealthCheck))
+          phases=PHASES, suppress_health_check=list(HealthCheck))
 def check_programs(machine, program):
     free = free_frames(machine)
     world = World(machine)
@@ -272,7 +275,7 @@ def test_any_program_sees_the_memory_that_its_model_has(boot):
 
 @given(st.lists(STEP, min_size=20, max_size=60))
 @settings(max_examples=max(EXAMPLES // 4, 5), deadline=None, database=None, derandomize=True, print_blob=False,
-          suppress_health_check=list(HealthCheck))
+          phases=PHASES, suppress_health_check=list(HealthCheck))
 def check_programs_that_move(machine, program):
     """As check_programs, with migrators at work all the time; what they make wait or fail is
     left out."""
