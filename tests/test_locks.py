@@ -698,30 +698,34 @@ def test_waiting_for_a_condition_under_another_spinlock_is_a_kernel_bug(machine,
 # ---- sequence counters --------------------------------------------------------
 
 def test_a_read_that_no_retry_was_asked_for_is_never_torn(machine, shared):
-    count, pair, over = shared("SeqCount"), shared("u64", 2), shared("u64")
+    count, pair, over, met = shared("SeqCount"), shared("u64", 2), shared("u64"), shared("u64")
 
     def program(task, number):
         if number == 0:
-            for value in range(20000):
+            value = 0
+            # Until a reader has met a writer, which two cores may take a while for.
+            while value < 20000 or not met[0] and value < 2_000_000:
+                value += 1
                 ksym.write_seqcount_begin(count)
                 pair[0] = value
                 pair[1] = 2 * value
                 ksym.write_seqcount_end(count)
             over[0] = 1
-            return 0, 0
+            return 0, value
         torn = retries = 0
         while not over[0]:
             start = ksym.read_seqcount_begin(count)
             one, two = int(pair[0]), int(pair[1])
             if ksym.read_seqcount_retry(count, start):
                 retries += 1
+                met[0] = 1
             else:
                 torn += two != 2 * one
         return torn, retries
     results = crowd(machine, 3, program)
-    assert [torn for torn, _retries in results] == [0, 0, 0]
-    assert sum(retries for _torn, retries in results) > 0
-    assert count.sequence == 2 * 20000
+    assert [torn for torn, _ in results] == [0, 0, 0]
+    assert results[1][1] + results[2][1] > 0
+    assert count.sequence == 2 * results[0][1]
 
 
 def test_reader_waits_for_the_writer_to_leave(machine, shared, until):
