@@ -6,6 +6,9 @@ from shmkern.mm cimport *
 from shmkern.migrate cimport migration_entry_wait
 from shmkern.freezer cimport *
 
+cdef enum:
+    FAULT_SAMPLE = 16          # one fault in so many is timed
+
 cdef int do_zero_page(VmAreaStruct* vma, pte_t* ptep, Spinlock* ptl) noexcept nogil
 cdef int do_anonymous_page(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, bint write) noexcept nogil
 cdef int do_swap_page(MmStruct* mm, u64* pmd, u64 address, pte_t pte) noexcept nogil

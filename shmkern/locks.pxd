@@ -22,6 +22,7 @@ cdef enum:
 
 cdef void wait_begin(u64 kind, const void* channel) noexcept nogil
 cdef void wait_end() noexcept nogil
+cdef void account_latency(u64* buckets, u64 ns) noexcept nogil
 cdef void wait_check() noexcept nogil
 cdef void wait_sleep(u32* word, u32 expected) noexcept nogil
 cdef void lock_acquired(const void* lock, u64 how) noexcept nogil

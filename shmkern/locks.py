@@ -37,8 +37,21 @@ def wait_begin(kind, channel):
 
 
 def wait_end():
-    """The wait is over."""
-    current().wait_kind = WAIT_NONE
+    """The wait is over; one for a lock enters the histogram of those."""
+    me = current()
+    if me.wait_kind == WAIT_SPINLOCK or me.wait_kind == WAIT_PAGE_LOCK or \
+            me.wait_kind == WAIT_RWSEM_READ or me.wait_kind == WAIT_RWSEM_WRITE:
+        account_latency(me.lock_wait_buckets, ktime_get_ns() - me.wait_since)
+    me.wait_kind = WAIT_NONE
+
+
+def account_latency(buckets, ns):
+    """Enters a time in a histogram of the current task's: four buckets to an octave of ns."""
+    if ns < 4:
+        ns = 4
+    octave = 63 - __builtin_clzl(ns)
+    bucket = 4 * octave + (ns >> (octave - 2) & 3)
+    buckets[min(bucket, cast(u64, NR_WAIT_BUCKETS - 1))] += 1
 
 
 def wait_check():
@@ -52,6 +65,7 @@ def wait_check():
 
 def wait_sleep(word, expected):
     """Sleeps while *word == expected, for one slice at most."""
+    count_vm_event(FUTEX_WAIT)
     futex_wait(word, expected, WAIT_SLICE_NS)
     wait_check()
 
@@ -354,14 +368,14 @@ def cond_broadcast(cond):
 
 def read_seqcount_begin(count):
     """Starts a read section: waits out a writer and returns the count to check with."""
-    wait_begin(WAIT_SPINLOCK, count)
-    while True:
-        start = smp_load_acquire32(address(count.sequence))
-        if not start & 1:
-            break
-        cpu_yield()
-        wait_check()
-    wait_end()
+    start = smp_load_acquire32(address(count.sequence))
+    if start & 1:
+        wait_begin(WAIT_SPINLOCK, count)
+        while start & 1:
+            cpu_yield()
+            wait_check()
+            start = smp_load_acquire32(address(count.sequence))
+        wait_end()
     return start
 
 

@@ -38,7 +38,6 @@ cdef void remove_migration_pte(VmAreaStruct* vma, Page* old, Page* new) noexcept
 cdef void remove_anon_migration_ptes(Page* old, Page* new) noexcept nogil
 cdef void remove_migration_ptes(Page* old, Page* new) noexcept nogil
 cdef void migration_entry_wait(MmStruct* mm, u64* pmd, u64 address) noexcept nogil
-cdef void account_migration_wait(u64 ns) noexcept nogil
 cdef int migrate_page_move_mapping(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 cdef void migrate_page_copy(Page* newpage, Page* page) noexcept nogil
 cdef int fail_migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil

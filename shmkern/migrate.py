@@ -127,17 +127,8 @@ def migration_entry_wait(mm, pmd, address):
     count_vm_event(MIGRATION_ENTRY_WAIT)
     began = ktime_get_ns()
     wait_on_page_locked(page)
-    account_migration_wait(ktime_get_ns() - began)
+    account_latency(current().wait_buckets, ktime_get_ns() - began)
     put_page(page)
-
-
-def account_migration_wait(ns):
-    """Enters one wait in this task's histogram: four buckets to an octave of ns."""
-    if ns < 4:
-        ns = 4
-    octave = 63 - __builtin_clzl(ns)
-    bucket = 4 * octave + (ns >> (octave - 2) & 3)
-    current().wait_buckets[min(bucket, cast(u64, NR_WAIT_BUCKETS - 1))] += 1
 
 
 # ---- moving one page ---------------------------------------------------------

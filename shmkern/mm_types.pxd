@@ -106,10 +106,11 @@ cdef enum:
     SPIN_PARK = 18             # a spinlock's bounded spin ended in a futex
     PAGE_LOCK_WAIT = 19
     RWSEM_WAIT = 20
+    FUTEX_WAIT = 21            # a wait went to sleep: one system call
     NR_VM_EVENTS = 24
 
 cdef enum:
-    NR_WAIT_BUCKETS = 128      # of the migration-wait histogram, four to an octave
+    NR_WAIT_BUCKETS = 128      # of a histogram of ns, four to an octave
 
 cdef struct ListHead:
     ListHead* next
@@ -290,7 +291,9 @@ cdef struct Task:
     u32 numa_node
     Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
     u64 vm_events[24]          # NR_VM_EVENTS
-    u64 wait_buckets[128]      # NR_WAIT_BUCKETS
+    u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
+    u64 lock_wait_buckets[128] # of waits for spinlocks (once parked), page locks, rwsems
+    u64 fault_buckets[128]     # of one fault in FAULT_SAMPLE
     u64 _line0[8]
     u32 access_seq             # shared: odd while inside a memory access
     u32 _pad1
@@ -341,6 +344,8 @@ cdef struct Kernel:
     u32 _pad0
     u64 vm_events[24]          # NR_VM_EVENTS
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS
+    u64 lock_wait_buckets[128]
+    u64 fault_buckets[128]
 
 
 cdef inline Kernel* kernel() noexcept nogil:

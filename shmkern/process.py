@@ -99,7 +99,9 @@ def fold_vm_events(task):
         task.vm_events[item] = 0
     for bucket in range(NR_WAIT_BUCKETS):
         k.wait_buckets[bucket] += task.wait_buckets[bucket]
-        task.wait_buckets[bucket] = 0
+        k.lock_wait_buckets[bucket] += task.lock_wait_buckets[bucket]
+        k.fault_buckets[bucket] += task.fault_buckets[bucket]
+        task.wait_buckets[bucket] = task.lock_wait_buckets[bucket] = task.fault_buckets[bucket] = 0
     spin_unlock(addressof(k.events_lock))
 
 

@@ -12,7 +12,8 @@ EVENTS = ["PGALLOC", "PGFREE", "PGFAULT", "PGFAULT_ANON", "PGFAULT_COW", "PGFAUL
           "PGFAULT_ZERO", "PGFAULT_SEGV", "PGFAULT_OOM", "PGMIGRATE_SUCCESS",
           "PGMIGRATE_FAIL", "PGMIGRATE_RETRY", "MIGRATION_ENTRY_WAIT",
           "MIGRATION_ENTRY_RETRY", "TLB_MISS", "TLB_SHOOTDOWN", "TLB_ACK_WAIT", "ACCESSES",
-          "SPIN_PARK", "PAGE_LOCK_WAIT", "RWSEM_WAIT"]
+          "SPIN_PARK", "PAGE_LOCK_WAIT", "RWSEM_WAIT", "FUTEX_WAIT"]
+HISTOGRAMS = {"migration wait": "wait_buckets", "fault": "fault_buckets", "lock wait": "lock_wait_buckets"}
 
 
 def tasks():
@@ -47,10 +48,12 @@ def zoneinfo():
             for zone in zones()]
 
 
-def wait_buckets():
-    """The histogram of migration waits, all tasks together: counts of NR_WAIT_BUCKETS buckets,
-    four to an octave of nanoseconds."""
-    return tasks()["wait_buckets"].sum(axis=0) + layout.kernel().wait_buckets
+def histogram(name):
+    """A histogram by its name in HISTOGRAMS, of all tasks there are and were: counts of
+    NR_WAIT_BUCKETS buckets, four to an octave of nanoseconds.  Of the faults one in FAULT_SAMPLE
+    is there."""
+    field = HISTOGRAMS[name]
+    return tasks()[field].sum(axis=0) + layout.kernel()[field]
 
 
 def bucket_ns(bucket):

@@ -236,7 +236,7 @@ class Supervision:
 
     def result(self):
         """What was measured, as README and --help describe it."""
-        counters, waits, options = self.machine.vmstat(), vmstat.wait_buckets(), self.options
+        counters, waits, options = self.machine.vmstat(), vmstat.histogram("migration wait"), self.options
         seconds = self.elapsed()
         moved = counters["pgmigrate_success"]
         return {
