@@ -20,4 +20,5 @@ cdef int handle_pte_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, u64* pmd
 @cython.locals(pmd=pointer_to_u64)
 cdef int handle_mm_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, bint write) noexcept nogil
 cdef bint access_error(VmAreaStruct* vma, bint write) noexcept nogil
+@cython.locals(entered=bint)
 cdef int do_page_fault(u64 address, bint write) noexcept nogil

@@ -202,7 +202,7 @@ def do_page_fault(address, write):
     began = cast(u64, 0)
     if me.vm_events[PGFAULT] % FAULT_SAMPLE == 0:
         began = ktime_get_ns()
-    kernel_enter()
+    entered = kernel_enter_nested()
     down_read(addressof(mm.mmap_sem))
     vma = find_vma(mm, address)
     if vma == NULL or vma.vm_start > address or access_error(vma, write):
@@ -213,7 +213,8 @@ def do_page_fault(address, write):
         if rc == -ENOMEM:
             count_vm_event(PGFAULT_OOM)
     up_read(addressof(mm.mmap_sem))
-    kernel_exit()
+    if entered:
+        kernel_exit()
     if began != 0 and rc == 0:
         account_latency(me.fault_buckets, ktime_get_ns() - began)
     return rc

@@ -53,6 +53,10 @@ cdef inline Page* ZERO_PAGE() noexcept nogil:
 cdef inline i32 numa_node_id() noexcept nogil:
     return current().numa_node
 
+# Any number will do for `node`: a program may have named it.
+cdef inline bint node_state(i64 node, int state) noexcept nogil:
+    return 0 <= node < MAX_NUMNODES and (READ_ONCE64(&kernel().node_states[state]) >> node & 1) != 0
+
 # ---- references ----
 
 cdef inline int page_count(Page* page) noexcept nogil:

@@ -294,6 +294,7 @@ def free_area_init_node(nid):
     memmap_init_zone(zone)
     pgdat = k.nodes + nid
     pgdat.node_id = nid
-    pgdat.online = 1
+    for state in range(NR_NODE_STATES):
+        k.node_states[state] |= cast(u64, 1) << nid
     pgdat.node_zone = zone
     build_zonelist(pgdat)

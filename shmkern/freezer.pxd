@@ -13,5 +13,13 @@ cdef inline void kernel_enter() noexcept nogil:
     if unlikely(READ_ONCE32(&kernel().freezing) != 0):
         refrigerator()
 
+# For a fault, which may come from a program or from a system call that copies from or to one:
+# then the kernel is entered already.  Says whether kernel_exit is due.
+cdef inline bint kernel_enter_nested() noexcept nogil:
+    if current().in_kernel:
+        return False
+    kernel_enter()
+    return True
+
 cdef inline void kernel_exit() noexcept nogil:
     smp_store_release32(&current().in_kernel, 0)

@@ -32,6 +32,18 @@ def _whole(name, value, low, high):
     return int(value)
 
 
+_CAPS = {name: bit for name, bit in C.items() if name.startswith("CAP_")}
+_ALL_CAPS = (1 << 64) - 1
+
+
+def _mask_of(what, names, known):
+    """A mask of the bits that names stand for, or ValueError."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"{what}: there is no {unknown[0]!r}; there is {', '.join(sorted(known))}")
+    return sum(1 << known[name] for name in set(names))
+
+
 class Init:
     """The machine's own task, pid 1: every method of worker.Task, done in init's process."""
 
@@ -149,22 +161,41 @@ class Machine:
 
     # ---- processes ----
 
-    def spawn(self, program, *args):
+    def spawn(self, program, *args, uid=0, caps=None):
         """Runs program(task, *args) in a new process, as a task with an empty address space.
-        Returns its worker.Child.  Raises OSError(EAGAIN) when all slots are taken."""
+        Returns its worker.Child.  Raises OSError(EAGAIN) when all slots are taken.
+
+        uid: its user id.  caps: names of the capabilities it has (all by default for uid 0, and
+        none for others), such as {"CAP_SYS_NICE"}.  Its children inherit both.
+        """
         self._mine()
+        uid = _whole("uid", uid, 0, (1 << 32) - 2)
+        caps = (_ALL_CAPS if uid == 0 else 0) if caps is None else _mask_of("caps", caps, _CAPS)
         cpu = boot.claim_task()
         if cpu < 0:
             raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
+        slot = worker.slot(cpu)
+        slot.uid = slot.euid = slot.suid = uid
+        slot.cap_permitted = slot.cap_effective = caps
         try:
             child = worker.start_process(cpu, program, args, self.check)
         except OSError:
-            worker.slot(cpu).state = C["TASK_UNUSED"]
+            slot.state = C["TASK_UNUSED"]
             raise
         self.children = [other for other in self.children
                          if other.process.exitcode is None or other.is_embryo()]
         self.children.append(child)
         return child
+
+    def protect(self, pid, protected=True):
+        """The security module's label of a task: system calls may not move its memory (EACCES),
+        whoever asks.  Tasks that it forks from now on inherit it.  Raises OSError(ESRCH)."""
+        self._mine()
+        for row in vmstat.tasks():
+            if row["pid"] == pid and row["state"] == C["TASK_RUNNING"]:
+                row["security"] = bool(protected)
+                return
+        raise OSError(3, f"there is no task {pid}")
 
     def start_migrator(self, nodes=None, seed=0):
         """Starts a process that moves all pages among `nodes` (all of them by default) until its

@@ -9,13 +9,6 @@ from shmkern.memcg cimport *
 # NULL in *result): a node, or a negative errno.
 ctypedef Page* (*new_page_t)(Page* page, u64 private, int** result) noexcept nogil
 
-# One page of a move_pages request (seed lines 806-811).
-cdef struct PageToNode:
-    u64 addr
-    Page* page
-    int node
-    int status
-
 cdef enum:
     NR_MIGRATE_PASSES = 10
     NR_OFFLINE_AT_ONCE_PAGES = 256     # mm/memory_hotplug.c
@@ -49,12 +42,6 @@ cdef int lock_and_move(Page* newpage, Page* page, bint force) noexcept nogil
 cdef int unmap_and_move(new_page_t get_new_page, u64 private, Page* page, bint force) noexcept nogil
 cdef int migrate_pages(ListHead* pagelist, new_page_t get_new_page, u64 private) noexcept nogil
 cdef int migrate_list(ListHead* pagelist, new_page_t get_new_page, u64 private) noexcept nogil
-cdef Page* new_page_node(Page* page, u64 private, int** result) noexcept nogil
-@cython.locals(pagelist=ListHead)
-cdef int do_move_page_to_node_array(MmStruct* mm, PageToNode* pm, bint migrate_all) noexcept nogil
-cdef int add_page_for_migration(MmStruct* mm, PageToNode* pp, bint migrate_all, ListHead* pagelist) noexcept nogil
-cdef int page_status(MmStruct* mm, u64 addr) noexcept nogil
-cdef void do_pages_stat(MmStruct* mm, u64 nr_pages, u64* addrs, int* status) noexcept nogil
 cdef Page* alloc_on_node(Page* page, u64 private, int** result) noexcept nogil
 @cython.locals(pagelist=ListHead)
 cdef int migrate_pfn_range(u64 pfn, u64 end, int node, u64* done) noexcept nogil

@@ -15,7 +15,7 @@ Line numbers are the seed's.  Where later kernels mended the protocol their way 
 and the docstring says so.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EACCES, EAGAIN, EBUSY, EFAULT, EIO, ENOENT, ENOMEM
+from cython.cimports.libc.errno import EAGAIN, EIO, ENOMEM
 
 
 def migrate_prep():
@@ -331,94 +331,6 @@ def migrate_pages(pagelist, get_new_page, private):
         me.flags &= ~cast(u32, PF_SWAPWRITE)
     putback_lru_pages(pagelist)
     return rc
-
-
-# ---- move_pages(2) -----------------------------------------------------------
-
-def new_page_node(page, private, result):
-    """A page on the node that the request names for `page`.  `private` is the address of
-    the PageToNode array, which ends with node MAX_NUMNODES.  Lines 813-828."""
-    pm = cast(pointer(PageToNode), private)
-    while pm.node != MAX_NUMNODES and pm.page != page:
-        pm += 1
-    if pm.node == MAX_NUMNODES:
-        return NULL
-    result[0] = addressof(pm.status)
-    return alloc_pages_node(pm.node, GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0)
-
-
-def add_page_for_migration(mm, pp, migrate_all, pagelist):
-    """Isolates the page of one request onto the list.  Returns its status so far: 0 when it
-    is on the list, its node when it is there already, or -EFAULT (no VMA, or the zero
-    page), -ENOENT (nothing mapped), -EACCES (shared with another address space), -EBUSY.
-    Lines 850-904.  Holds mmap_sem for reading."""
-    vma = find_vma(mm, pp.addr)
-    if vma == NULL or pp.addr < vma.vm_start:
-        return -EFAULT
-    page = follow_page(vma, pp.addr)
-    if page == NULL:
-        return -ENOENT
-    err = -EFAULT
-    if not PageReserved(page):
-        err = page_to_nid(page)
-        if err != pp.node:
-            if page_mapcount(page) > 1 and not migrate_all:
-                err = -EACCES
-            else:
-                err = isolate_lru_page(page)
-                if err == 0:
-                    # Only now: of two requests for one page the one that moves it counts.
-                    pp.page = page
-                    list_add_tail(addressof(page.lru), pagelist)
-    # Isolation took a reference of its own.
-    put_page(page)
-    return err
-
-
-def do_move_page_to_node_array(mm, pm, migrate_all):
-    """Moves the pages at the addresses of `pm`, which ends with node MAX_NUMNODES, to their
-    nodes, and leaves each one's outcome in its status.  Lines 830-913.
-
-    Returns as migrate_pages.  Takes mmap_sem for reading.
-    """
-    INIT_LIST_HEAD(addressof(pagelist))
-    down_read(addressof(mm.mmap_sem))
-    pp = pm
-    while pp.node != MAX_NUMNODES:
-        # Matches no page that is moved.
-        pp.page = ZERO_PAGE()
-        pp.status = add_page_for_migration(mm, pp, migrate_all, addressof(pagelist))
-        pp += 1
-    err = 0
-    if not list_empty(addressof(pagelist)):
-        err = migrate_pages(addressof(pagelist), new_page_node, cast(u64, pm))
-    up_read(addressof(mm.mmap_sem))
-    return err
-
-
-def page_status(mm, addr):
-    """Where the page at `addr` is: its node, -EFAULT without a VMA, -ENOENT when nothing is
-    mapped or it is the zero page.  Lines 1011-1028."""
-    vma = find_vma(mm, addr)
-    if vma == NULL or addr < vma.vm_start:
-        return -EFAULT
-    page = follow_page(vma, addr)
-    if page == NULL:
-        return -ENOENT
-    err = -ENOENT
-    if not PageReserved(page):
-        err = page_to_nid(page)
-    put_page(page)
-    return err
-
-
-def do_pages_stat(mm, nr_pages, addrs, status):
-    """Fills `status` with page_status for each address.  Lines 990-1036.  Takes mmap_sem for
-    reading."""
-    down_read(addressof(mm.mmap_sem))
-    for index in range(nr_pages):
-        status[index] = page_status(mm, addrs[index])
-    up_read(addressof(mm.mmap_sem))
 
 
 # ---- moving a range of frames ------------------------------------------------

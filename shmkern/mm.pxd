@@ -15,7 +15,6 @@ cdef extern from *:
 cdef MmStruct* mm_alloc() noexcept nogil
 cdef void exit_mmap(MmStruct* mm) noexcept nogil
 cdef void mmput(MmStruct* mm) noexcept nogil
-cdef MmStruct* get_task_mm(Task* task) noexcept nogil
 cdef void mmget(MmStruct* mm) noexcept nogil
 cdef int dup_mmap(MmStruct* mm, MmStruct* oldmm) noexcept nogil
 cdef MmStruct* dup_mm(MmStruct* oldmm) noexcept nogil

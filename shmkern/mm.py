@@ -40,17 +40,6 @@ def mmget(mm):
     atomic_add_return32(addressof(mm.mm_users), 1)
 
 
-def get_task_mm(task):
-    """The address space of another task, with a use of it taken, so that it stays even if
-    the task exits; NULL when the task has none any more.  Takes alloc_lock."""
-    spin_lock(addressof(task.alloc_lock))
-    mm = task.mm
-    if mm != NULL:
-        mmget(mm)
-    spin_unlock(addressof(task.alloc_lock))
-    return mm
-
-
 def exit_mmap(mm):
     """Unmaps everything.  Nobody runs the address space any more."""
     remove_areas(mm, 0, TASK_SIZE)

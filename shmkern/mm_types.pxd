@@ -175,7 +175,7 @@ cdef struct Zone:
 
 cdef struct PgData:
     i32 node_id
-    i32 online
+    i32 _pad0
     Zone* node_zone
     i32 zonelist[64]           # MAX_NUMNODES, nearest first, -1 past the end
 
@@ -250,6 +250,19 @@ cdef enum:
 cdef enum:
     PF_SWAPWRITE = 0x00800000
 
+# include/linux/capability.h
+cdef enum:
+    CAP_SETUID = 7
+    CAP_IPC_LOCK = 14
+    CAP_SYS_NICE = 23
+
+# enum node_states
+cdef enum:
+    N_POSSIBLE = 0
+    N_ONLINE = 1
+    N_HIGH_MEMORY = 2          # has memory
+    NR_NODE_STATES = 3
+
 # What a task waits for, for the hung-task report.
 cdef enum:
     WAIT_NONE = 0
@@ -285,10 +298,18 @@ cdef struct Task:
     u64 held_locks[24]         # HELD_LOCKS_MAX: sleeping locks, address | how
     u64 start_time             # of the OS process, to know it from its successor
     char comm[32]              # TASK_COMM_LEN
-    Spinlock alloc_lock        # shared: mm, against get_task_mm
+    Spinlock alloc_lock        # shared: mm, against get_task_memory
     Spinlock pvec_lock         # shared: lru_add_drain_all is remote
     u32 fail_nth               # fault injection: which allocation from now on fails
     u32 numa_node
+    u32 uid
+    u32 euid
+    u32 suid
+    u32 security               # security_task_movememory: its memory may not be moved
+    u64 cap_permitted
+    u64 cap_effective
+    u32 addr_limit             # KERNEL_DS while a system call is done with kernel pointers
+    u32 _pad4
     Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
     u64 vm_events[24]          # NR_VM_EVENTS
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
@@ -318,6 +339,7 @@ cdef struct Kernel:
     PgData* nodes
     WaitQueueHead* wait_table
     u64 zero_pfn
+    u64 node_states[3]         # NR_NODE_STATES, a bit for each node
     i32 next_pid
     i32 next_mm_id
     u32 freezing               # 1 while the audit wants the machine still

@@ -3,12 +3,24 @@
 
 cimport cython
 from shmkern.mm cimport *
+from shmkern.cred cimport *
 from shmkern.freezer cimport *
+
+# What a system call on another task's memory takes from that task, all at one moment.
+cdef struct TaskMemory:
+    MmStruct* mm
+    u32 uid
+    u32 suid
+    u32 security
 
 cdef Task* alloc_task() noexcept nogil
 cdef void release_task(Task* task) noexcept nogil
 cdef void set_current(Task* task) noexcept nogil
 cdef Task* find_task_by_pid(i32 pid) noexcept nogil
+@cython.locals(same=bint)
+cdef int get_task_memory(i32 pid, TaskMemory* target) noexcept nogil
+cdef int may_move_memory(TaskMemory* target) noexcept nogil
+cdef int security_task_movememory(TaskMemory* target) noexcept nogil
 cdef int copy_process(Task* parent, bint share_mm, Task** out) noexcept nogil
 cdef void start_task(Task* task, i32 os_pid, u64 start_time) noexcept nogil
 cdef void fold_vm_events(Task* task) noexcept nogil

@@ -6,7 +6,7 @@ process) -> UNUSED (by it when it exits, or by init when it was killed).  Every 
 CPU: one process runs on it, and nobody else ever does.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EAGAIN, ENOMEM
+from cython.cimports.libc.errno import EACCES, EAGAIN, EINVAL, ENOMEM, EPERM, ESRCH
 from cython.cimports.libc.string import memset
 
 
@@ -30,6 +30,10 @@ def alloc_task():
             task.parent_pid = 0
             task.flags = 0
             task.fail_nth = 0
+            # Root's; who makes the task may change that before it runs.
+            set_creds(task, 0, ~cast(u64, 0))
+            task.security = 0
+            task.addr_limit = 0
             # Who had the slot may have been killed asleep.
             task.wait_kind = WAIT_NONE
             task.numa_node = cpu % k.nr_nodes
@@ -47,7 +51,7 @@ def release_task(task):
 
 def find_task_by_pid(pid):
     """The running task with that pid, or NULL.  It may exit at any time: what is taken from
-    it is taken with get_task_mm."""
+    it is taken with get_task_memory."""
     k = kernel()
     for cpu in range(1, k.max_tasks):
         task = addressof(k.tasks[cpu])
@@ -55,6 +59,55 @@ def find_task_by_pid(pid):
             return task
     return NULL
 
+
+# ---- another task's memory ---------------------------------------------------
+
+def get_task_memory(pid, target):
+    """Finds a task (0: the current one) and takes a use of its address space, and its
+    credentials with it.  Seed lines 1059-1070.
+
+    Returns 0, -ESRCH (nobody has that pid) or -EINVAL (it has no address space, being on its
+    way in or out).  The caller drops target.mm with mmput.  Takes alloc_lock.
+    """
+    task = current() if pid == 0 else find_task_by_pid(pid)
+    if task == NULL:
+        return -ESRCH
+    spin_lock(addressof(task.alloc_lock))
+    mm = task.mm
+    if mm != NULL:
+        mmget(mm)
+    # The slot may have changed hands since it was found.  Its pid changes before it gets an
+    # address space again.
+    same = pid == 0 or task.pid == pid
+    target.mm = mm
+    target.uid = task.uid
+    target.suid = task.suid
+    target.security = task.security
+    spin_unlock(addressof(task.alloc_lock))
+    if same and mm != NULL:
+        return 0
+    if mm != NULL:
+        mmput(mm)
+    return -EINVAL if same else -ESRCH
+
+
+def may_move_memory(target):
+    """Whether the current task has the right to move another's memory: one of its ids is one of
+    the other's, or it has CAP_SYS_NICE.  Returns 0 or -EPERM.  Seed lines 1072-1083."""
+    me = current()
+    if me.euid == target.suid or me.euid == target.uid or me.uid == target.suid or \
+            me.uid == target.uid or capable(CAP_SYS_NICE):
+        return 0
+    return -EPERM
+
+
+def security_task_movememory(target):
+    """The security module's say (seed line 1085): a task's memory may be labelled as not to be
+    moved by a system call, whoever asks.  Returns 0 or -EACCES, which is SELinux's answer."""
+    return -EACCES if target.security else 0
+
+
+# ---- fork and exit -----------------------------------------------------------
 
 def copy_process(parent, share_mm, out):
     """Makes the task for a child process: with a copy of the parent's address space, or
@@ -66,6 +119,7 @@ def copy_process(parent, share_mm, out):
     if task == NULL:
         return -EAGAIN
     task.parent_pid = parent.pid
+    copy_creds(task, parent)
     if share_mm:
         mmget(parent.mm)
         task.mm = parent.mm

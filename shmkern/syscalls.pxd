@@ -6,11 +6,12 @@ cimport cython
 from shmkern.uaccess cimport *
 from shmkern.process cimport *
 from shmkern.migrate cimport *
+from shmkern.move_pages cimport *
 
 cdef int user_fault(u64 address, bint write, int rc) except -1
 cdef i64 check_errno(i64 rc) except -1
-cdef int do_pages_move(MmStruct* mm, u64[::1] addrs, int[::1] nodes, int[::1] status, bint migrate_all) except? -1
 
+cdef u32 user_id(value) except? 0xfffffffe
 cdef u64 unsigned(value) except? 0xffffffffffffffff
 cdef u64 word(value) except? 0xffffffffffffffff
 
@@ -35,8 +36,12 @@ cdef class Syscalls:
     cpdef mprotect(self, addr, length, prot)
     @cython.locals(rc=i64, arg0=u64, arg1=u64, arg2=u64, arg3=u64, arg4=u64)
     cpdef mremap(self, old_address, old_size, new_size, flags=*, new_address=*)
-    @cython.locals(rc=cython.int)
-    cpdef sys_move_pages(self, i32 pid, u64[::1] addrs, int[::1] nodes, int[::1] status, int flags)
+    @cython.locals(rc=cython.int, args=MovePagesArgs, target=i32, how=cython.int)
+    cpdef sys_move_pages(self, pid, nr_pages, pages, nodes, status, flags)
+    @cython.locals(rc=cython.int, args=MovePagesArgs)
+    cpdef move_arrays(self, i32 pid, u64[::1] pages, int[::1] nodes, int[::1] status, int flags)
+    @cython.locals(rc=cython.int, arg0=u32, arg1=u32, arg2=u32)
+    cpdef setresuid(self, ruid, euid, suid)
     @cython.locals(rc=cython.int, done=u64, first=u64, last=u64, target=u64)
     cpdef migrate_frames(self, pfn, end, node)
     cpdef migrate_prep(self)

@@ -13,8 +13,7 @@ from cython import NULL, address as addressof, cast, pointer, sizeof
 from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cython.cimports.cpython.long import PyLong_AsLongLong, PyLong_AsUnsignedLong
 from cython.cimports.cpython.number import PyNumber_Index
-from cython.cimports.libc.errno import EFAULT, EINVAL, ENODEV, ENOMEM, ESRCH
-from cython.cimports.libc.stdlib import calloc, free
+from cython.cimports.libc.errno import EINVAL, ENOMEM
 from cython.cimports.libc.string import memcpy
 
 from shmkern.errors import SegmentationFault
@@ -38,6 +37,14 @@ def unsigned(value):
     """A whole number from 0 to 2^64 - 1 as a word: an address, a length, flags.  TypeError for
     what is no whole number, OverflowError beyond the range."""
     return PyLong_AsUnsignedLong(PyNumber_Index(value))
+
+
+def user_id(value):
+    """A user id, from 0 to 2^32 - 2, or -1 for none, as a word."""
+    number = PyNumber_Index(value)
+    if not -1 <= number <= 0xfffffffe:
+        raise OverflowError(f"{number} is no user id")
+    return number & 0xffffffff
 
 
 def word(value):
@@ -187,28 +194,37 @@ class Syscalls:
 
     # ---- migration ----
 
-    def sys_move_pages(self, pid, addrs, nodes, status, flags):
-        """move_pages(2) on arrays: u64 addresses, int nodes (or None to ask), int status.
+    def sys_move_pages(self, pid, nr_pages, pages, nodes, status, flags):
+        """move_pages(2) as a program in this address space would call it: `pages`, `nodes` (0 to
+        ask) and `status` are addresses of arrays of u64, int and int in the task's own memory.
         worker.Task.move_pages takes lists.
 
-        Raises OSError: EINVAL (flags), ESRCH, ENODEV (no such node), ENOMEM.  ValueError when
-        the arrays differ in length.
+        Raises OSError: EINVAL, EPERM, ESRCH, EACCES, ENODEV, E2BIG, EFAULT, ENOMEM.
         """
-        if status.shape[0] != addrs.shape[0] or (nodes is not None and nodes.shape[0] != addrs.shape[0]):
-            raise ValueError("the arrays differ in length")
-        if flags & ~(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
-            check_errno(-EINVAL)
+        target, how = pid, flags
+        args.nr_pages, args.pages = unsigned(nr_pages), unsigned(pages)
+        args.nodes, args.status = unsigned(nodes), unsigned(status)
         kernel_enter()
-        task = current() if pid == 0 else find_task_by_pid(pid)
-        mm = get_task_mm(task) if task != NULL else cast(pointer(MmStruct), NULL)
-        rc = -ESRCH if task == NULL else -EINVAL
-        if mm != NULL:
-            rc = 0
-            if nodes is not None:
-                rc = do_pages_move(mm, addrs, nodes, status, flags & MPOL_MF_MOVE_ALL)
-            elif addrs.shape[0]:
-                do_pages_stat(mm, addrs.shape[0], addressof(addrs[0]), addressof(status[0]))
-            mmput(mm)
+        rc = do_move_pages(target, addressof(args), how)
+        kernel_exit()
+        check_errno(rc)
+
+    def move_arrays(self, pid, pages, nodes, status, flags):
+        """sys_move_pages on arrays of this process: u64 addresses, int nodes (or None to ask), int
+        statuses.  ValueError when they differ in length."""
+        if status.shape[0] != pages.shape[0] or (nodes is not None and nodes.shape[0] != pages.shape[0]):
+            raise ValueError("the arrays differ in length")
+        args.nr_pages = pages.shape[0]
+        args.pages = args.nodes = args.status = 0
+        if args.nr_pages:
+            args.pages, args.status = cast(u64, addressof(pages[0])), cast(u64, addressof(status[0]))
+        if nodes is not None:
+            # An address, even of an array that has no elements.
+            args.nodes = cast(u64, addressof(nodes[0])) if args.nr_pages else 8
+        kernel_enter()
+        current().addr_limit = KERNEL_DS
+        rc = do_move_pages(pid, addressof(args), flags)
+        current().addr_limit = USER_DS
         kernel_exit()
         check_errno(rc)
 
@@ -232,6 +248,17 @@ class Syscalls:
         kernel_enter()
         migrate_prep()
         kernel_exit()
+
+    # ---- rights ----
+
+    def setresuid(self, ruid, euid, suid):
+        """setresuid(2): the real, the effective and the saved user id; -1 keeps one.  Raises
+        OSError(EPERM)."""
+        arg0, arg1, arg2 = user_id(ruid), user_id(euid), user_id(suid)
+        kernel_enter()
+        rc = do_setresuid(arg0, arg1, arg2)
+        kernel_exit()
+        check_errno(rc)
 
     # ---- this process as a task ----
 
@@ -285,27 +312,3 @@ class Syscalls:
         left = current().fail_nth
         current().fail_nth = nth
         return left
-
-
-def do_pages_move(mm, addrs, nodes, status, migrate_all):
-    """Moves pages to nodes and fills `status`.  Returns 0 or a negative errno.  Lines 916-988,
-    with what later kernels do about a failed migration: the statuses are written all the
-    same, and only -ENOMEM is an error of the whole call."""
-    count = addrs.shape[0]
-    for index in range(count):
-        # node_state(node, N_HIGH_MEMORY)
-        if nodes[index] < 0 or cast(u64, nodes[index]) >= kernel().nr_nodes:
-            return -ENODEV
-    pm = cast(pointer(PageToNode), calloc(count + 1, sizeof(PageToNode)))
-    if pm == NULL:
-        return -ENOMEM
-    for index in range(count):
-        pm[index].addr = addrs[index]
-        pm[index].node = nodes[index]
-    pm[count].node = MAX_NUMNODES
-    migrate_prep()
-    rc = do_move_page_to_node_array(mm, pm, migrate_all)
-    for index in range(count):
-        status[index] = pm[index].status
-    free(pm)
-    return -ENOMEM if rc == -ENOMEM else 0

@@ -4,11 +4,20 @@
 cimport cython
 from shmkern.fault cimport *
 
+# Task.addr_limit (include/asm/uaccess.h): whose memory a system call's pointers are in.
+cdef enum:
+    USER_DS = 0
+    KERNEL_DS = 1
+
 cdef char* user_access_slow(u64 address, bint write, int* rc) noexcept nogil
 @cython.locals(part=u64)
 cdef u64 copy_from_user(void* to, u64 address, u64 length, int* rc) noexcept nogil
 @cython.locals(part=u64)
 cdef u64 copy_to_user(u64 address, const void* source, u64 length, int* rc) noexcept nogil
+@cython.locals(rc=cython.int)
+cdef int copy_in(void* to, u64 address, u64 length) noexcept nogil
+@cython.locals(rc=cython.int)
+cdef int copy_out(u64 address, const void* source, u64 length) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int probe_write(u64 address) noexcept nogil
 

@@ -65,6 +65,31 @@ def copy_to_user(address, source, length, rc):
     return length
 
 
+# ---- what system calls copy -----------------------------------------------------
+
+def copy_in(to, address, length):
+    """copy_from_user for a system call: 0, or -EFAULT with part of it copied.  May fault, so the
+    caller holds no lock that a fault takes.
+
+    With KERNEL_DS the address is one of this process (set_fs of asm/uaccess.h), which is how
+    Python's arrays get in.
+    """
+    if current().addr_limit == KERNEL_DS:
+        memcpy(to, cast(pointer(char), address), length)
+        return 0
+    rc = 0
+    return -EFAULT if copy_from_user(to, address, length, addressof(rc)) else 0
+
+
+def copy_out(address, source, length):
+    """copy_to_user for a system call, as copy_in."""
+    if current().addr_limit == KERNEL_DS:
+        memcpy(cast(pointer(char), address), source, length)
+        return 0
+    rc = 0
+    return -EFAULT if copy_to_user(address, source, length, addressof(rc)) else 0
+
+
 def probe_write(address):
     """Makes one byte writable, as a CPU does for both pages before it stores across a
     boundary.  Returns 0, -EFAULT or -ENOMEM."""

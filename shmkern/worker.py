@@ -100,7 +100,8 @@ class Task(Syscalls):
         to `nodes`, one each; with nodes=None only asks.
 
         Returns a list with a node or a negative errno for each page.  Raises OSError for what
-        fails the whole call: EINVAL, ESRCH, ENODEV, E2BIG, EFAULT, ENOMEM.
+        fails the whole call: EINVAL, EPERM, ESRCH, EACCES, ENODEV, ENOMEM.  sys_move_pages takes
+        arrays in the task's memory, as a program would.
         """
         pid, flags = operator.index(pid), operator.index(flags)
         addrs = _array(pages, np.uint64)
@@ -110,7 +111,7 @@ class Task(Syscalls):
             targets = _array(nodes, np.int32)
             if len(targets) != len(addrs):
                 raise ValueError(f"{len(addrs)} pages and {len(targets)} nodes")
-        self.sys_move_pages(pid, addrs, targets, status, flags)
+        self.move_arrays(pid, addrs, targets, status, flags)
         return status.tolist()
 
 

@@ -83,10 +83,11 @@ class Puppet:
     """A task that does what the test says, one function at a time.  `cpu` is its slot, `pid`
     its pid in the machine, `os_pid` the host's."""
 
-    def __init__(self, machine):
+    def __init__(self, machine, **rights):
+        """`rights` are Machine.spawn's: uid and so on."""
         self.machine = machine
         self.connection, strings = _fork.Pipe()
-        child = machine.spawn(_obey, strings)
+        child = machine.spawn(_obey, strings, **rights)
         strings.close()
         self.cpu, self.pid, self.os_pid = child.cpu, child.pid, child.os_pid
         # So that it is a task for sure, and not only a process that is going to be one; and so

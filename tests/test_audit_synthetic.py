@@ -139,7 +139,7 @@ class Synthetic:
             zone["node"], zone["zone_start_pfn"] = nid, nid * self.frames_per_node
             zone["spanned_pages"] = self.frames_per_node
             node = layout.view("PgData", self.kernel.nodes, len(self.zones))[nid]
-            node["node_id"], node["online"] = nid, 1
+            node["node_id"] = nid
             node["node_zone"] = self.kernel.zones + nid * layout.sizeof("Zone")
         self.kernel.zero_pfn = zero = self.take_frames(0, 1)[0]
         self.pages["flags"][zero] |= flag("PG_reserved")
