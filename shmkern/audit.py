@@ -36,6 +36,7 @@ C = layout.constants
 BASE = C["DIRECT_MAP_BASE"]
 PAGE_SIZE = C["PAGE_SIZE"]
 PAGE_SHIFT = C["PAGE_SHIFT"]
+POISON_FREE_WORD = int.from_bytes(bytes([C["POISON_FREE"]]) * 8, "little")
 NODE_SHIFT = C["NODES_PGSHIFT"]
 ANON = C["PAGE_MAPPING_ANON"]
 NR_LRU = C["NR_LRU_LISTS"]
@@ -183,6 +184,7 @@ class _Machine:
     Columns of struct page, one element a frame:
         flags count mapcount mapping index private next prev
     Filled in by the find_* functions, in this order:
+        cache_of                                number of the cache of each struct
         free_objects                            addresses of free slab objects
         users_of, mm, mm_address                address space of each slot (-1: none); MmStruct
                                                 rows and their addresses
@@ -200,6 +202,8 @@ class _Machine:
         self.kernel = kernel = layout.kernel()
         self.max_pfn = kernel.max_pfn
         self.slab_base, self.slab_used = kernel.slab_base, kernel.slab_next - kernel.slab_base
+        self.slabs = layout.view("Slab", kernel.slabs, self.slab_used // PAGE_SIZE)
+        self.arena = layout.view("u64", self.slab_base, self.slab_used // 8).reshape(-1, ENTRIES)
         self.zone_size = kernel.frames_per_node
         self.words = layout.view("u64", BASE, layout.header().size // 8)
         self.quads = memoryview(self.words)
@@ -223,6 +227,7 @@ class _Machine:
         self.ptl = pages["ptl"]
         self.object_size = {name: layout.sizeof(name) for name in ("VmAreaStruct", "MmStruct",
                                                                    "AnonVma")}
+        self.cache_of = {}
         self.free_objects = set()
 
     def has(self, *names):
@@ -245,6 +250,11 @@ class _Machine:
         words = np.arange(layout.sizeof(name) // 8, dtype=np.uint64)
         return self.words[first[:, None] + words].view(layout.dtypes[name])[:, 0]
 
+    def cache_addresses(self):
+        """The addresses of all slab caches."""
+        first = self.kernel.address + layout.offsetof("Kernel", "caches")
+        return [first + index * layout.sizeof("KmemCache") for index in range(self.kernel.nr_caches)]
+
     def object_fault(self, address, name):
         """Why no live slab object of this struct can be at `address`; None when one can.
 
@@ -255,6 +265,9 @@ class _Machine:
             return "lies outside the slab"
         if offset % PAGE_SIZE % size or offset % PAGE_SIZE + size > PAGE_SIZE:
             return "is not the start of an object"
+        cache = self.slabs["cache"][offset // PAGE_SIZE]
+        if name in self.cache_of and cache != self.cache_addresses()[self.cache_of[name]]:
+            return "lies in a slab of another cache"
         if address in self.free_objects:
             return "is a freed object"
         return None
@@ -350,9 +363,9 @@ def check_regions(report):
     if kernel.max_pfn != kernel.nr_nodes * kernel.frames_per_node:
         report.add("block", "kernel.max_pfn is not nr_nodes * frames_per_node",
                    expected=kernel.nr_nodes * kernel.frames_per_node, found=kernel.max_pfn)
-    if not kernel.slab_base <= kernel.slab_next <= kernel.slab_end:
+    if not kernel.slab_base <= kernel.slab_next <= kernel.slab_end or (kernel.slab_next - kernel.slab_base) % PAGE_SIZE:
         report.add("block", "kernel.slab_next lies outside the slab", found=hex(kernel.slab_next),
-                   expected=f"{kernel.slab_base:#x} to {kernel.slab_end:#x}")
+                   expected=f"{kernel.slab_base:#x} to {kernel.slab_end:#x}, by pages")
     if not kernel.zero_pfn < kernel.max_pfn:
         report.add("block", "kernel.zero_pfn is no frame", expected=f"below {kernel.max_pfn}",
                    found=kernel.zero_pfn)
@@ -367,6 +380,7 @@ def check_regions(report):
             ("zones", "Zone", kernel.nr_nodes), ("nodes", "PgData", kernel.nr_nodes)):
         regions.append((f"kernel.{field}", kernel[field], count * layout.sizeof(name), 8))
     slab_size, frames_size = kernel.slab_end - kernel.slab_base, kernel.max_pfn * PAGE_SIZE
+    regions.append(("kernel.slabs", kernel.slabs, slab_size // PAGE_SIZE * layout.sizeof("Slab"), 8))
     regions.append(("kernel.slab_base", kernel.slab_base, slab_size, 8))
     regions.append(("kernel.frames_base", kernel.frames_base, frames_size, PAGE_SIZE))
     free_from, before = BASE, "the start of the block"
@@ -408,9 +422,7 @@ def cache_name(m, index):
 def find_caches(m):
     """Learns the object sizes of the three caches the audit knows.  Kernel's pointers to
     them lead into Kernel.caches, and the objects are large enough for their structs."""
-    m.cache_of = {}
-    first = m.kernel.address + layout.offsetof("Kernel", "caches")
-    addresses = [first + index * layout.sizeof("KmemCache") for index in range(m.kernel.nr_caches)]
+    addresses = m.cache_addresses()
     for struct, field in (("VmAreaStruct", "vm_area_cachep"), ("MmStruct", "mm_cachep"),
                           ("AnonVma", "anon_vma_cachep")):
         if m.kernel[field] not in addresses:
@@ -427,35 +439,72 @@ def find_caches(m):
 
 
 def find_free_objects(m):
-    """Each cache's free list holds nr_free objects, once each, filled with POISON_FREE but
-    for the link; no free object was written to since."""
-    pages = 0
-    for index in range(m.kernel.nr_caches):
-        cache, name = m.kernel.caches[index], cache_name(m, index)
+    """Each slab's free list and inuse count make up all its objects, none twice, each filled
+    with POISON_FREE but for the link; no free object was written to since.  The slabs of a
+    cache add up to its counters, its partial list has those with free objects, and the pages
+    without a cache are on slabs_free."""
+    kernel, slabs = m.kernel, m.slabs
+    caches = m.cache_addresses()
+    m.report.each((slabs["cache"] != 0) & ~np.isin(slabs["cache"], caches), "slab", lambda page: (
+        "a slab is that of no cache", {"address": m.slab_base + page * PAGE_SIZE, "found": hex(slabs["cache"][page])}))
+    for index, address in enumerate(caches):
+        cache, name = kernel.caches[index], cache_name(m, index)
         size = int(cache["object_size"])
         if not 16 <= size <= PAGE_SIZE or size % 8:
             m.report.add("slab", f"{name}: object_size is out of range", found=size)
             continue
-        pages += int(cache["nr_objects"]) // (PAGE_SIZE // size)
-        found, address = [], int(cache["freelist"])
-        m.object_size["free"] = size
-        while address:
-            fault = "is on a free list already" if address in m.free_objects else \
-                m.object_fault(address, "free")
-            if fault:
-                m.report.add("slab", f"{name}: an entry of the free list {fault}", address=address)
-                break
-            found.append(address)
-            m.free_objects.add(address)
-            address = m.u64(address)
-        if len(found) != cache["nr_free"]:
-            m.report.add("slab", f"{name}: the free list is not as long as nr_free",
-                         expected=cache["nr_free"], found=len(found))
-        check_object_poison(m, name, size, np.array(found, np.uint64))
-    carved = m.slab_used // PAGE_SIZE
-    if pages != carved:
-        m.report.add("slab", "the caches do not have all pages taken from the slab",
-                     expected=carved, found=pages)
+        mine = np.flatnonzero(slabs["cache"] == address).tolist()
+        found = {page: free_objects_of_slab(m, name, size, page) for page in mine}
+        free = [address for objects in found.values() for address in objects]
+        for counter, expected in (("nr_objects", len(mine) * (PAGE_SIZE // size)), ("nr_free", len(free))):
+            if cache[counter] != expected:
+                m.report.add("slab", f"{name}: {counter} is not what its slabs add up to", expected=expected,
+                             found=cache[counter])
+        partial = address + layout.offsetof("KmemCache", "slabs_partial")
+        check_slab_list(m, f"{name}: slabs_partial", partial, [page for page in mine if found[page]])
+        check_object_poison(m, name, size, np.array(free, np.uint64))
+    unused = np.flatnonzero(slabs["cache"] == 0).tolist()
+    check_slab_list(m, "kernel.slabs_free", kernel.address + layout.offsetof("Kernel", "slabs_free"), unused)
+    m.report.each((m.arena[unused] != POISON_FREE_WORD).any(axis=1), "slab", lambda at: (
+        "a free page of the slab arena was written to", {"address": m.slab_base + unused[at] * PAGE_SIZE}))
+
+
+def free_objects_of_slab(m, name, size, page):
+    """The addresses on a slab's free list, as far as it can be followed."""
+    found, address = [], int(m.slabs["freelist"][page])
+    m.object_size["free"] = size
+    while address:
+        fault = "is on a free list already" if address in m.free_objects else m.object_fault(address, "free")
+        if not fault and (address - m.slab_base) // PAGE_SIZE != page:
+            fault = "lies in another slab"
+        if fault:
+            m.report.add("slab", f"{name}: an entry of a free list {fault}", address=address)
+            break
+        found.append(address)
+        m.free_objects.add(address)
+        address = m.u64(address)
+    if len(found) + m.slabs["inuse"][page] != PAGE_SIZE // size:
+        m.report.add("slab", f"{name}: a slab's free list is not as long as inuse says",
+                     address=m.slab_base + page * PAGE_SIZE, expected=PAGE_SIZE // size - int(m.slabs["inuse"][page]),
+                     found=len(found))
+    return found
+
+
+def check_slab_list(m, name, head, pages):
+    """A list of slabs is whole and has the slabs of these arena pages."""
+    links = {m.kernel.slabs + page * layout.sizeof("Slab"): page for page in range(len(m.slabs))}
+    seen, before, at = [], head, m.u64(head)
+    while at != head:
+        if at not in links or links[at] in seen or m.slabs["list"]["prev"][links[at]] != before:
+            m.report.add("slab", f"{name} is broken", address=before, found=hex(at))
+            return
+        seen.append(links[at])
+        before, at = at, int(m.slabs["list"]["next"][links[at]])
+    if m.u64(head + 8) != before:
+        m.report.add("slab", f"{name} is broken", address=head, expected=hex(before), found=hex(m.u64(head + 8)))
+    for page in set(pages).symmetric_difference(seen):
+        m.report.add("slab", f"{name} has a slab it should not have" if page in seen else f"{name} lacks a slab",
+                     address=m.slab_base + page * PAGE_SIZE)
 
 
 def check_object_poison(m, name, size, addresses):
@@ -464,11 +513,10 @@ def check_object_poison(m, name, size, addresses):
         return
     words = np.arange(1, size // 8, dtype=np.uint64)
     contents = m.words[((addresses - BASE) >> 3)[:, None] + words]
-    poison = int.from_bytes(bytes([C["POISON_FREE"]]) * 8, "little")
-    m.report.each((contents != poison).any(axis=1), "slab", lambda i: (
+    m.report.each((contents != POISON_FREE_WORD).any(axis=1), "slab", lambda i: (
         f"{name}: a free object was written to",
-        {"address": addresses[i], "expected": hex(poison),
-         "found": hex(contents[i][contents[i] != poison][0])}))
+        {"address": addresses[i], "expected": hex(POISON_FREE_WORD),
+         "found": hex(contents[i][contents[i] != POISON_FREE_WORD][0])}))
 
 
 def find_rcu_pending(m):

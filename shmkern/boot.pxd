@@ -11,6 +11,7 @@ cdef struct BootLayout:
     u64 zones
     u64 nodes
     u64 wait_table
+    u64 slabs
     u64 slab
     u64 slab_end
     u64 frames

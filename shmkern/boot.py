@@ -23,10 +23,12 @@ def carve(nr_nodes, frames_per_node, max_tasks, layout):
     layout.nodes = align_up(layout.zones + nr_nodes * sizeof(Zone), PAGE_SIZE)
     layout.wait_table = align_up(layout.nodes + nr_nodes * sizeof(PgData), PAGE_SIZE)
     layout.mem_map = align_up(layout.wait_table + WAIT_TABLE_SIZE * sizeof(WaitQueueHead), PAGE_SIZE)
-    layout.slab = align_up(layout.mem_map + nr_frames * sizeof(Page), PAGE_SIZE)
+    layout.slabs = align_up(layout.mem_map + nr_frames * sizeof(Page), PAGE_SIZE)
     # Room for 16 KiB of kernel objects a task, and for an area every eight frames, which
     # a program that unmaps every second page of a small machine comes near to.
-    layout.slab_end = layout.slab + align_up(max_tasks * 16384 + nr_frames * 16, PAGE_SIZE)
+    arena = align_up(max_tasks * 16384 + nr_frames * 16, PAGE_SIZE)
+    layout.slab = align_up(layout.slabs + arena // PAGE_SIZE * sizeof(Slab), PAGE_SIZE)
+    layout.slab_end = layout.slab + arena
     # A 2 MiB boundary lets the host back frames with huge pages if it likes to.
     layout.frames = align_up(layout.slab_end, cast(u64, 2) << 20)
     layout.end = layout.frames + nr_frames * PAGE_SIZE
@@ -49,6 +51,8 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.nodes = cast(pointer(PgData), DIRECT_MAP_BASE + layout.nodes)
     k.wait_table = cast(pointer(WaitQueueHead), DIRECT_MAP_BASE + layout.wait_table)
     k.frames_base = DIRECT_MAP_BASE + layout.frames
+    k.slabs = cast(pointer(Slab), DIRECT_MAP_BASE + layout.slabs)
+    INIT_LIST_HEAD(addressof(k.slabs_free))
     k.slab_base = DIRECT_MAP_BASE + layout.slab
     k.slab_next = k.slab_base
     k.slab_end = DIRECT_MAP_BASE + layout.slab_end
@@ -94,7 +98,7 @@ def claim_task():
 def struct_sizes():
     """What the compiler makes of the structs, to check layout.py against."""
     return {"Page": sizeof(Page), "Zone": sizeof(Zone), "PgData": sizeof(PgData),
-            "KmemCache": sizeof(KmemCache), "AnonVma": sizeof(AnonVma),
+            "KmemCache": sizeof(KmemCache), "Slab": sizeof(Slab), "AnonVma": sizeof(AnonVma),
             "VmAreaStruct": sizeof(VmAreaStruct), "MmStruct": sizeof(MmStruct),
             "Task": sizeof(Task), "Kernel": sizeof(Kernel), "RwSem": sizeof(RwSem),
             "RcuHead": sizeof(RcuHead), "Pagevec": sizeof(Pagevec),

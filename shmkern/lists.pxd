@@ -2,7 +2,7 @@
 # Circular doubly linked lists, as include/linux/list.h.
 
 from shmkern.atomics cimport u64, VM_BUG_ON_PAGE
-from shmkern.mm_types cimport ListHead, Page, VmAreaStruct, MmStruct, RbNode
+from shmkern.mm_types cimport ListHead, Page, Slab, VmAreaStruct, MmStruct, RbNode
 
 # Where a removed entry points, so that a second removal is seen.
 cdef enum:
@@ -38,6 +38,9 @@ cdef inline void list_del(ListHead* entry) noexcept nogil:
 # container_of, spelled out for each list there is.
 cdef inline Page* list_entry_page(ListHead* lru) noexcept nogil:
     return <Page*>(<u64>lru - <u64>&(<Page*>0).lru)
+
+cdef inline Slab* list_entry_slab(ListHead* list) noexcept nogil:
+    return <Slab*>(<u64>list - <u64>&(<Slab*>0).list)
 
 cdef inline VmAreaStruct* list_entry_vma(ListHead* anon_vma_node) noexcept nogil:
     return <VmAreaStruct*>(<u64>anon_vma_node - <u64>&(<VmAreaStruct*>0).anon_vma_node)

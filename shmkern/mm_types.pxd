@@ -182,10 +182,18 @@ cdef struct PgData:
 cdef struct KmemCache:
     Spinlock lock
     u32 object_size
-    void* freelist
-    u64 nr_objects             # carved so far
+    ListHead slabs_partial     # of Slab.list: those with free objects
+    u64 nr_objects             # in all its slabs
     u64 nr_free
     char name[24]              # SLAB_NAME_LEN
+
+# One page of the slab arena.
+cdef struct Slab:
+    ListHead list              # in slabs_partial or Kernel.slabs_free; in none when full
+    KmemCache* cache           # NULL when it is no cache's
+    void* freelist             # each free object's first word is the next one's address
+    u32 inuse                  # objects handed out
+    u32 _pad0
 
 cdef struct AnonVma:
     Spinlock lock
@@ -348,8 +356,10 @@ cdef struct Kernel:
     # slab
     Spinlock slab_lock
     u32 nr_caches
+    Slab* slabs                # one for each page from slab_base to slab_end
+    ListHead slabs_free        # pages that a cache has given back
     u64 slab_base
-    u64 slab_next
+    u64 slab_next              # pages from here on were never taken
     u64 slab_end
     KmemCache caches[8]        # SLAB_CACHES_MAX
     KmemCache* vm_area_cachep

@@ -29,6 +29,7 @@ PAGE = C["PAGE_SIZE"]
 MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x1, 0x20, 0x4000, 0x100000
 POISON_WORD = 0x6b6b6b6b6b6b6b6b
 LIST_POISON = 0x100100
+CACHES = {"VmAreaStruct": "vm_area_cachep", "MmStruct": "mm_cachep", "AnonVma": "anon_vma_cachep"}
 
 PRESENT, RW, USER = C["_PAGE_PRESENT"], C["_PAGE_RW"], C["_PAGE_USER"]
 ACCESSED, DIRTY = C["_PAGE_ACCESSED"], C["_PAGE_DIRTY"]
@@ -89,6 +90,7 @@ class Synthetic:
             ("zones", "Zone", nodes), ("nodes", "PgData", nodes), ("tasks", "Task", max_tasks),
             ("mem_map", "Page", self.max_pfn),
             ("wait_table", "WaitQueueHead", C["WAIT_TABLE_SIZE"]))}
+        places["slabs"] = self.carve(slab_pages * layout.sizeof("Slab"))
         slab = self.carve(slab_pages * PAGE)
         self.metadata_end = self.end
         frames_at = self.carve(self.max_pfn * PAGE)
@@ -101,6 +103,7 @@ class Synthetic:
         kernel.frames_base, kernel.poison = frames_at, 1
         kernel.slab_base = kernel.slab_next = slab
         kernel.slab_end = slab + slab_pages * PAGE
+        self.slabs = layout.view("Slab", kernel.slabs, slab_pages)
         self.zones = layout.view("Zone", kernel.zones, nodes)
         self.tasks = layout.view("Task", kernel.tasks, max_tasks)
         self.tasks["cpu"] = np.arange(max_tasks)
@@ -149,39 +152,78 @@ class Synthetic:
 
     def init_caches(self):
         self.kernel.nr_caches = 3
-        for index, (struct, field) in enumerate((("VmAreaStruct", "vm_area_cachep"),
-                                                 ("MmStruct", "mm_cachep"),
-                                                 ("AnonVma", "anon_vma_cachep"))):
-            cache = self.kernel.caches[index]
-            cache["object_size"], cache["name"] = layout.sizeof(struct), field[:-1]
-            self.kernel[field] = self.kernel.address + layout.offsetof("Kernel", "caches") + \
-                index * layout.sizeof("KmemCache")
+        self.list_init(self.kernel.address + layout.offsetof("Kernel", "slabs_free"))
+        for struct, field in CACHES.items():
+            cache = self.cache(struct)
+            cache.object_size, cache.name = layout.sizeof(struct), field[:-1].encode()
+            self.kernel[field] = cache.address
+            self.list_init(cache.address + layout.offsetof("KmemCache", "slabs_partial"))
 
     def cache(self, struct):
-        return self.kernel.caches[["VmAreaStruct", "MmStruct", "AnonVma"].index(struct)]
+        return layout.struct("KmemCache", self.kernel.address + layout.offsetof("Kernel", "caches") +
+                             list(CACHES).index(struct) * layout.sizeof("KmemCache"))
+
+    def slab_of(self, address):
+        return self.slabs[(int(address) - self.kernel.slab_base) // PAGE]
+
+    def slab_entry(self, address):
+        return self.kernel.slabs + (address - self.kernel.slab_base) // PAGE * layout.sizeof("Slab")
 
     def words(self, struct, address):
         return layout.view("u64", address, layout.sizeof(struct) // 8)
 
+    def list_init(self, head):
+        layout.view("u64", head, 2)[:] = head
+
+    def list_add(self, entry, head):
+        first = int(layout.view("u64", head, 2)[0])
+        layout.view("u64", entry, 2)[:] = first, head
+        layout.view("u64", first, 2)[1] = entry
+        layout.view("u64", head, 2)[0] = entry
+
+    def list_del(self, entry):
+        following, before = layout.view("u64", entry, 2).tolist()
+        layout.view("u64", following, 2)[1] = before
+        layout.view("u64", before, 2)[0] = following
+
     def slab_free(self, struct, address):
-        cache, words = self.cache(struct), self.words(struct, address)
+        slab, words = self.slab_of(address), self.words(struct, address)
         words[:] = POISON_WORD
-        words[0], cache["freelist"] = cache["freelist"], address
-        cache["nr_free"] += 1
+        words[0], slab["freelist"] = slab["freelist"], address
+        slab["inuse"] -= 1
+        self.cache(struct).nr_free += 1
+
+    def slab_of_cache(self, struct):
+        """The number of the first slab of a struct's cache."""
+        return int(np.flatnonzero(self.slabs["cache"] == self.cache(struct).address)[0])
+
+    def slab_page(self):
+        """A page of the arena, poisoned and nobody's."""
+        address = self.kernel.slab_next
+        self.kernel.slab_next = address + PAGE
+        layout.view("u64", address, PAGE // 8)[:] = POISON_WORD
+        return address
 
     def slab_alloc(self, struct):
-        cache = self.cache(struct)
-        if not cache["freelist"]:
-            slab, size = self.kernel.slab_next, layout.sizeof(struct)
-            self.kernel.slab_next = slab + PAGE
+        cache, size = self.cache(struct), layout.sizeof(struct)
+        partial = cache.address + layout.offsetof("KmemCache", "slabs_partial")
+        if layout.view("u64", partial, 1)[0] == partial:
+            page = self.slab_page()
+            self.slab_of(page)["cache"], self.slab_of(page)["inuse"] = cache.address, PAGE // size
+            cache.nr_objects += PAGE // size
             for index in range(PAGE // size):
-                cache["nr_objects"] += 1
-                self.slab_free(struct, slab + index * size)
-        address = int(cache["freelist"])
+                self.slab_free(struct, page + index * size)
+            self.list_add(self.slab_entry(page), partial)
+        entry = int(layout.view("u64", partial, 1)[0])
+        slab = self.slabs[(entry - self.kernel.slabs) // layout.sizeof("Slab")]
+        address = int(slab["freelist"])
         words = self.words(struct, address)
-        cache["freelist"] = words[0]
-        cache["nr_free"] -= 1
+        slab["freelist"] = words[0]
+        slab["inuse"] += 1
+        cache.nr_free -= 1
         words[:] = 0
+        if not slab["freelist"]:
+            self.list_del(entry)
         return layout.struct(struct, address)
 
     # -- address spaces
@@ -729,7 +771,7 @@ def mmlist_prev_does_not_lead_back(s):
 
 @damage("mm", "leak", "slab", "counter", "mapcount", "refcount", "anon_vma", task=3)
 def task_runs_freed_memory(s):
-    s.tasks["mm"][2] = s.kernel.caches["freelist"][1]
+    s.tasks["mm"][2] = s.slabs["freelist"][s.slab_of_cache("MmStruct")]
     s.link_ring(s.kernel.init_mmlist.address, [s.parent.mmlist.address])
 
 
@@ -778,7 +820,7 @@ def vma_list_goes_round(s):
 
 @damage("vma", "rbtree", "slab", "pte", mm=1, task=1)
 def vma_list_leads_to_a_freed_object(s):
-    s.extra[1].vm_next = s.kernel.caches["freelist"][0]
+    s.extra[1].vm_next = s.slabs["freelist"][s.slab_of_cache("VmAreaStruct")]
 
 
 @damage("vma", "rbtree", "slab")
@@ -834,7 +876,7 @@ def tree_leads_to_another_address_space(s):
 
 @damage("anon_vma", "rmap", address=HEAP, task=1)
 def anon_vma_is_freed_memory(s):
-    s.heap.anon_vma = s.kernel.caches["freelist"][2]
+    s.heap.anon_vma = s.slabs["freelist"][s.slab_of_cache("AnonVma")]
 
 
 @damage("anon_vma", "rmap", "slab", address=STACK, task=1)
@@ -1144,28 +1186,67 @@ def task_stands_still_within_rcu(s):
 
 @damage("slab")
 def freed_object_is_written_to(s):
-    s.words("VmAreaStruct", int(s.kernel.caches["freelist"][0]))[3] = 0
+    s.words("VmAreaStruct", int(s.slabs["freelist"][s.slab_of_cache("VmAreaStruct")]))[3] = 0
 
 
 @damage("slab")
-def free_list_of_a_cache_goes_round(s):
-    first = int(s.kernel.caches["freelist"][0])
+def free_list_of_a_slab_goes_round(s):
+    first = int(s.slabs["freelist"][s.slab_of_cache("VmAreaStruct")])
     s.words("VmAreaStruct", first)[0] = first
 
 
 @damage("slab")
-def free_list_of_a_cache_goes_astray(s):
-    s.kernel.caches["freelist"][1] = 0x1238
+def free_list_of_a_slab_goes_astray(s):
+    s.slabs["freelist"][s.slab_of_cache("MmStruct")] = 0x1238
+
+
+@damage("slab")
+def free_list_of_a_slab_leads_into_another(s):
+    s.slabs["freelist"][s.slab_of_cache("MmStruct")] = s.slabs["freelist"][s.slab_of_cache("VmAreaStruct")]
 
 
 @damage("slab")
 def object_count_is_wrong(s):
-    s.kernel.caches["nr_objects"][0] += 1
+    s.cache("VmAreaStruct").nr_objects += 1
+
+
+@damage("slab")
+def free_count_is_wrong(s):
+    s.cache("VmAreaStruct").nr_free += 1
+
+
+@damage("slab")
+def inuse_count_is_wrong(s):
+    s.slabs["inuse"][s.slab_of_cache("MmStruct")] += 1
 
 
 @damage("slab")
 def page_of_the_slab_is_nobodys(s):
-    s.kernel.slab_next += PAGE
+    s.slab_page()
+
+
+@damage("slab")
+def free_page_of_the_slab_is_written_to(s):
+    page = s.slab_page()
+    s.list_add(s.slab_entry(page), s.kernel.address + layout.offsetof("Kernel", "slabs_free"))
+    layout.view("u64", page, 8)[7] = 0
+
+
+@damage("slab", "rcu", "anon_vma")
+def slab_is_that_of_no_cache(s):
+    s.slabs["cache"][s.slab_of_cache("AnonVma")] += 8
+
+
+@damage("slab")
+def slab_is_missing_from_its_partial_list(s):
+    cache = s.cache("VmAreaStruct")
+    s.list_init(cache.address + layout.offsetof("KmemCache", "slabs_partial"))
+
+
+@damage("slab")
+def partial_list_goes_astray(s):
+    cache = s.cache("VmAreaStruct")
+    layout.view("u64", cache.address + layout.offsetof("KmemCache", "slabs_partial"), 1)[0] = 0x1238
 
 
 @damage("slab")
@@ -1341,6 +1422,7 @@ def regions_of(s):
             (s.kernel.zones, layout.sizeof("Zone") * len(s.zones) // 8),
             (s.kernel.nodes, layout.sizeof("PgData") * len(s.zones) // 8),
             (s.kernel.mem_map, layout.sizeof("Page") * s.max_pfn // 8),
+            (s.kernel.slabs, layout.sizeof("Slab") * len(s.slabs) // 8),
             (s.kernel.slab_base, (s.kernel.slab_next - s.kernel.slab_base) // 8),
             *[(s.kernel.tasks + slot * task, tlb // 8) for slot in range(len(s.tasks))],
             *[(s.frame_address(pfn), 512) for pfn in tables]]
