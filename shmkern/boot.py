@@ -95,6 +95,11 @@ def claim_task():
     return -1 if task == NULL else task.cpu
 
 
+def announce_task(cpu, pid, os_pid):
+    """announce_process for Python: whether the slot is still that task's."""
+    return announce_process(addressof(kernel().tasks[cpu]), pid, os_pid)
+
+
 def struct_sizes():
     """What the compiler makes of the structs, to check layout.py against."""
     return {"Page": sizeof(Page), "Zone": sizeof(Zone), "PgData": sizeof(PgData),

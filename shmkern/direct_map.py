@@ -101,10 +101,11 @@ def process_start(pid):
     return process_stat(pid)[1]
 
 
-def process_gone(pid, start):
-    """Whether the process with that pid and start time has ended, reaped or not."""
+def process_gone(pid, start=None):
+    """Whether the process with that pid and start time (None: whichever) has ended, reaped or
+    not."""
     state, began = process_stat(pid)
-    return began != start or state in ("Z", "X")
+    return state in ("", "Z", "X") or start not in (None, began)
 
 
 def create(size, metadata_size):

@@ -182,8 +182,7 @@ class Machine:
         except OSError:
             slot.state = C["TASK_UNUSED"]
             raise
-        self.children = [other for other in self.children
-                         if other.process.exitcode is None or other.is_embryo()]
+        self.children = [other for other in self.children if other.process.exitcode is None]
         self.children.append(child)
         return child
 
@@ -221,33 +220,43 @@ class Machine:
         now = time.monotonic()
         if at_once or now - self._checked >= worker.POLL_SECONDS:
             self._checked = now
-            for child in self.children:
-                # Killed before it had begun.
-                if child.is_embryo() and not child.is_alive():
-                    self._dead(child.cpu, child.pid, child.os_pid)
-            for task in report.running():
-                # Without a pid it is on its way out.
-                if task["os_pid"] and direct_map.process_gone(int(task["os_pid"]), int(task["start_time"])):
+            tasks = report.living()
+            running = set(tasks["pid"][tasks["state"] == C["TASK_RUNNING"]].tolist())
+            for task in tasks:
+                if self._is_dead(task, running):
                     self._lost(task)
 
-    def _lost(self, task):
-        """The process of a task that ran a moment ago, as `task` says, has ended."""
-        slot = worker.slot(int(task["cpu"]))
-        if slot.state == C["TASK_RUNNING"] and slot.pid == int(task["pid"]):
-            self._dead(slot.cpu, slot.pid, slot.os_pid)
-        # Else it had left by itself; somebody else may have the slot by now.
+    @staticmethod
+    def _is_dead(task, running):
+        """Whether the process of a task has ended, or of one that has not begun, as a copy of its
+        slot says; `running` are the pids of those that have begun."""
+        if task["os_pid"]:
+            start = int(task["start_time"]) if task["state"] == C["TASK_RUNNING"] else None
+            return direct_map.process_gone(int(task["os_pid"]), start)
+        # Running, it is on its way out.  Else its maker may have been killed before it could tell
+        # of a process.
+        return task["state"] == C["TASK_EMBRYO"] and task["parent_pid"] != 0 and \
+            int(task["parent_pid"]) not in running
 
-    def _dead(self, cpu, pid, os_pid):
+    def _lost(self, task):
+        """A task that was there a moment ago, as `task` says, is dead."""
+        slot = worker.slot(int(task["cpu"]))
+        if slot.state == task["state"] and slot.pid == int(task["pid"]):
+            embryo = task["state"] == C["TASK_EMBRYO"]
+            self._dead(slot.cpu, slot.pid, slot.os_pid, inside=not embryo and slot.in_kernel)
+        # Else it had left by itself, or has begun; somebody else may have the slot by now.
+
+    def _dead(self, cpu, pid, os_pid, inside):
         """A slot's process is dead, and did not leave.  Killed outside the kernel it is as if it
         had exited; inside, nobody can tell what it had begun, and the machine stops."""
         slot = worker.slot(cpu)
-        if layout.header().panic == 0 and not slot.in_kernel and pid != self.init.pid:
+        if layout.header().panic == 0 and not inside and pid != self.init.pid:
             # It may have died in the middle of an access, and a flusher waits for its end:
             # perhaps the very one that keeps init busy.
             if slot.access_seq & 1:
                 slot.access_seq += 1
             if not self.init.busy:
-                self.init.request("_reap", cpu)
+                self.init.request("_reap", cpu, pid)
             return
         if layout.header().panic == 0:
             header = layout.header()

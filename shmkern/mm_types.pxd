@@ -288,8 +288,8 @@ cdef enum:
 cdef struct Task:
     u32 cpu                    # the slot's number
     u32 state
-    i32 pid
-    i32 os_pid
+    i32 pid                    # one word with os_pid, see announce_process
+    i32 os_pid                 # of the host; 0: not known yet
     i32 parent_pid
     i32 _pad3
     u32 flags                  # PF_*

@@ -4,6 +4,9 @@
 A slot goes UNUSED -> EMBRYO (claimed by whoever makes the OS process) -> RUNNING (by that
 process) -> UNUSED (by it when it exits, or by init when it was killed).  Every slot is one
 CPU: one process runs on it, and nobody else ever does.
+
+Whose OS process an EMBRYO waits for is entered by its maker and by the process itself,
+whoever comes first: either may be killed before it gets there.
 """
 from cython import NULL, address as addressof, cast, pointer
 from cython.cimports.libc.errno import EACCES, EAGAIN, EINVAL, ENOMEM, EPERM, ESRCH
@@ -25,9 +28,6 @@ def alloc_task():
         task = addressof(k.tasks[cpu])
         if READ_ONCE32(addressof(task.state)) == TASK_UNUSED and \
                 cmpxchg32(addressof(task.state), TASK_UNUSED, TASK_EMBRYO) == TASK_UNUSED:
-            task.pid = cast(i32, atomic_add_return32(addressof(k.next_pid), 1))
-            task.os_pid = 0
-            task.parent_pid = 0
             task.flags = 0
             task.fail_nth = 0
             # Root's; who makes the task may change that before it runs.
@@ -38,13 +38,28 @@ def alloc_task():
             task.wait_kind = WAIT_NONE
             task.numa_node = cpu % k.nr_nodes
             memset(cast(pointer(char), task.comm), 0, TASK_COMM_LEN)
+            # One word with os_pid, which is 0 from here on; see announce_process.
+            WRITE_ONCE64(addressof(task.pid), atomic_add_return32(addressof(k.next_pid), 1))
             return task
     return NULL
+
+
+def announce_process(task, pid, os_pid):
+    """Enters the OS process that is, or is going to be, task `pid` in this slot.  False when the
+    slot is no longer that task's: it was taken back, or has ended.  (Pids do not return.)"""
+    expected = cast(u64, cast(u32, pid))
+    announced = expected | cast(u64, cast(u32, os_pid)) << 32
+    seen = cmpxchg64(addressof(task.pid), expected, announced)
+    return seen == expected or seen == announced
 
 
 def release_task(task):
     """Gives a slot back.  Whatever the task had is gone already."""
     VM_BUG_ON(task.mm != NULL or task.nr_held != 0 or task.preempt_count != 0)
+    # Both pids.  A process that comes too late finds that it is no task, and the supervisor does
+    # not look for who had the slot when it is claimed again.
+    WRITE_ONCE64(addressof(task.pid), 0)
+    WRITE_ONCE32(addressof(task.parent_pid), 0)
     smp_store_release32(addressof(task.in_kernel), 0)
     smp_store_release32(addressof(task.state), TASK_UNUSED)
 
@@ -132,16 +147,21 @@ def copy_process(parent, share_mm, out):
     return 0
 
 
-def start_task(task, os_pid, start_time):
-    """The first thing a task's process does: it becomes the CPU.  `start_time` is the OS
-    process's, which tells it from another that gets its pid one day."""
+def start_task(task, pid, os_pid, start_time):
+    """The first thing the process of task `pid` does: it becomes the CPU.  `start_time` is the OS
+    process's, which tells it from another that gets its pid one day.
+
+    False when the slot was taken back, since whoever made the process was killed before it could
+    tell of it."""
+    if not announce_process(task, pid, os_pid):
+        return False
     VM_BUG_ON(task.state != TASK_EMBRYO)
     set_current(task)
-    task.os_pid = os_pid
     task.start_time = start_time
     if task.mm != NULL:
         activate_mm(task.mm)
     smp_store_release32(addressof(task.state), TASK_RUNNING)
+    return True
 
 
 def fold_vm_events(task):
@@ -192,11 +212,15 @@ def do_exit():
     set_current(cast(pointer(Task), NULL))
 
 
-def reap_task(task):
-    """Does do_exit for a task whose process was killed outside the kernel.  Run by init.
+def reap_task(task, pid):
+    """Does do_exit for task `pid`, whose process was killed outside the kernel.  Run by init.
 
-    The process may have died in the middle of a memory access; it is over now.
+    The process may have died in the middle of a memory access; it is over now.  Or there is none
+    that anybody knows of, as its maker was killed: then it may come yet, and if it does while we
+    are here, the slot is its own.
     """
+    if READ_ONCE32(addressof(task.os_pid)) == 0 and not announce_process(task, pid, -1):
+        return
     VM_BUG_ON(task.in_kernel != 0 or task.rcu_nesting != 0)
     if READ_ONCE32(addressof(task.access_seq)) & 1:
         atomic_add_return32(addressof(task.access_seq), 1)

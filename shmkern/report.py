@@ -62,8 +62,14 @@ def describe(address):
     return hex(address)
 
 
+def living():
+    """Copies of the slots that are taken: of tasks that run or are about to."""
+    tasks = vmstat.tasks()
+    return tasks[tasks["state"] != C["TASK_UNUSED"]]
+
+
 def running():
-    """The slots of tasks that run."""
+    """Copies of the slots of tasks that run."""
     tasks = vmstat.tasks()
     return tasks[tasks["state"] == C["TASK_RUNNING"]]
 

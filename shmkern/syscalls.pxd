@@ -46,12 +46,12 @@ cdef class Syscalls:
     cpdef migrate_frames(self, pfn, end, node)
     cpdef migrate_prep(self)
     @cython.locals(name=bytes)
-    cpdef _become(self, u32 cpu, i32 os_pid, u64 start_time, str comm)
+    cpdef _become(self, u32 cpu, i32 pid, i32 os_pid, u64 start_time, str comm)
     @cython.locals(rc=cython.int)
     cpdef _copy_process(self, bint share_mm)
     cpdef _abandon(self, u32 cpu)
     cpdef _exit(self)
-    cpdef _reap(self, u32 cpu)
+    cpdef _reap(self, u32 cpu, i32 pid)
     cpdef fail_nth(self, u32 nth)
 
 ctypedef const unsigned char[::1] bytes_view

@@ -13,7 +13,7 @@ from cython import NULL, address as addressof, cast, pointer, sizeof
 from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cython.cimports.cpython.long import PyLong_AsLongLong, PyLong_AsUnsignedLong
 from cython.cimports.cpython.number import PyNumber_Index
-from cython.cimports.libc.errno import EINVAL, ENOMEM
+from cython.cimports.libc.errno import EINVAL, ENOMEM, ESRCH
 from cython.cimports.libc.string import memcpy
 
 from shmkern.errors import SegmentationFault
@@ -262,13 +262,15 @@ class Syscalls:
 
     # ---- this process as a task ----
 
-    def _become(self, cpu, os_pid, start_time, comm):
-        """This process runs slot `cpu` from now on.  Gives the task an address space unless
-        it has one from its parent.  Raises OSError(ENOMEM)."""
+    def _become(self, cpu, pid, os_pid, start_time, comm):
+        """This process is task `pid` in slot `cpu` from now on.  Gives the task an address space
+        unless it has one from its parent.  Raises ProcessLookupError when the slot was taken
+        back, OSError(ENOMEM)."""
         task = addressof(kernel().tasks[cpu])
+        if not start_task(task, pid, os_pid, start_time):
+            check_errno(-ESRCH)
         name = comm.encode()[:TASK_COMM_LEN - 1]
         memcpy(cast(pointer(char), task.comm), PyBytes_AS_STRING(name), len(name))
-        start_task(task, os_pid, start_time)
         if task.mm == NULL:
             kernel_enter()
             task.mm = mm_alloc()
@@ -299,10 +301,10 @@ class Syscalls:
         """Leaves the kernel; the process ends some time later."""
         do_exit()
 
-    def _reap(self, cpu):
-        """Cleans up after slot `cpu`, whose process was killed outside the kernel."""
+    def _reap(self, cpu, pid):
+        """Cleans up after task `pid` in slot `cpu`, whose process was killed outside the kernel."""
         kernel_enter()
-        reap_task(addressof(kernel().tasks[cpu]))
+        reap_task(addressof(kernel().tasks[cpu]), pid)
         kernel_exit()
 
     def fail_nth(self, nth):

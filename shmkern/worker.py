@@ -14,7 +14,7 @@ import random
 import time
 from multiprocess.pool import ExceptionWithTraceback
 
-from shmkern import direct_map, layout, lifeline, replay
+from shmkern import boot, direct_map, layout, lifeline, replay
 from shmkern.errors import TaskDied
 from shmkern.syscalls import Syscalls
 
@@ -78,18 +78,11 @@ class Task(Syscalls):
 
     def _make_child(self, share_mm, program, args):
         cpu = self._copy_process(share_mm)
-
-        def watch(_at_once=False):
-            # Killed before it had begun: nobody else knows that the slot is free.
-            if child.is_embryo() and not child.is_alive():
-                self._abandon(cpu)
-
         try:
-            child = start_process(cpu, program, args, watch)
+            return start_process(cpu, program, args)
         except BaseException:
             self._abandon(cpu)
             raise
-        return child
 
     def exit(self, value=None):
         """Ends this task at once; `value` is what its result() returns."""
@@ -148,10 +141,6 @@ class Child:
         """Whether the process still runs."""
         return self.process.is_alive()
 
-    def is_embryo(self):
-        """Whether its slot still waits for the process to become the task."""
-        return slot(self.cpu).state == C["TASK_EMBRYO"] and slot(self.cpu).pid == self.pid
-
     def kill(self):
         """SIGKILL."""
         self.process.kill()
@@ -207,7 +196,7 @@ def start_process(cpu, program, args, watch=lambda at_once: None):
     gives no process."""
     receive, send = _fork.Pipe(duplex=False)
     pid = slot(cpu).pid
-    process = _fork.Process(target=_main, args=(cpu, program, args, receive, send), name=f"task-{pid}")
+    process = _fork.Process(target=_main, args=(cpu, pid, program, args, receive, send), name=f"task-{pid}")
     try:
         process.start()
     except OSError:
@@ -215,15 +204,18 @@ def start_process(cpu, program, args, watch=lambda at_once: None):
         raise
     finally:
         send.close()
+    # The process does so too.  If it is killed before it comes to that, this is how the
+    # supervisor knows.
+    boot.announce_task(cpu, pid, process.pid)
     return Child(cpu, pid, process, receive, watch)
 
 
-def _main(cpu, program, args, receive, send):
+def _main(cpu, pid, program, args, receive, send):
     """The life of a task's process."""
     receive.close()
     lifeline.start_task_process()
     try:
-        outcome = True, _run(cpu, program, args)
+        outcome = True, _run(cpu, pid, program, args)
     except Exception as error:
         outcome = False, ExceptionWithTraceback(error, error.__traceback__)
     hand_over(send, outcome)
@@ -241,11 +233,11 @@ def hand_over(connection, outcome, *number):
         connection.send((*number, False, ExceptionWithTraceback(error, error.__traceback__)))
 
 
-def _run(cpu, program, args):
+def _run(cpu, pid, program, args):
     """Runs a program as the task in slot `cpu`, from birth to exit."""
     name = getattr(program, "__name__", type(program).__name__)
     task = Task(cpu)
-    task._become(cpu, os.getpid(), direct_map.process_start(os.getpid()), name)
+    task._become(cpu, pid, os.getpid(), direct_map.process_start(os.getpid()), name)
     try:
         return program(task, *args)
     except TaskExit as stop:

@@ -17,7 +17,7 @@ import pytest
 
 import shmkern
 from helpers import PAGE, Puppet, free_frames, is_running, mm_of, run, until, until_waits
-from shmkern import direct_map, freezer, report, vmstat, worker
+from shmkern import direct_map, freezer, lifeline, report, vmstat, worker
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -310,10 +310,10 @@ def test_a_task_that_exits_while_the_supervisor_looks_is_not_taken_for_a_lost_on
     process ends; then the supervisor looks for the process."""
     puppet = Puppet(machine)
     puppet(lambda task: ksym.kernel_enter())
-    running = report.running
+    living = report.living
 
-    def slow_running():
-        rows = running()
+    def slow_living():
+        rows = living()
         if is_running(puppet):
             puppet(lambda task: ksym.kernel_exit())
             puppet.exit()
@@ -321,7 +321,7 @@ def test_a_task_that_exits_while_the_supervisor_looks_is_not_taken_for_a_lost_on
                   psutil.Process(puppet.os_pid).status() == "zombie", "the end of its process")
         return rows
 
-    monkeypatch.setattr(report, "running", slow_running)
+    monkeypatch.setattr(report, "living", slow_living)
     look_now(machine)
     monkeypatch.undo()
     machine.audit().raise_if_broken()
@@ -342,10 +342,10 @@ def test_a_task_on_its_way_out_is_not_taken_for_a_lost_one(machine):
 
 def test_a_slot_that_changes_hands_while_the_supervisor_looks_is_left_alone(machine, monkeypatch):
     old = Puppet(machine)
-    running, new = report.running, []
+    living, new = report.living, []
 
-    def slow_running():
-        rows = running()
+    def slow_living():
+        rows = living()
         if not new:
             old.exit()
             until(lambda: not psutil.pid_exists(old.os_pid) or
@@ -356,7 +356,7 @@ def test_a_slot_that_changes_hands_while_the_supervisor_looks_is_left_alone(mach
             new.append(va)
         return rows
 
-    monkeypatch.setattr(report, "running", slow_running)
+    monkeypatch.setattr(report, "living", slow_living)
     look_now(machine)
     monkeypatch.undo()
     new, va = new
@@ -816,8 +816,58 @@ def test_a_forked_child_killed_before_it_runs_gives_its_slot_back(machine, monke
         child.kill()
         with pytest.raises(shmkern.TaskDied):
             child.result(10)
-        return worker.slot(child.cpu).state
-    assert machine.spawn(program).result(20) == 0
+    machine.spawn(program).result(20)
+    until(lambda: tables_in_use() == 1, "the slot's return", check=lambda: look_now(machine))
+    machine.audit().raise_if_broken()
+
+
+def test_a_forked_child_killed_before_it_runs_is_not_forgotten_when_nobody_asks_for_it(machine, monkeypatch):
+    def program(task):
+        task.store(task.mmap(PAGE), b"x")
+        monkeypatch.setattr(worker, "_run", lambda *_arguments: signal.pause())
+        task.fork(lambda task: 1).kill()
+        signal.pause()
+    parent = machine.spawn(program)
+    # Init and the parent stay.
+    until(lambda: tables_in_use() == 3, "the fork", check=lambda: look_now(machine))
+    until(lambda: tables_in_use() == 2, "the slot's return", check=lambda: look_now(machine))
+    machine.audit().raise_if_broken()
+    assert parent.is_alive()
+
+
+def test_a_parent_killed_before_it_has_made_the_childs_process_leaves_no_slot(machine):
+    def program(task):
+        task.store(task.mmap(PAGE), b"x")
+        task._copy_process(False)
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(shmkern.TaskDied):
+        machine.spawn(program).result(10)
+    until(lambda: tables_in_use() == 1, "the slots' return", check=lambda: look_now(machine))
+    machine.audit().raise_if_broken()
+
+
+def test_a_process_that_comes_after_its_slot_was_taken_back_is_no_task(machine):
+    """As above, but the parent had made the process, and not told of it."""
+    begin, go = multiprocess.Pipe()
+
+    def late(cpu, pid, alive):
+        lifeline.start_task_process()
+        begin.recv()
+        try:
+            worker._run(cpu, pid, lambda task: "ran", ())
+        except ProcessLookupError:
+            alive.send("no task")
+
+    def program(task, alive):
+        cpu = task._copy_process(False)
+        worker._fork.Process(target=late, args=(cpu, worker.slot(cpu).pid, alive)).start()
+        os.kill(os.getpid(), signal.SIGKILL)
+    here, there = multiprocess.Pipe()
+    with pytest.raises(shmkern.TaskDied):
+        machine.spawn(program, there).result(10)
+    until(lambda: tables_in_use() == 1, "the slots' return", check=lambda: look_now(machine))
+    go.send("go")
+    assert here.recv() == "no task"
     machine.audit().raise_if_broken()
 
 
