@@ -124,7 +124,6 @@ static inline u64 ktime_get_ns(void)
 	return (u64)ts.tv_sec * 1000000000u + (u64)ts.tv_nsec;
 }
 
-static inline int thread_id(void) { return (int)syscall(SYS_gettid); }
 static inline void cpu_yield(void) { sched_yield(); }
 
 /*
@@ -355,6 +354,5 @@ copy_page_ahead(void *to, const void *from, const void *next_to, const void *nex
 
 /* For a single copy; libc knows the widest way by itself. */
 static inline void copy_page(void *to, const void *from) { memcpy(to, from, 4096); }
-static inline void clear_page(void *page) { memset(page, 0, 4096); }
 
 #endif

@@ -44,7 +44,6 @@ cdef extern from "atomics.h" nogil:
     int __builtin_clzl(u64 word)
     void cpu_relax()
     void cpu_yield()
-    int thread_id()
 
     u64 ktime_get_ns()
     int futex_wait(u32* word, u32 expected, u64 timeout_ns)
@@ -94,4 +93,3 @@ cdef extern from "atomics.h" nogil:
     void prefetchw(const void* line)
     void copy_page_ahead(void* to, const void* source, const void* next_to, const void* next_source)
     void copy_page(void* to, const void* source)
-    void clear_page(void* page)

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from shmkern import layout
+from shmkern import layout, vmstat
 
 C = layout.constants
 
@@ -1273,7 +1273,8 @@ def page_links(m, on_list, head_at):
 
 
 def check_zone_counters(m):
-    """vm_stat of each zone is what its pages add up to."""
+    """vm_stat of each zone, with what CPUs have counted for themselves, is what its pages add up to."""
+    found = vmstat.zone_page_states()
     mapped = m.nr_maps > 0
     anon = (m.mapping & ANON) != 0
     on_lru = m.has("PG_lru") & ~m.has("PG_buddy")
@@ -1286,10 +1287,8 @@ def check_zone_counters(m):
     expected["NR_FILE_MAPPED"] = m.per_zone(mapped & ~anon)
     expected["NR_PAGETABLE"] = m.per_zone(m.table)
     for item, sums in expected.items():
-        found = m.zones["vm_stat"][:, C[item]]
-        m.report.each(found != sums, "counter", lambda nid, item=item, sums=sums, found=found: (
-            f"zone {nid}: {item} is wrong",
-            {"expected": sums[nid], "found": found.view(np.int64)[nid]}))
+        m.report.each(found[:, C[item]] != sums, "counter", lambda nid, item=item, sums=sums: (
+            f"zone {nid}: {item} is wrong", {"expected": sums[nid], "found": found[nid, C[item]]}))
 
 
 # ---- TLBs -------------------------------------------------------------------

@@ -102,14 +102,27 @@ cdef inline void page_unfreeze_refs(Page* page, int count) noexcept nogil:
 
 # ---- zone counters ----
 
-cdef inline void mod_zone_page_state(Zone* zone, int item, i64 delta) noexcept nogil:
-    atomic_add_return64(&zone.vm_stat[item], <u64>delta)
+
+cdef enum:
+    STAT_THRESHOLD = 32        # calculate_threshold (mm/vmstat.c): what a CPU keeps to itself
+
+# Counts on this CPU, and hands over to the zone when much has come together: a locked
+# instruction on a line that all CPUs want would cost more than the rest of the caller.
+cdef inline void mod_zone_page_state(Zone* zone, int item, int delta) noexcept nogil:
+    cdef i32* diff = &current().vm_stat_diff[zone.node * VM_STAT_STRIDE + item]
+    cdef i32 sum = diff[0] + delta
+    if unlikely(sum > STAT_THRESHOLD or sum < -STAT_THRESHOLD):
+        atomic_add_return64(&zone.vm_stat[item], <u64><i64>sum)
+        sum = 0
+    WRITE_ONCE32(diff, sum)
 
 cdef inline void inc_zone_page_state(Page* page, int item) noexcept nogil:
     mod_zone_page_state(page_zone(page), item, 1)
 
 cdef inline void dec_zone_page_state(Page* page, int item) noexcept nogil:
     mod_zone_page_state(page_zone(page), item, -1)
+
+cdef void fold_vm_stat_diff(Task* task) noexcept nogil
 
 # ---- allocation ----
 

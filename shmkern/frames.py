@@ -16,6 +16,20 @@ is seen by whoever compares it, and not taken for old data that happens to be ri
 from cython import NULL, address, cast, pointer
 from cython.cimports.libc.string import memset
 
+# ---- zone counters -----------------------------------------------------------
+
+def fold_vm_stat_diff(task):
+    """Hands over to the zones what a CPU has counted for itself (refresh_cpu_vm_stats, mm/vmstat.c).
+    Called by that CPU, or when nobody runs on it any more."""
+    k = kernel()
+    for nid in range(k.nr_nodes):
+        for item in range(NR_VM_ZONE_STAT_ITEMS):
+            diff = address(task.vm_stat_diff[nid * VM_STAT_STRIDE + item])
+            if diff[0] != 0:
+                atomic_add_return64(address(k.zones[nid].vm_stat[item]), cast(i64, diff[0]))
+                WRITE_ONCE32(diff, 0)
+
+
 # ---- the buddy allocator -----------------------------------------------------
 
 

@@ -4,6 +4,9 @@
 cimport cython
 from shmkern.frames cimport *
 
+cdef enum:
+    ISOLATE_SCAN = 128         # frames that isolate_lru_pages looks at under one lru_lock
+
 cdef inline bint page_is_file_cache(Page* page) noexcept nogil:
     return not PageSwapBacked(page)
 

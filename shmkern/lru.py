@@ -148,14 +148,15 @@ def isolate_lru_pages(pfn, end, limit, pagelist):
     end of a list; those that isolate_lru_page would not take are passed over.
 
     Returns the frame to go on with.  Takes lru_lock once for up to PAGEVEC_SIZE pages: the
-    lock and its release cost more than isolating a page under it.
+    lock and its release cost more than isolating a page under it.  Gives it back now and then
+    where there is nothing to isolate, for others want it.
     """
     zone = page_zone(pfn_to_page(pfn))
     while pfn < end and limit > 0:
         batch = min(limit, PAGEVEC_SIZE)
-        limit -= batch
+        stop = min(end, pfn + ISOLATE_SCAN)
         spin_lock(address(zone.lru_lock))
-        while pfn < end and batch > 0:
+        while pfn < stop and batch > 0:
             page = pfn_to_page(pfn)
             pfn += 1
             if PageLRU(page) and get_page_unless_zero(page):
@@ -163,6 +164,7 @@ def isolate_lru_pages(pfn, end, limit, pagelist):
                 ClearPageLRU(page)
                 list_add_tail(address(page.lru), pagelist)
                 batch -= 1
+                limit -= 1
         spin_unlock(address(zone.lru_lock))
     return pfn
 

@@ -63,12 +63,15 @@ def remove_migration_pte(vma, old, new):
     if is_swap_pte(pte) and is_migration_entry(entry) and migration_entry_to_page(entry) == old:
         # A failed charge is not an option: the entry has to go (lines 125-136).
         mem_cgroup_charge(new, mm, GFP_ATOMIC)
-        get_page(new)
         pte = pte_mkold(mk_pte(new, vma.vm_page_prot))
         if is_write_migration_entry(entry):
             pte = pte_mkwrite(pte)
         # Counted before it can be seen: the MMU may walk to it at once.
-        page_add_anon_rmap(new, vma, address)
+        if new != old and page_count(new) == 1 and not page_mapped(new):
+            page_move_anon_rmap(new, vma, address)
+        else:
+            get_page(new)
+            page_add_anon_rmap(new, vma, address)
         set_pte_at(ptep, pte)
         # No flush: the entry was not present before.
     spin_unlock(ptl)

@@ -74,6 +74,8 @@ cdef enum:
     NR_FILE_PAGES = 8
     NR_PAGETABLE = 9
     NR_VM_ZONE_STAT_ITEMS = 10
+    VM_STAT_STRIDE = 16        # counters of one zone in Task.vm_stat_diff
+    VM_STAT_DIFFS = 1024       # MAX_NUMNODES * VM_STAT_STRIDE
 
 # enum zone_watermarks
 cdef enum:
@@ -167,7 +169,7 @@ cdef struct Zone:
     u64 spanned_pages
     u64 watermark[3]           # NR_WMARK
     FreeArea free_area[11]     # MAX_ORDER
-    u64 vm_stat[10]            # NR_VM_ZONE_STAT_ITEMS
+    u64 vm_stat[10]            # NR_VM_ZONE_STAT_ITEMS; without the CPUs' vm_stat_diff
     Spinlock lru_lock
     u32 _pad0
     ListHead lru[5]            # NR_LRU_LISTS
@@ -323,6 +325,7 @@ cdef struct Task:
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
     u64 lock_wait_buckets[128] # of waits for spinlocks (once parked), page locks, rwsems
     u64 fault_buckets[128]     # of one fault in FAULT_SAMPLE
+    i32 vm_stat_diff[1024]     # VM_STAT_DIFFS: what this CPU has not yet added to the zones
     u64 _line0[8]
     u32 access_seq             # shared: odd while inside a memory access
     u32 _pad1

@@ -197,6 +197,7 @@ def retire(task):
         deactivate_mm(mm, task)
     drop_mm(task)
     drain_cpu_pagevecs(task)
+    fold_vm_stat_diff(task)
     fold_vm_events(task)
     release_task(task)
 

@@ -34,6 +34,7 @@ cdef u64 page_address_in_vma(Page* page, VmAreaStruct* vma) noexcept nogil
 cdef pte_t* page_check_address(Page* page, MmStruct* mm, u64 address, Spinlock** ptlp) noexcept nogil
 cdef void __page_set_anon_rmap(Page* page, VmAreaStruct* vma, u64 address) noexcept nogil
 cdef void page_add_anon_rmap(Page* page, VmAreaStruct* vma, u64 address) noexcept nogil
+cdef void page_move_anon_rmap(Page* page, VmAreaStruct* vma, u64 address) noexcept nogil
 cdef void page_add_new_anon_rmap(Page* page, VmAreaStruct* vma, u64 address) noexcept nogil
 cdef void page_dup_rmap(Page* page) noexcept nogil
 cdef void page_remove_rmap(Page* page) noexcept nogil

@@ -149,6 +149,19 @@ def page_add_anon_rmap(page, vma, address):
         __page_set_anon_rmap(page, vma, address)
 
 
+def page_move_anon_rmap(page, vma, address):
+    """Counts the first mapping of the page that takes another one's place, with a reference for
+    it.  Holds the split lock.
+
+    Only the caller has a reference, and no PTE leads here.  (A sharer may have mapped the page and
+    unmapped it again; until it is done it has a reference.)  So nobody else can be counting now,
+    and no locked instruction is needed.
+    """
+    WRITE_ONCE32(addressof(page._count), 2)
+    WRITE_ONCE32(addressof(page._mapcount), 0)
+    __page_set_anon_rmap(page, vma, address)
+
+
 def page_add_new_anon_rmap(page, vma, address):
     """Counts the first mapping of a page that nobody else has seen, and sends it to the
     active list.  Holds the split lock."""

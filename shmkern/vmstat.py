@@ -28,10 +28,18 @@ def zones():
     return layout.view("Zone", kernel.zones, kernel.nr_nodes)
 
 
+def zone_page_states():
+    """The zones' counters, with what CPUs have counted for themselves: an i64 array, a row for
+    each zone, a column for each item.  (The sum is exact while nobody is in the kernel.)"""
+    rows, nodes = zones()["vm_stat"].view(np.int64), layout.kernel().nr_nodes
+    diffs = tasks()["vm_stat_diff"].reshape(-1, C["MAX_NUMNODES"], C["VM_STAT_STRIDE"])
+    return rows + diffs[:, :nodes, :rows.shape[1]].sum(axis=0, dtype=np.int64)
+
+
 def vmstat():
     """A dict of all counters, by Linux's lower-case names: nr_* are levels, in pages, over all
     nodes; the others count since boot, over all tasks there are and were."""
-    levels = zones()["vm_stat"].sum(axis=0)
+    levels = zone_page_states().sum(axis=0)
     events = tasks()["vm_events"].sum(axis=0) + layout.kernel().vm_events
     counters = {name.lower(): int(levels[C[name]]) for name in ZONE_ITEMS}
     counters |= {name.lower(): int(events[C[name]]) for name in EVENTS}
@@ -44,8 +52,8 @@ def zoneinfo():
     return [{"node": int(zone["node"]), "spanned": int(zone["spanned_pages"]),
              "min": int(zone["watermark"][C["WMARK_MIN"]]), "low": int(zone["watermark"][C["WMARK_LOW"]]),
              "high": int(zone["watermark"][C["WMARK_HIGH"]]),
-             **{name.lower(): int(zone["vm_stat"][C[name]]) for name in ZONE_ITEMS}}
-            for zone in zones()]
+             **{name.lower(): int(level[C[name]]) for name in ZONE_ITEMS}}
+            for zone, level in zip(zones(), zone_page_states())]
 
 
 def histogram(name):

@@ -1102,6 +1102,11 @@ def nr_file_mapped_is_wrong(s):
     s.zones["vm_stat"][1, C["NR_FILE_MAPPED"]] += 1
 
 
+@damage("counter")
+def cpu_keeps_a_count_that_is_nobodys(s):
+    s.tasks["vm_stat_diff"][3, C["VM_STAT_STRIDE"] + C["NR_ANON_PAGES"]] = -1
+
+
 # TLBs
 
 @damage("tlb", task=3, page=256, address=HEAP + 2 * PAGE)

@@ -343,6 +343,37 @@ def test_a_page_of_ten_tasks_lands_in_all_of_them(machine, owner):
     machine.audit().raise_if_broken()
 
 
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_references_to_the_new_page_that_others_still_have_are_kept(machine, owner, others):
+    """Lines 137-146.  A sharer may map the new page, unmap it, and still have its reference when
+    the next entry becomes a PTE."""
+    air = InTheAir(machine, owner, owner.va)
+    old, mapping, index = air.old, air.page.mapping, air.page.index
+
+    def landing(task):
+        new = ksym.alloc_pages_node(1, GFP, 0)
+        assert ksym.trylock_page(new)
+        row = layout.struct("Page", new)
+        row.mapping, row.index = mapping, index
+        row.flags |= flags("PG_swapbacked", "PG_uptodate")
+        ksym.migrate_page_copy(new, old)
+        for _ in range(others):
+            ksym.get_page(new)
+        ksym.remove_migration_ptes(old, new)
+        counts = row._count, row._mapcount
+        for _ in range(others):
+            ksym.put_page(new)
+        for locked in (new, old):
+            ksym.unlock_page(locked)
+        ksym.rcu_read_unlock()
+        ksym.putback_lru_page(old)
+        ksym.putback_lru_page(new)
+        return counts
+    # Ours, the PTE's and theirs; one mapping.
+    assert air.mover(landing) == (2 + others, 0)
+    machine.audit().raise_if_broken()
+
+
 def test_another_page_at_the_same_place_of_a_relative_is_left_alone(machine, owner):
     """Lines 119-122: after copy-on-write the two differ, in anon_vma and index they do not."""
     va, child = owner.va, owner.fork()
