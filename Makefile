@@ -44,6 +44,7 @@ soak: build
 bench: build
 	@$(VENV)/bin/python bench/migrate.py $(ARGS)
 	@$(VENV)/bin/python bench/fault.py $(ARGS)
+	@$(VENV)/bin/python bench/trace.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info shmkern/*.so .pytest_cache .hypothesis

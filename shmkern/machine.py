@@ -131,8 +131,8 @@ class Machine:
             raise ValueError(f"hung_task_timeout is {hung_task_timeout!r}; it must be a time in seconds")
         if nodes * frames_per_node > MAX_PFN:
             raise ValueError(f"{nodes} nodes of {frames_per_node} frames are more than {MAX_PFN} frames")
-        metadata, size = boot.block_size(nodes, frames_per_node, max_tasks)
-        self._block = direct_map.create(size, metadata)
+        metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks)
+        self._block = direct_map.create(size, metadata, address_size)
         self.name = self._block.name
         self._supervisor = os.getpid()
         self._panic = None
