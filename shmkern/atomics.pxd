@@ -42,6 +42,7 @@ cdef extern from "atomics.h" nogil:
     void smp_store_mb64(void* word, u64 value)
     int __builtin_ctzl(u64 word)
     int __builtin_clzl(u64 word)
+    int __builtin_popcountl(u64 word)
     void cpu_relax()
     void cpu_yield()
 
@@ -66,7 +67,6 @@ cdef extern from "atomics.h" nogil:
         u64 supervisor_start
         u64 boot_time_ns
         u64 base
-        u64 address_size
         u32 panic
         u32 panic_kind
         i32 panic_pid

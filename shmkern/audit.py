@@ -70,7 +70,7 @@ class Finding:
     """One thing that does not hold.
 
     `kind` is the promise broken: block, zone, task, mm, vma, rbtree, anon_vma, pagetable,
-    pte, migration_entry, rmap, mapcount, refcount, leak, owner, flags, free_page, buddy,
+    policy, cpuset, pte, migration_entry, rmap, mapcount, refcount, leak, owner, flags, free_page, buddy,
     free_list, lru, pagevec, counter, tlb, lock, slab, rcu, poison.  `page` is a page frame
     number, `task` a pid, `mm` an address space's id, `address` a virtual address or that of
     a kernel object.
@@ -189,7 +189,9 @@ class _Machine:
         users_of, mm, mm_address                address space of each slot (-1: none); MmStruct
                                                 rows and their addresses
         vma, vma_address, vma_mm                VmAreaStruct rows, by address space and order
+        absent                                  which frames are not there: their node has no memory
         anon_vmas, rcu_pending                  addresses of AnonVma objects
+        policies                                {address: [details of who has it]} of Mempolicy objects
         table, table_mm, leaf_mm                which frames are page tables, and whose
         pte, pte_mm, pte_vpn, pte_key, pte_pfn, pte_vma   one element an entry, sorted by key
         maps, map_pfn                           the entries that map a frame that counts, and it
@@ -225,7 +227,7 @@ class _Machine:
         self.next = np.ascontiguousarray(pages["lru"]["next"])
         self.prev = np.ascontiguousarray(pages["lru"]["prev"])
         self.ptl = pages["ptl"]
-        self.object_size = {name: layout.sizeof(name) for name in ("VmAreaStruct", "MmStruct",
+        self.object_size = {name: layout.sizeof(name) for name in ("VmAreaStruct", "MmStruct", "Mempolicy",
                                                                    "AnonVma")}
         self.cache_of = {}
         self.free_objects = set()
@@ -389,24 +391,7 @@ def check_regions(report):
             report.add("block", f"{what} does not fit between {before} and the end of the block",
                        address=start, expected=f"{free_from:#x} or above", found=hex(start))
         free_from, before = start + size, what
-    check_trace_rings(report, kernel)
     return not report.findings
-
-
-def check_trace_rings(report, kernel):
-    """Trace rings lie behind the block, in the addresses that are mapped for them, and are
-    written only while somebody traces."""
-    events = kernel.trace_ring_events
-    end = kernel.trace_rings + kernel.max_tasks * events * layout.sizeof("TraceEvent")
-    header = layout.header()
-    if events and (events & (events - 1) or kernel.trace_rings < BASE + header.size
-                   or end > BASE + header.address_size):
-        report.add("block", f"trace rings of {events} events do not fit behind the block",
-                   address=kernel.trace_rings, expected=f"{BASE + header.size:#x} to {BASE + header.address_size:#x}",
-                   found=f"{kernel.trace_rings:#x} to {end:#x}")
-    if kernel.trace_events and not (events and kernel.trace_owner):
-        report.add("block", "events are traced, and there is no ring or nobody to read it", expected=0,
-                   found=hex(kernel.trace_events))
 
 
 def check_zones(m):
@@ -418,15 +403,38 @@ def check_zones(m):
             if zone[field] != value:
                 m.report.add("zone", f"zone {nid}: {field} is wrong", expected=value,
                              found=zone[field])
+        if zone["present_pages"] not in (0, m.zone_size):
+            m.report.add("zone", f"zone {nid}: present_pages is neither nothing nor all",
+                         found=zone["present_pages"])
+        has_memory = int(m.kernel.node_states[C["N_HIGH_MEMORY"]]) >> nid & 1
+        if has_memory != (zone["present_pages"] != 0):
+            m.report.add("zone", f"node {nid}: N_HIGH_MEMORY is wrong", expected=int(zone["present_pages"] != 0),
+                         found=has_memory)
+        if zone["isolated"]:
+            m.report.add("zone", f"zone {nid} is isolated, and nobody is taking it offline", found=zone["isolated"])
         address = m.kernel.zones + nid * layout.sizeof("Zone")
         if nodes["node_zone"][nid] != address:
             m.report.add("zone", f"node {nid}: node_zone is another zone", expected=hex(address),
                          found=hex(nodes["node_zone"][nid]))
+    check_node_states(m)
+    m.absent = np.repeat(m.zones["present_pages"] == 0, m.zone_size)
     node = (m.flags >> NODE_SHIFT).reshape(-1, m.zone_size)
     right = np.arange(len(m.zones), dtype=np.uint64)[:, None]
     m.report.each((node != right).ravel(), "zone", lambda pfn: (
         "the node in the page's flags is wrong",
         {"page": pfn, "expected": pfn // m.zone_size, "found": m.flags[pfn] >> NODE_SHIFT}))
+
+
+def check_node_states(m):
+    """Memory that the kernel may use is memory, which only a node that is online has; all nodes
+    are possible."""
+    states = [int(m.kernel.node_states[C[name]])
+              for name in ("N_NORMAL_MEMORY", "N_HIGH_MEMORY", "N_ONLINE", "N_POSSIBLE")] + \
+             [(1 << m.kernel.nr_nodes) - 1]
+    for some, more in zip(states, states[1:]):
+        if some & ~more:
+            m.report.add("zone", "node_states: a node is in a state without being in the one below it",
+                         expected=hex(more), found=hex(some))
 
 
 # ---- slab -------------------------------------------------------------------
@@ -437,11 +445,11 @@ def cache_name(m, index):
 
 
 def find_caches(m):
-    """Learns the object sizes of the three caches the audit knows.  Kernel's pointers to
+    """Learns the object sizes of the caches that the audit knows.  Kernel's pointers to
     them lead into Kernel.caches, and the objects are large enough for their structs."""
     addresses = m.cache_addresses()
     for struct, field in (("VmAreaStruct", "vm_area_cachep"), ("MmStruct", "mm_cachep"),
-                          ("AnonVma", "anon_vma_cachep")):
+                          ("AnonVma", "anon_vma_cachep"), ("Mempolicy", "policy_cachep")):
         if m.kernel[field] not in addresses:
             m.report.add("slab", f"kernel.{field} is no cache", address=m.kernel[field])
             continue
@@ -565,9 +573,10 @@ def find_rcu_pending(m):
 
 def check_slab_usage(m):
     """Every object that is not free was reached: a VMA by its address space, an address
-    space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue.  More is a leak."""
+    space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue, a policy by a task or
+    a VMA.  More is a leak."""
     reached = {"VmAreaStruct": len(m.vma), "MmStruct": len(m.mm),
-               "AnonVma": len(m.rcu_pending.union(m.anon_vmas))}
+               "AnonVma": len(m.rcu_pending.union(m.anon_vmas)), "Mempolicy": len(m.policies)}
     for struct, index in m.cache_of.items():
         cache = m.kernel.caches[index]
         live = int(cache["nr_objects"]) - int(cache["nr_free"])
@@ -581,7 +590,7 @@ def check_slab_usage(m):
 def check_tasks(m):
     """A slot's number is its index; live tasks have different pids; a task that stands still
     outside the kernel holds nothing: no spinlock (preempt_count), no sleeping lock, no RCU
-    read section; and it does not stand at a tracepoint."""
+    read section."""
     m.report.each(m.tasks["cpu"] != np.arange(len(m.tasks)), "task", lambda cpu: (
         "a task's CPU number is not its slot's",
         {"task": m.pid[cpu], "expected": cpu, "found": m.tasks["cpu"][cpu]}))
@@ -590,7 +599,7 @@ def check_tasks(m):
     pids, times = np.unique(m.pid[m.live], return_counts=True)
     for pid in pids[times > 1].tolist():
         m.report.add("task", "several live tasks have this pid", task=pid)
-    for field in ("preempt_count", "nr_held", "rcu_nesting", "rcu_epoch", "trace_stopped"):
+    for field in ("preempt_count", "nr_held", "rcu_nesting", "rcu_epoch"):
         m.report.each(m.running & (m.tasks[field] != 0), "lock", lambda cpu, field=field: (
             f"a task stands still with {field} not zero{held_text(m, cpu)}",
             {"task": m.pid[cpu], "expected": 0, "found": m.tasks[field][cpu]}))
@@ -841,6 +850,65 @@ def check_rings(next_, prev, owner):
     return broken, ~stop[step]
 
 
+# ---- policies and cpusets -----------------------------------------------------
+
+def find_policies(m):
+    """A policy is a live object that counts those who have it: a task, or VMAs.  Its nodes are
+    nodes."""
+    live = np.flatnonzero(m.live)
+    owners = [(int(m.tasks["mempolicy"][cpu]), {"task": m.pid[cpu]}) for cpu in live.tolist()]
+    owners += [(int(policy), {**m.whose(m.vma_mm[i]), "address": m.vma["vm_start"][i]})
+               for i, policy in enumerate(m.vma["vm_policy"].tolist()) if policy]
+    m.policies = {}
+    for address, whose in owners:
+        if not address:
+            continue
+        fault = m.object_fault(address, "Mempolicy")
+        if fault:
+            m.report.add("policy", f"a policy {fault}", **{**whose, "found": hex(address)})
+            continue
+        m.policies.setdefault(address, []).append(whose)
+    nodes = (1 << m.kernel.nr_nodes) - 1
+    for address, users in m.policies.items():
+        policy = layout.struct("Mempolicy", address)
+        if policy.refcnt != len(users):
+            m.report.add("policy", "refcnt of a policy is not the number of those who have it",
+                         **{**users[0], "expected": len(users), "found": policy.refcnt})
+        if not C["MPOL_DEFAULT"] < policy.mode < C["MPOL_MAX"] or policy.nodes & ~nodes or \
+                not 0 <= policy.preferred_node < m.kernel.nr_nodes:
+            m.report.add("policy", "a policy has no such mode or names a node that is none",
+                         **{**users[0], "found": repr(policy)})
+
+
+def check_cpusets(m):
+    """cpusets are a tree whose nodes are their parents' as well; a task may use what its cpuset
+    may, or the next one above that has any of its memory left."""
+    cpusets = m.kernel.cpusets
+    used, parent = cpusets["in_use"] != 0, cpusets["parent"]
+    usable = m.kernel.node_states[C["N_HIGH_MEMORY"]]
+    if not used[0] or parent[0] != -1:
+        m.report.add("cpuset", "the first cpuset is not the root")
+        return
+    for number in (np.flatnonzero(used[1:]) + 1).tolist():
+        if not 0 <= parent[number] < len(used) or not used[parent[number]]:
+            m.report.add("cpuset", f"cpuset {number} has no parent", found=parent[number])
+        elif cpusets["mems_allowed"][number] & ~cpusets["mems_allowed"][parent[number]]:
+            m.report.add("cpuset", f"cpuset {number} has nodes that its parent has not",
+                         expected=hex(cpusets["mems_allowed"][parent[number]]),
+                         found=hex(cpusets["mems_allowed"][number]))
+    for cpu in np.flatnonzero(m.running).tolist():
+        number, steps = int(m.tasks["cpuset"][cpu]), 0
+        if number >= len(used) or not used[number]:
+            m.report.add("cpuset", "a task is in no cpuset", task=m.pid[cpu], found=number)
+            continue
+        while parent[number] >= 0 and not cpusets["mems_allowed"][number] & usable and steps < len(used):
+            number, steps = parent[number], steps + 1
+        expected = cpusets["mems_allowed"][number] & usable
+        if m.tasks["mems_allowed"][cpu] != expected:
+            m.report.add("cpuset", "mems_allowed of a task is not what its cpuset may use", task=m.pid[cpu],
+                         expected=hex(expected), found=hex(m.tasks["mems_allowed"][cpu]))
+
+
 # ---- page tables ------------------------------------------------------------
 
 def admit_tables(m, pfn, mm, describe):
@@ -1089,13 +1157,14 @@ def check_counts(m):
     m.report.each(wrong & ~owned & ~m.has("PG_pagetable"), "leak", lambda pfn: (
         "a frame in use that nobody owns",
         {"page": pfn, "expected": 0, "found": m.count[pfn]}))
-    m.report.each(~wrong & ~owned, "leak", lambda pfn: (
+    m.report.each(~wrong & ~owned & ~m.absent, "leak", lambda pfn: (
         "a frame that is neither in use nor free", {"page": pfn}))
 
 
 def check_owners(m):
-    """A frame is one thing only: free, a page table, a mapped page, or the zero page."""
-    uses = {"free": m.free, "a page table": m.table, "the zero page": zero_page(m),
+    """A frame is one thing only: free, a page table, a mapped page, the zero page, or one of a node
+    without memory."""
+    uses = {"that of a node without memory": m.absent, "free": m.free, "a page table": m.table, "the zero page": zero_page(m),
             "mapped or in a pagevec": (m.nr_maps > 0) | (m.nr_held > 0)}
     several = sum(mask.astype(np.int8) for mask in uses.values()) > 1
 
@@ -1109,7 +1178,7 @@ def check_owners(m):
 
 def check_page_flags(m):
     """In a still machine no page is locked or under writeback; PG_reserved is the zero
-    page's; an anonymous page that is mapped is swap-backed, and on an LRU list or about to
+    page's, and that of frames that are not there; an anonymous page that is mapped is swap-backed, and on an LRU list or about to
     be; what is not mapped is on none."""
     def found(message):
         def one(pfn):
@@ -1121,8 +1190,8 @@ def check_page_flags(m):
     mapped, lru = m.nr_maps > 0, m.has("PG_lru")
     m.report.each(m.has("PG_locked"), "flags", found("a page is locked"))
     m.report.each(m.has("PG_writeback"), "flags", found("a page is under writeback"))
-    m.report.each(m.has("PG_reserved") != zero_page(m), "flags", found(
-        "PG_reserved is not on the zero page alone"))
+    m.report.each(m.has("PG_reserved") != (zero_page(m) | m.absent), "flags", found(
+        "PG_reserved is not on the zero page and absent frames alone"))
     anon = mapped & ((m.mapping & ANON) != 0)
     m.report.each(anon & ~m.has("PG_swapbacked"), "flags", found(
         "an anonymous page is not PG_swapbacked"))
@@ -1446,7 +1515,7 @@ def audit(strict_tlb=True, check_poison=False):
     # Each of the find_* functions needs those before it.
     for step in (check_zones, find_caches, find_free_objects, find_rcu_pending,
                  check_tasks, find_address_spaces, find_vmas, check_vmas, check_rb_trees,
-                 check_anon_vmas, find_page_tables, check_page_tables, find_pagevecs,
+                 check_anon_vmas, find_policies, check_cpusets, find_page_tables, check_page_tables, find_pagevecs,
                  find_free_blocks, check_ptes, check_pte_protection, check_rmap, check_rss,
                  check_counts, check_owners, check_page_flags,
                  check_buddies, check_free_pages, check_free_counts,

@@ -4,8 +4,7 @@ mm/bootmem.c).
 
 The block is: header page, struct Kernel, then each table from a page boundary on, then
 the slab arena, then all frames.  Everything up to the frames is metadata, which the host
-gives at boot; a frame is only touched when it is used.  Behind the block come addresses for
-trace rings, which have memory from the first trace on.
+gives at boot; a frame is only touched when it is used.
 """
 from cython import NULL, address as addressof, cast, declare, pointer, sizeof
 from cython.cimports.libc.string import memset
@@ -33,10 +32,9 @@ def carve(nr_nodes, frames_per_node, max_tasks, layout):
     # A 2 MiB boundary lets the host back frames with huge pages if it likes to.
     layout.frames = align_up(layout.slab_end, cast(u64, 2) << 20)
     layout.end = layout.frames + nr_frames * PAGE_SIZE
-    layout.trace_end = layout.end + max_tasks * TRACE_RING_EVENTS_MAX * sizeof(TraceEvent)
 
 
-def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison):
+def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memoryless, movable):
     """Makes the kernel in a block of zeros, and leaves it without tasks.  The caller is the
     boot CPU, slot 0, until it calls set_current(NULL)."""
     carve(nr_nodes, frames_per_node, max_tasks, addressof(layout))
@@ -55,7 +53,6 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.frames_base = DIRECT_MAP_BASE + layout.frames
     k.slabs = cast(pointer(Slab), DIRECT_MAP_BASE + layout.slabs)
     INIT_LIST_HEAD(addressof(k.slabs_free))
-    k.trace_rings = DIRECT_MAP_BASE + layout.end
     k.slab_base = DIRECT_MAP_BASE + layout.slab
     k.slab_next = k.slab_base
     k.slab_end = DIRECT_MAP_BASE + layout.slab_end
@@ -63,12 +60,17 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     INIT_LIST_HEAD(addressof(k.init_mmlist))
     for cpu in range(max_tasks):
         k.tasks[cpu].cpu = cpu
+    k.cpusets[0].in_use = 1
+    k.cpusets[0].parent = -1
+    k.cpusets[0].mems_allowed = NODE_MASK_ALL
+    k.tasks[0].mems_allowed = NODE_MASK_ALL
     set_current(k.tasks)
     k.vm_area_cachep = kmem_cache_create(b"vm_area_struct", sizeof(VmAreaStruct))
     k.mm_cachep = kmem_cache_create(b"mm_struct", sizeof(MmStruct))
     k.anon_vma_cachep = kmem_cache_create(b"anon_vma", sizeof(AnonVma))
+    k.policy_cachep = kmem_cache_create(b"mempolicy", sizeof(Mempolicy))
     for nid in range(nr_nodes):
-        free_area_init_node(nid)
+        free_area_init_node(nid, node_isset(nid, memoryless), node_isset(nid, movable))
     setup_per_zone_pages_min()
     zero = alloc_pages_node(0, GFP_KERNEL | __GFP_ZERO, 0)
     BUG_ON(zero == NULL)
@@ -80,16 +82,15 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
 
 
 def block_size(nr_nodes, frames_per_node, max_tasks):
-    """Bytes of the block before the first frame, bytes of all of it, and bytes of addresses with
-    those that trace rings may take."""
+    """Bytes of the block before the first frame, and bytes of all of it."""
     layout = declare(BootLayout)
     carve(nr_nodes, frames_per_node, max_tasks, addressof(layout))
-    return layout.frames, layout.end, layout.trace_end
+    return layout.frames, layout.end
 
 
-def boot(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison):
+def boot(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memoryless, movable):
     """start_kernel for Python.  The block is mapped and zero, and so is the per-CPU page."""
-    start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison)
+    start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memoryless, movable)
     set_current(cast(pointer(Task), NULL))
 
 
@@ -108,7 +109,8 @@ def struct_sizes():
     """What the compiler makes of the structs, to check layout.py against."""
     return {"Page": sizeof(Page), "Zone": sizeof(Zone), "PgData": sizeof(PgData),
             "KmemCache": sizeof(KmemCache), "Slab": sizeof(Slab), "AnonVma": sizeof(AnonVma),
+            "Mempolicy": sizeof(Mempolicy), "Cpuset": sizeof(Cpuset),
             "VmAreaStruct": sizeof(VmAreaStruct), "MmStruct": sizeof(MmStruct),
             "Task": sizeof(Task), "Kernel": sizeof(Kernel), "RwSem": sizeof(RwSem),
-            "RcuHead": sizeof(RcuHead), "TraceEvent": sizeof(TraceEvent), "Pagevec": sizeof(Pagevec),
+            "RcuHead": sizeof(RcuHead), "Pagevec": sizeof(Pagevec),
             "block_header": sizeof(block_header)}

@@ -19,6 +19,7 @@ cdef int do_wp_page(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, S
 cdef int handle_pte_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, u64* pmd, pte_t* ptep, bint write) noexcept nogil
 @cython.locals(pmd=pointer_to_u64)
 cdef int handle_mm_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, bint write) noexcept nogil
+cdef Page* get_user_page(VmAreaStruct* vma, u64 address, bint write, int* rc) noexcept nogil
 cdef bint access_error(VmAreaStruct* vma, bint write) noexcept nogil
 @cython.locals(entered=bint)
 cdef int do_page_fault(u64 address, bint write) noexcept nogil

@@ -31,7 +31,7 @@ def do_anonymous_page(mm, vma, address, ptep, ptl, write):
         return do_zero_page(vma, ptep, ptl)
     if anon_vma_prepare(vma) != 0:
         return -ENOMEM
-    page = alloc_page(GFP_HIGHUSER_MOVABLE | __GFP_ZERO)
+    page = alloc_page_vma(GFP_HIGHUSER_MOVABLE | __GFP_ZERO, vma, address)
     if page == NULL:
         return -ENOMEM
     SetPageUptodate(page)
@@ -91,7 +91,7 @@ def wp_page_copy(mm, vma, address, ptep, ptl, pte):
     if anon_vma_prepare(vma) != 0:
         return -ENOMEM
     old_page = cast(pointer(Page), NULL) if pte_special(pte) else pte_page(pte)
-    new_page = alloc_page(GFP_HIGHUSER_MOVABLE | (__GFP_ZERO if old_page == NULL else 0))
+    new_page = alloc_page_vma(GFP_HIGHUSER_MOVABLE | (__GFP_ZERO if old_page == NULL else 0), vma, address)
     if new_page == NULL:
         return -ENOMEM
     if old_page != NULL:
@@ -182,6 +182,18 @@ def handle_mm_fault(mm, vma, address, write):
     return handle_pte_fault(mm, vma, address, pmd, ptep, write)
 
 
+def get_user_page(vma, address, write, rc):
+    """The page at `address`, faulted in if it is not there (for writing, if it cannot be written),
+    with a reference taken; NULL with -ENOMEM in *rc.  Holds mmap_sem; sleeps (get_user_pages)."""
+    while True:
+        page = follow_page(vma, address, write)
+        if page != NULL:
+            return page
+        rc[0] = handle_mm_fault(vma.vm_mm, vma, address, write)
+        if rc[0] != 0:
+            return NULL
+
+
 def access_error(vma, write):
     """Whether the area forbids the access.  x86 cannot forbid reading what may be written
     or executed."""
@@ -203,7 +215,6 @@ def do_page_fault(address, write):
     if me.vm_events[PGFAULT] % FAULT_SAMPLE == 0:
         began = ktime_get_ns()
     entered = kernel_enter_nested()
-    trace_page_fault_user(address, write)
     down_read(addressof(mm.mmap_sem))
     vma = find_vma(mm, address)
     if vma == NULL or vma.vm_start > address or access_error(vma, write):
@@ -214,7 +225,6 @@ def do_page_fault(address, write):
         if rc == -ENOMEM:
             count_vm_event(PGFAULT_OOM)
     up_read(addressof(mm.mmap_sem))
-    trace_page_fault_user_exit(address, rc)
     if entered:
         kernel_exit()
     if began != 0 and rc == 0:

@@ -7,6 +7,7 @@ from shmkern.mm_types cimport *
 from shmkern.page_flags cimport *
 from shmkern.lists cimport *
 from shmkern.locks cimport *
+from shmkern.nodemask cimport *
 from shmkern.fault_inject cimport should_fail
 
 # include/linux/gfp.h
@@ -57,6 +58,25 @@ cdef inline i32 numa_node_id() noexcept nogil:
 cdef inline bint node_state(i64 node, int state) noexcept nogil:
     return 0 <= node < MAX_NUMNODES and (READ_ONCE64(&kernel().node_states[state]) >> node & 1) != 0
 
+# ---- which nodes may be used ----
+
+# The nodes with memory that a cpuset may use: its own, or when they are all gone, those of the
+# nearest one above that has any (guarantee_online_mems, kernel/cpuset.c).
+cdef inline u64 cpuset_mems(u32 cpuset) noexcept nogil:
+    cdef Kernel* k = kernel()
+    cdef u64 usable = READ_ONCE64(&k.node_states[N_HIGH_MEMORY])
+    while k.cpusets[cpuset].parent >= 0 and READ_ONCE64(&k.cpusets[cpuset].mems_allowed) & usable == 0:
+        cpuset = k.cpusets[cpuset].parent
+    return READ_ONCE64(&k.cpusets[cpuset].mems_allowed) & usable
+
+# The nodes that the kernel may use for itself on behalf of a task: they end at the nearest hard
+# wall (cpuset_zone_allowed_softwall).
+cdef inline u64 hardwall_mems(u32 cpuset) noexcept nogil:
+    cdef Kernel* k = kernel()
+    while k.cpusets[cpuset].parent >= 0 and not k.cpusets[cpuset].flags & CS_MEM_HARDWALL:
+        cpuset = k.cpusets[cpuset].parent
+    return cpuset_mems(cpuset)
+
 # ---- references ----
 
 cdef inline int page_count(Page* page) noexcept nogil:
@@ -94,14 +114,11 @@ cdef inline bint put_page_testzero(Page* page) noexcept nogil:
 # Takes all `count` references at once, if nobody else has one: from here on
 # get_page_unless_zero fails.
 cdef inline bint page_freeze_refs(Page* page, int count) noexcept nogil:
-    cdef bint frozen = <int>cmpxchg32(&page._count, count, 0) == count
-    trace_page_ref_freeze(page, count, frozen)
-    return frozen
+    return <int>cmpxchg32(&page._count, count, 0) == count
 
 cdef inline void page_unfreeze_refs(Page* page, int count) noexcept nogil:
     VM_BUG_ON_PAGE(page_count(page) != 0 or count == 0, page)
     smp_store_release32(&page._count, count)
-    trace_page_ref_unfreeze(page, count)
 
 # ---- zone counters ----
 
@@ -139,15 +156,17 @@ cdef bint zone_watermark_ok(Zone* zone, u64 order, u64 mark, u64 gfp) noexcept n
 cdef void poison_frames(Page* page, u64 order) noexcept nogil
 cdef void prep_new_page(Page* page, u64 order, u64 gfp) noexcept nogil
 cdef Page* rmqueue_checked(Zone* zone, u64 order, u64 mark, u64 gfp) noexcept nogil
-cdef Page* get_page_from_freelist(i32 nid, u64 gfp, u64 order, int mark) noexcept nogil
+cdef u64 allowed_nodes(u64 gfp) noexcept nogil
+cdef Page* get_page_from_freelist(i32 nid, u64 gfp, u64 order, int mark, u64 nodes) noexcept nogil
+cdef Page* alloc_pages_nodemask(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
 cdef Page* alloc_pages_node(i32 nid, u64 gfp, u64 order) noexcept nogil
-cdef Page* alloc_page(u64 gfp) noexcept nogil
 cdef void __free_pages(Page* page, u64 order) noexcept nogil
 cdef void free_hot_page(Page* page) noexcept nogil
 @cython.locals(pfn=u64, nid=i32)
 cdef void memmap_init_zone(Zone* zone) noexcept nogil
+cdef void free_area_online(Zone* zone) noexcept nogil
 cdef u64 int_sqrt(u64 x) noexcept nogil
-@cython.locals(kbytes=u64, pages=u64)
+@cython.locals(kbytes=u64, pages=u64, present=u64)
 cdef void setup_per_zone_pages_min() noexcept nogil
 cdef void build_zonelist(PgData* pgdat) noexcept nogil
-cdef void free_area_init_node(i32 nid) noexcept nogil
+cdef void free_area_init_node(i32 nid, bint memoryless, bint movable) noexcept nogil

@@ -132,24 +132,40 @@ def rmqueue_checked(zone, order, mark, gfp):
     zone->lock, under which the answer of the watermark is exact."""
     spin_lock(address(zone.lock))
     page = cast(pointer(Page), NULL)
-    if zone_watermark_ok(zone, order, mark, gfp):
+    if not zone.isolated and zone_watermark_ok(zone, order, mark, gfp):
         page = __rmqueue(zone, order)
     spin_unlock(address(zone.lock))
     return page
 
 
-def get_page_from_freelist(nid, gfp, order, mark):
-    """Tries the zones of node `nid`'s zonelist, nearest first, down to one of their
-    watermarks (WMARK_MIN, LOW, HIGH).  With __GFP_THISNODE only the first."""
+def allowed_nodes(gfp):
+    """The nodes from which the current task may be given frames.
+
+    What does not move keeps to nodes that need not be emptied.  A program's own memory keeps
+    to its cpuset, with __GFP_HARDWALL; what the kernel needs for itself may come from as far
+    as the nearest hard wall; what cannot wait, or must be from one node, from anywhere.
+    """
+    nodes = NODE_MASK_ALL if gfp & __GFP_MOVABLE else kernel().node_states[N_NORMAL_MEMORY]
+    if gfp & __GFP_WAIT and not gfp & __GFP_THISNODE:
+        me = current()
+        mems = READ_ONCE64(address(me.mems_allowed))
+        nodes &= mems if gfp & __GFP_HARDWALL else mems | hardwall_mems(me.cpuset)
+    return nodes
+
+
+def get_page_from_freelist(nid, gfp, order, mark, nodes):
+    """Tries the zones of node `nid`'s zonelist that are among `nodes`, nearest first, down to one
+    of their watermarks (WMARK_MIN, LOW, HIGH).  With __GFP_THISNODE only the first."""
     k = kernel()
     for place in range(k.nr_nodes):
         node = k.nodes[nid].zonelist[place]
         if node < 0:
             break
-        zone = k.zones + node
-        page = rmqueue_checked(zone, order, zone.watermark[mark], gfp)
-        if page != NULL:
-            return page
+        if node_isset(node, nodes):
+            zone = k.zones + node
+            page = rmqueue_checked(zone, order, zone.watermark[mark], gfp)
+            if page != NULL:
+                return page
         if gfp & __GFP_THISNODE:
             break
     return NULL
@@ -174,9 +190,9 @@ def prep_new_page(page, order, gfp):
     smp_store_release32(address(page._count), 1)
 
 
-def alloc_pages_node(nid, gfp, order):
-    """2^order frames in a row, from node `nid` if it has them, else from the nearest that
-    does; with __GFP_THISNODE from that node or not at all.
+def alloc_pages_nodemask(nid, gfp, order, nodes):
+    """2^order frames in a row from one of `nodes`: from node `nid` if it has them, else from the
+    nearest that does; with __GFP_THISNODE from that node or not at all.
 
     Returns the first page, with one reference, or NULL: every zone that may be used is
     down to its min watermark (below it with __GFP_HIGH).  Takes zone locks.
@@ -184,19 +200,19 @@ def alloc_pages_node(nid, gfp, order):
     if should_fail():
         return NULL
     VM_BUG_ON(order >= MAX_ORDER or nid < 0 or cast(u64, nid) >= kernel().nr_nodes)
-    page = get_page_from_freelist(nid, gfp, order, WMARK_LOW)
+    nodes &= allowed_nodes(gfp)
+    page = get_page_from_freelist(nid, gfp, order, WMARK_LOW, nodes)
     if page == NULL:
-        page = get_page_from_freelist(nid, gfp, order, WMARK_MIN)
+        page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
     if page != NULL:
         prep_new_page(page, order, gfp)
         current().vm_events[PGALLOC] += cast(u64, 1) << order
-    trace_mm_page_alloc(page, order, gfp)
     return page
 
 
-def alloc_page(gfp):
-    """One frame, from this CPU's node first."""
-    return alloc_pages_node(numa_node_id(), gfp, 0)
+def alloc_pages_node(nid, gfp, order):
+    """alloc_pages_nodemask from any node."""
+    return alloc_pages_nodemask(nid, gfp, order, NODE_MASK_ALL)
 
 
 def __free_pages(page, order):
@@ -206,7 +222,6 @@ def __free_pages(page, order):
         bad_page(page + index)
     poison_frames(page, order)
     current().vm_events[PGFREE] += cast(u64, 1) << order
-    trace_mm_page_free(page, order)
     spin_lock(address(zone.lock))
     __free_one_page(zone, page, order)
     spin_unlock(address(zone.lock))
@@ -228,14 +243,21 @@ def free_hot_page(page):
 # ---- boot --------------------------------------------------------------------
 
 def memmap_init_zone(zone):
-    """Makes the zone's struct pages and puts its frames on the free lists, in blocks as
-    large as they come.  The frames themselves are not touched."""
+    """Makes the zone's struct pages, none of which stands for memory that is there."""
     nid = zone.node
     pfn = zone.zone_start_pfn
     for index in range(zone.spanned_pages):
         page = pfn_to_page(pfn + index)
-        page.flags = cast(u64, nid) << NODES_PGSHIFT
+        page.flags = cast(u64, nid) << NODES_PGSHIFT | cast(u64, 1) << PG_reserved
         page._mapcount = -1
+
+
+def free_area_online(zone):
+    """Puts all frames of a zone that has none on its free lists, in blocks as large as they come.
+    The frames themselves are not touched.  Holds zone->lock, or is at boot."""
+    pfn = zone.zone_start_pfn
+    for index in range(zone.spanned_pages):
+        __ClearPageReserved(pfn_to_page(pfn + index))
     index = 0
     while index < zone.spanned_pages:
         order = MAX_ORDER - 1
@@ -245,6 +267,7 @@ def memmap_init_zone(zone):
         list_free_block(zone, pfn_to_page(pfn + index), order)
         index += cast(u64, 1) << order
     zone.vm_stat[NR_FREE_PAGES] = zone.spanned_pages
+    zone.present_pages = zone.spanned_pages
 
 
 def int_sqrt(x):
@@ -268,12 +291,15 @@ def setup_per_zone_pages_min():
     128 KiB to 64 MiB, shared out by size; low and high lie a quarter and a half above
     min.  A machine so small that 128 KiB would be much of it keeps 1/32 of a zone."""
     k = kernel()
-    kbytes = int_sqrt((k.max_pfn << (PAGE_SHIFT - 10)) * 16)
+    present = 0
+    for nid in range(k.nr_nodes):
+        present += k.zones[nid].present_pages
+    kbytes = int_sqrt((present << (PAGE_SHIFT - 10)) * 16)
     kbytes = min(max(kbytes, cast(u64, 128)), cast(u64, 65536))
     for nid in range(k.nr_nodes):
         zone = k.zones + nid
-        pages = (kbytes >> (PAGE_SHIFT - 10)) * zone.spanned_pages // k.max_pfn
-        pages = min(pages, zone.spanned_pages // 32)
+        pages = (kbytes >> (PAGE_SHIFT - 10)) * zone.present_pages // present
+        pages = min(pages, zone.present_pages // 32)
         zone.watermark[WMARK_MIN] = pages
         zone.watermark[WMARK_LOW] = pages + (pages >> 2)
         zone.watermark[WMARK_HIGH] = pages + (pages >> 1)
@@ -296,8 +322,9 @@ def build_zonelist(pgdat):
         pgdat.zonelist[rest] = -1
 
 
-def free_area_init_node(nid):
-    """Makes node `nid` and its zone, with all frames free."""
+def free_area_init_node(nid, memoryless, movable):
+    """Makes node `nid` and its zone, with all frames free, or without memory; of a movable one
+    the kernel keeps off with what cannot move."""
     k = kernel()
     zone = k.zones + nid
     zone.node = nid
@@ -308,9 +335,15 @@ def free_area_init_node(nid):
     for lru in range(NR_LRU_LISTS):
         INIT_LIST_HEAD(address(zone.lru[lru]))
     memmap_init_zone(zone)
+    if not memoryless:
+        free_area_online(zone)
     pgdat = k.nodes + nid
     pgdat.node_id = nid
-    for state in range(NR_NODE_STATES):
-        k.node_states[state] |= cast(u64, 1) << nid
+    k.node_states[N_POSSIBLE] |= node_bit(nid)
+    k.node_states[N_ONLINE] |= node_bit(nid)
+    if not memoryless:
+        k.node_states[N_HIGH_MEMORY] |= node_bit(nid)
+        if not movable:
+            k.node_states[N_NORMAL_MEMORY] |= node_bit(nid)
     pgdat.node_zone = zone
     build_zonelist(pgdat)

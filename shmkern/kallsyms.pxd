@@ -6,6 +6,7 @@ cimport shmkern.freezer as freezer
 cimport shmkern.locks as locks
 cimport shmkern.lists as lists
 cimport shmkern.lru as lru
+cimport shmkern.mempolicy as mempolicy
 cimport shmkern.pagetable as pagetable
 cimport shmkern.rcu as rcu
 cimport shmkern.tlb as tlb
@@ -47,6 +48,9 @@ cdef void page_unfreeze_refs(Page* page, int count) noexcept nogil
 # lru
 cdef int page_lru(Page* page) noexcept nogil
 cdef void put_page(Page* page) noexcept nogil
+
+# mempolicy
+cdef Page* alloc_page(u64 gfp) noexcept nogil
 
 # pagetable
 cdef u64* walk_to_pmd(MmStruct* mm, u64 address) noexcept nogil

@@ -24,7 +24,7 @@ import re
 from pathlib import Path
 
 # Their functions are for Python: with exceptions, and with the GIL.
-NOT_KERNEL = {"__init__", "calibrate", "replay", "syscalls"}
+NOT_KERNEL = {"__init__", "calibrate", "numa", "replay", "syscalls"}
 
 _SCALARS = {"void": None, "int": ctypes.c_int, "u32": ctypes.c_uint32, "u64": ctypes.c_uint64,
             "i32": ctypes.c_int32, "i64": ctypes.c_int64, "pte_t": ctypes.c_uint64,
@@ -182,6 +182,10 @@ def page_lru(page):
 
 def put_page(page):
     lru.put_page(page)
+
+
+def alloc_page(gfp):
+    return mempolicy.alloc_page(gfp)
 
 
 def walk_to_pmd(mm, address):

@@ -5,7 +5,6 @@ cimport cython
 from shmkern.atomics cimport *
 from shmkern.mm_types cimport *
 from shmkern.page_flags cimport *
-from shmkern.trace cimport *
 
 cdef enum:
     SPIN_WAITERS = 0x80000000
@@ -36,7 +35,6 @@ cdef inline void might_sleep() noexcept nogil:
 # ---- spinlocks ----
 
 cdef void spin_lock_slow(Spinlock* lock) noexcept nogil
-cdef void spin_wake(Spinlock* lock) noexcept nogil
 cdef bint spin_trylock(Spinlock* lock) noexcept nogil
 
 cdef inline void spin_lock(Spinlock* lock) noexcept nogil:
@@ -52,7 +50,7 @@ cdef inline void spin_unlock(Spinlock* lock) noexcept nogil:
     VM_BUG_ON_PAGE((READ_ONCE32(&lock.word) & ~<u32>SPIN_WAITERS) != me.cpu + 1, lock)
     me.preempt_count -= 1
     if unlikely(xchg32(&lock.word, 0) & <u32>SPIN_WAITERS):
-        spin_wake(lock)
+        futex_wake(&lock.word, 1)
 
 cdef inline bint spin_is_held(Spinlock* lock) noexcept nogil:
     return (READ_ONCE32(&lock.word) & ~<u32>SPIN_WAITERS) == current().cpu + 1

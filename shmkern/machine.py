@@ -44,6 +44,11 @@ def _mask_of(what, names, known):
     return sum(1 << known[name] for name in set(names))
 
 
+def _nodes(what, nodes, count):
+    """A mask of node numbers, or ValueError."""
+    return sum(1 << node for node in {_whole(f"a node of {what}", node, 0, count - 1) for node in nodes})
+
+
 class Init:
     """The machine's own task, pid 1: every method of worker.Task, done in init's process."""
 
@@ -117,13 +122,14 @@ class Machine:
     nodes: 1 to 64.  frames_per_node: 64 to 4194304, of 4 KiB.  max_tasks: how many there can
     be at once, with init and each migrator.  hung_task_timeout: seconds that a task may wait
     before the machine stops with a report.  poison: fill freed frames, so that a use after
-    free shows.
+    free shows.  memoryless: nodes that have CPUs only.  movable: nodes that hold nothing but
+    programs' pages, so that they can be emptied (as with the kernel's parameter movable_node).
 
     Raises ValueError for numbers out of range and BootError when the host has no room.
     """
 
     def __init__(self, nodes=2, frames_per_node=16384, *, max_tasks=256, hung_task_timeout=60.0,
-                 poison=True):
+                 poison=True, memoryless=(), movable=()):
         nodes = _whole("nodes", nodes, 1, C["MAX_NUMNODES"])
         frames_per_node = _whole("frames_per_node", frames_per_node, MIN_FRAMES, MAX_FRAMES)
         max_tasks = _whole("max_tasks", max_tasks, 3, C["NR_CPUS"])
@@ -131,18 +137,24 @@ class Machine:
             raise ValueError(f"hung_task_timeout is {hung_task_timeout!r}; it must be a time in seconds")
         if nodes * frames_per_node > MAX_PFN:
             raise ValueError(f"{nodes} nodes of {frames_per_node} frames are more than {MAX_PFN} frames")
-        metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks)
-        self._block = direct_map.create(size, metadata, address_size)
+        memoryless, movable = (_nodes(name, which, nodes) for name, which in
+                               (("memoryless", memoryless), ("movable", movable)))
+        if (memoryless | movable).bit_count() == nodes:
+            raise ValueError("no node is left that has memory for the kernel")
+        metadata, size = boot.block_size(nodes, frames_per_node, max_tasks)
+        self._block = direct_map.create(size, metadata)
         self.name = self._block.name
         self._supervisor = os.getpid()
         self._panic = None
+        self._cpusets = {}
         self._checked = 0.0
         self.init = None
         self.children = []
         atexit.register(self.close)
         try:
             lifeline.open_lifeline()
-            boot.boot(nodes, frames_per_node, max_tasks, int(hung_task_timeout * 1e9), bool(poison))
+            boot.boot(nodes, frames_per_node, max_tasks, int(hung_task_timeout * 1e9), bool(poison),
+                      memoryless, movable)
             self.init = Init(self)
         except BaseException:
             self.close()
@@ -161,20 +173,25 @@ class Machine:
 
     # ---- processes ----
 
-    def spawn(self, program, *args, uid=0, caps=None):
+    def spawn(self, program, *args, uid=0, caps=None, mems_allowed=None, cpuset=0):
         """Runs program(task, *args) in a new process, as a task with an empty address space.
         Returns its worker.Child.  Raises OSError(EAGAIN) when all slots are taken.
 
         uid: its user id.  caps: names of the capabilities it has (all by default for uid 0, and
-        none for others), such as {"CAP_SYS_NICE"}.  Its children inherit both.
+        none for others), such as {"CAP_SYS_NICE"}.  cpuset: the group it is in, from
+        create_cpuset; mems_allowed: nodes, for a group of that kind.  Its children inherit all
+        this.
         """
         self._mine()
         uid = _whole("uid", uid, 0, (1 << 32) - 2)
         caps = (_ALL_CAPS if uid == 0 else 0) if caps is None else _mask_of("caps", caps, _CAPS)
+        if mems_allowed is not None:
+            cpuset = self._cpuset_of(mems_allowed)
         cpu = boot.claim_task()
         if cpu < 0:
             raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
         slot = worker.slot(cpu)
+        slot.cpuset = cpuset
         slot.uid = slot.euid = slot.suid = uid
         slot.cap_permitted = slot.cap_effective = caps
         try:
@@ -185,6 +202,40 @@ class Machine:
         self.children = [other for other in self.children if other.process.exitcode is None]
         self.children.append(child)
         return child
+
+    # ---- nodes ----
+
+    def create_cpuset(self, mems, parent=0, *, memory_migrate=False, mem_hardwall=False):
+        """Makes a group of tasks that may use the nodes `mems`, below group `parent` (0: the one of
+        all nodes).  Returns its number.  Raises OSError: ENOENT, EINVAL, EACCES, ENOSPC.
+
+        memory_migrate: pages follow when the group's nodes change or a task comes in.
+        mem_hardwall: page tables and the like keep to the group's nodes, too.
+        """
+        flags = C["CS_MEMORY_MIGRATE"] * bool(memory_migrate) | C["CS_MEM_HARDWALL"] * bool(mem_hardwall)
+        return self.init.request("_cpuset_create", parent, list(mems), flags)
+
+    def remove_cpuset(self, cpuset):
+        """Removes a group.  Raises OSError: ENOENT, EBUSY (it has tasks or groups)."""
+        self.init.request("_cpuset_remove", cpuset)
+
+    def set_mems(self, cpuset, mems):
+        """Gives a group other nodes; its tasks' policies follow.  Raises OSError: ENOENT, EINVAL,
+        EACCES, EBUSY."""
+        self.init.request("_cpuset_set_mems", cpuset, list(mems))
+
+    def attach(self, cpuset, pid):
+        """Puts a task in a group.  Raises OSError: ENOENT, ESRCH."""
+        self.init.request("_cpuset_attach", cpuset, pid)
+
+    def _cpuset_of(self, mems):
+        """The group below the first that was made for tasks with these nodes."""
+        mems = frozenset(mems)
+        if mems not in self._cpusets:
+            self._cpusets[mems] = self.create_cpuset(mems)
+        return self._cpusets[mems]
+
+    # ---- more about tasks ----
 
     def protect(self, pid, protected=True):
         """The security module's label of a task: system calls may not move its memory (EACCES),

@@ -4,7 +4,7 @@
 cimport cython
 from shmkern.vma cimport *
 
-cdef Page* follow_page(VmAreaStruct* vma, u64 address) noexcept nogil
+cdef Page* follow_page(VmAreaStruct* vma, u64 address, bint write) noexcept nogil
 cdef void zap_pte(MmuGather* tlb, VmAreaStruct* vma, pte_t* ptep) noexcept nogil
 cdef void zap_pte_range(MmuGather* tlb, VmAreaStruct* vma, u64* pmd, u64 address, u64 end) noexcept nogil
 cdef void unmap_page_range(MmuGather* tlb, VmAreaStruct* vma, u64 address, u64 end) noexcept nogil

@@ -33,9 +33,9 @@ def next_pmd(mm, address, end):
     return NULL
 
 
-def follow_page(vma, address):
-    """The page mapped at `address`, with a reference taken (FOLL_GET); NULL when none is.
-    The zero page counts as one.  Takes the split lock.  Holds mmap_sem for reading."""
+def follow_page(vma, address, write):
+    """The page mapped at `address`, with a reference taken (FOLL_GET); NULL when none is, or none
+    that can be written if that is asked for.  The zero page counts as one.  Takes the split lock.  Holds mmap_sem for reading."""
     pmd = walk_to_pmd(vma.vm_mm, address)
     if pmd == NULL:
         return NULL
@@ -43,7 +43,7 @@ def follow_page(vma, address):
     spin_lock(ptl)
     pte = READ_PTE(pte_offset(pmd, address))
     page = cast(pointer(Page), NULL)
-    if pte_present(pte):
+    if pte_present(pte) and (pte_write(pte) or not write):
         page = pte_page(pte)
         get_page(page)
     spin_unlock(ptl)

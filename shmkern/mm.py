@@ -69,6 +69,11 @@ def dup_mmap(mm, oldmm):
         child = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff)
         if child == NULL:
             return -ENOMEM
+        if vma.vm_policy != NULL:
+            child.vm_policy = mpol_dup(vma.vm_policy)
+            if child.vm_policy == NULL:
+                vma_free(child)
+                return -ENOMEM
         child.vm_file = vma.vm_file
         child.anon_vma = vma.anon_vma
         # Before the first entry is copied: a walk that restores migration entries must
@@ -322,6 +327,8 @@ def move_vma(mm, old_addr, old_len, new_addr, new_len):
         merge_boundary(mm, old_addr + old_len)
         return -ENOMEM
     new_vma.vm_file = vma.vm_file
+    mpol_get(vma.vm_policy)
+    new_vma.vm_policy = vma.vm_policy
     new_vma.anon_vma = vma.anon_vma
     anon_vma_link(new_vma)
     insert_vm_struct(mm, new_vma)

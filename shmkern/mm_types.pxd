@@ -24,7 +24,6 @@ cdef enum:
     WAIT_TABLE_SIZE = 1024
     SLAB_CACHES_MAX = 8
     SLAB_NAME_LEN = 24
-    TRACE_RING_EVENTS_MAX = 65536
 
 # Page flags, by bit number (include/linux/page-flags.h).
 cdef enum:
@@ -168,13 +167,14 @@ cdef struct Zone:
     i32 node
     u64 zone_start_pfn
     u64 spanned_pages
+    u64 present_pages          # 0 for a node without memory, or offline
     u64 watermark[3]           # NR_WMARK
     FreeArea free_area[11]     # MAX_ORDER
     u64 vm_stat[10]            # NR_VM_ZONE_STAT_ITEMS; without the CPUs' vm_stat_diff
     Spinlock lru_lock
-    u32 _pad0
+    u32 isolated               # going offline: what is freed stays free
     ListHead lru[5]            # NR_LRU_LISTS
-    u64 _pad1[5]
+    u64 _pad1[4]
 
 cdef struct PgData:
     i32 node_id
@@ -219,6 +219,24 @@ cdef struct RbNode:
 cdef struct RbRoot:
     RbNode* rb_node
 
+# A memory policy (include/linux/mempolicy.h).
+cdef struct Mempolicy:
+    i32 refcnt
+    u32 mode
+    u32 flags
+    i32 preferred_node         # MPOL_PREFERRED, without MPOL_F_LOCAL
+    u64 nodes                  # MPOL_BIND, MPOL_INTERLEAVE
+    u64 user_nodemask          # as the program said, with a MPOL_F_*_NODES flag
+    u64 cpuset_mems_allowed    # what `nodes` is relative to, without
+
+# A group of tasks that may use the same nodes.
+cdef struct Cpuset:
+    u64 mems_allowed
+    i32 parent                 # -1 of the first, which has no parent
+    u32 flags                  # CS_*
+    u32 in_use
+    u32 _pad0
+
 cdef struct VmAreaStruct:
     MmStruct* vm_mm
     u64 vm_start
@@ -231,6 +249,7 @@ cdef struct VmAreaStruct:
     AnonVma* anon_vma
     u64 vm_pgoff
     AddressSpace* vm_file
+    Mempolicy* vm_policy       # NULL: its task's
 
 cdef struct MmStruct:
     VmAreaStruct* mmap         # sorted list
@@ -271,8 +290,14 @@ cdef enum:
 cdef enum:
     N_POSSIBLE = 0
     N_ONLINE = 1
-    N_HIGH_MEMORY = 2          # has memory
-    NR_NODE_STATES = 3
+    N_NORMAL_MEMORY = 2        # has memory that the kernel may use for itself
+    N_HIGH_MEMORY = 3          # has memory
+    NR_NODE_STATES = 4
+
+cdef enum:
+    NR_CPUSETS = 64
+    CS_MEM_HARDWALL = 1        # of the kernel's own allocations as well
+    CS_MEMORY_MIGRATE = 2      # pages follow the tasks
 
 # What a task waits for, for the hung-task report.
 cdef enum:
@@ -286,12 +311,6 @@ cdef enum:
     WAIT_TLB_ACK = 7
     WAIT_RCU = 8
     WAIT_FREEZER = 9
-
-# One event in a CPU's trace ring: a cache line.
-cdef struct TraceEvent:
-    u64 time                   # CLOCK_MONOTONIC, ns
-    u64 what                   # the event's number; the task's pid in the upper half
-    u64 args[6]
 
 # A task is one CPU.  Only its owner writes what is not said to be shared.
 cdef struct Task:
@@ -325,10 +344,12 @@ cdef struct Task:
     u32 security               # security_task_movememory: its memory may not be moved
     u64 cap_permitted
     u64 cap_effective
-    u64 trace_head             # events written into this CPU's ring since boot
-    u64 trace_breaks           # shared: events after which the task stops
-    u32 trace_stopped          # shared: 1 while it is stopped there
     u32 addr_limit             # KERNEL_DS while a system call is done with kernel pointers
+    u32 cpuset                 # its number
+    u64 mems_allowed           # shared: the cpuset's nodes that have memory
+    Mempolicy* mempolicy       # changed under alloc_lock
+    i32 il_next                # where its interleaving goes on
+    i32 _pad4
     Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
     u64 vm_events[24]          # NR_VM_EVENTS
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
@@ -352,11 +373,6 @@ cdef struct Kernel:
     u64 max_tasks
     u64 hung_task_timeout_ns
     u64 poison                 # fill freed frames
-    u64 trace_events           # bit n: event n is traced
-    u64 trace_ring_events      # of one CPU's ring, a power of 2; 0 before the first trace
-    u64 trace_rings            # address, behind the block; one ring a CPU
-    u64 trace_owner            # host pid of whoever traces, 0 when nobody does
-    u64 trace_owner_start      # when that process started
     Page* mem_map
     u64 frames_base            # address of frame 0
     Task* tasks
@@ -364,7 +380,9 @@ cdef struct Kernel:
     PgData* nodes
     WaitQueueHead* wait_table
     u64 zero_pfn
-    u64 node_states[3]         # NR_NODE_STATES, a bit for each node
+    u64 node_states[4]         # NR_NODE_STATES, a bit for each node
+    RwSem cpuset_sem           # for writing: no task changes its cpuset, none is forked
+    Cpuset cpusets[64]         # NR_CPUSETS
     i32 next_pid
     i32 next_mm_id
     u32 freezing               # 1 while the audit wants the machine still
@@ -382,6 +400,7 @@ cdef struct Kernel:
     KmemCache* vm_area_cachep
     KmemCache* mm_cachep
     KmemCache* anon_vma_cachep
+    KmemCache* policy_cachep
     # RCU
     u64 rcu_epoch
     Spinlock rcu_lock

@@ -25,6 +25,7 @@ cdef struct MovePagesArgs:
     u64 pages
     u64 nodes
     u64 status
+    u64 task_nodes             # what the target may use
 
 cdef Page* new_page_node(Page* page, u64 private, int** result) noexcept nogil
 cdef int add_page_for_migration(MmStruct* mm, PageToNode* pp, bint migrate_all, ListHead* pagelist) noexcept nogil

@@ -37,7 +37,7 @@ def add_page_for_migration(mm, pp, migrate_all, pagelist):
     vma = find_vma(mm, pp.addr)
     if vma == NULL or pp.addr < vma.vm_start:
         return -EFAULT
-    page = follow_page(vma, pp.addr)
+    page = follow_page(vma, pp.addr, 0)
     if page == NULL:
         return -ENOENT
     err = -EFAULT
@@ -79,12 +79,14 @@ def do_move_page_to_node_array(mm, pm, migrate_all):
 
 
 def get_page_to_node(pp, args, index):
-    """Reads request number `index` from the caller's arrays.  Returns 0, -EFAULT, or -ENODEV
-    when the node has no memory.  Lines 948-971."""
+    """Reads request number `index` from the caller's arrays.  Returns 0, -EFAULT, -ENODEV when the
+    node has no memory, or -EACCES when the target may not use it.  Lines 948-971."""
     if copy_in(addressof(pp.addr), args.pages + index * sizeof(u64), sizeof(u64)) != 0 or \
             copy_in(addressof(pp.node), args.nodes + index * sizeof(int), sizeof(int)) != 0:
         return -EFAULT
-    return 0 if node_state(pp.node, N_HIGH_MEMORY) else -ENODEV
+    if not node_state(pp.node, N_HIGH_MEMORY):
+        return -ENODEV
+    return 0 if node_isset(pp.node, args.task_nodes) else -EACCES
 
 
 def do_pages_move_chunk(mm, args, first, count, pm, migrate_all):
@@ -109,7 +111,7 @@ def do_pages_move(mm, args, migrate_all):
     """Moves pages to nodes and writes the array of statuses.  Lines 916-988.
 
     Returns 0 also when some pages were not moved; -E2BIG for more pages than there can be,
-    -ENOMEM without room for a chunk or when a node is full, -EFAULT, -ENODEV.  What lies before
+    -ENOMEM without room for a chunk or when a node is full, -EFAULT, -ENODEV, -EACCES.  What lies before
     the chunk with the error is done, statuses included.
     """
     if args.nr_pages >= ~cast(u64, 0) // sizeof(PageToNode) - 1:
@@ -136,7 +138,7 @@ def page_status(mm, addr):
     vma = find_vma(mm, addr)
     if vma == NULL or addr < vma.vm_start:
         return -EFAULT
-    page = follow_page(vma, addr)
+    page = follow_page(vma, addr, 0)
     if page == NULL:
         return -ENOENT
     err = -ENOENT
@@ -188,6 +190,7 @@ def do_move_pages(pid, args, flags):
     rc = may_move_memory(addressof(target))
     if rc == 0:
         rc = security_task_movememory(addressof(target))
+    args.task_nodes = target.mems_allowed
     if rc == 0:
         if args.nodes:
             rc = do_pages_move(target.mm, args, flags & MPOL_MF_MOVE_ALL)

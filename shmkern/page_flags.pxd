@@ -91,6 +91,9 @@ cdef inline bint PageReserved(Page* page) noexcept nogil:
 cdef inline void __SetPageReserved(Page* page) noexcept nogil:
     page.flags |= (<u64>1 << PG_reserved)
 
+cdef inline void __ClearPageReserved(Page* page) noexcept nogil:
+    page.flags &= ~(<u64>1 << PG_reserved)
+
 cdef inline bint PagePrivate(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_private)) != 0
 

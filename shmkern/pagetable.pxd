@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Page-table entries and the tables they lie in.  May use: lru and below.
+# Page-table entries and the tables they lie in.  May use: mempolicy and below.
 
 cimport cython
-from shmkern.lru cimport *
+from shmkern.mempolicy cimport *
 
 ctypedef u64 pte_t
 ctypedef u64 swp_entry_t

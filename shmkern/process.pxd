@@ -12,6 +12,7 @@ cdef struct TaskMemory:
     u32 uid
     u32 suid
     u32 security
+    u64 mems_allowed
 
 cdef Task* alloc_task() noexcept nogil
 cdef void release_task(Task* task) noexcept nogil
@@ -21,12 +22,15 @@ cdef Task* find_task_by_pid(i32 pid) noexcept nogil
 cdef int get_task_memory(i32 pid, TaskMemory* target) noexcept nogil
 cdef int may_move_memory(TaskMemory* target) noexcept nogil
 cdef int security_task_movememory(TaskMemory* target) noexcept nogil
+@cython.locals(rc=cython.int)
 cdef int copy_process(Task* parent, bint share_mm, Task** out) noexcept nogil
 @cython.locals(announced=u64)
 cdef bint announce_process(Task* task, i32 pid, i32 os_pid) noexcept nogil
 cdef bint start_task(Task* task, i32 pid, i32 os_pid, u64 start_time) noexcept nogil
 cdef void fold_vm_events(Task* task) noexcept nogil
 cdef void drop_mm(Task* task) noexcept nogil
+cdef int copy_mempolicy(Task* child, Task* parent) noexcept nogil
+cdef void drop_mempolicy(Task* task) noexcept nogil
 cdef void retire(Task* task) noexcept nogil
 cdef void do_exit() noexcept nogil
 cdef void reap_task(Task* task, i32 pid) noexcept nogil

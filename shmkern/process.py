@@ -34,8 +34,8 @@ def alloc_task():
             set_creds(task, 0, ~cast(u64, 0))
             task.security = 0
             task.addr_limit = 0
-            task.trace_breaks = 0
-            task.trace_stopped = 0
+            task.cpuset = 0
+            task.il_next = 0
             # Who had the slot may have been killed asleep.
             task.wait_kind = WAIT_NONE
             task.numa_node = cpu % k.nr_nodes
@@ -57,7 +57,7 @@ def announce_process(task, pid, os_pid):
 
 def release_task(task):
     """Gives a slot back.  Whatever the task had is gone already."""
-    VM_BUG_ON(task.mm != NULL or task.nr_held != 0 or task.preempt_count != 0)
+    VM_BUG_ON(task.mm != NULL or task.mempolicy != NULL or task.nr_held != 0 or task.preempt_count != 0)
     # Both pids.  A process that comes too late finds that it is no task, and the supervisor does
     # not look for who had the slot when it is claimed again.
     WRITE_ONCE64(addressof(task.pid), 0)
@@ -100,6 +100,7 @@ def get_task_memory(pid, target):
     target.uid = task.uid
     target.suid = task.suid
     target.security = task.security
+    target.mems_allowed = READ_ONCE64(addressof(task.mems_allowed))
     spin_unlock(addressof(task.alloc_lock))
     if same and mm != NULL:
         return 0
@@ -137,16 +138,43 @@ def copy_process(parent, share_mm, out):
         return -EAGAIN
     task.parent_pid = parent.pid
     copy_creds(task, parent)
-    if share_mm:
-        mmget(parent.mm)
-        task.mm = parent.mm
-    else:
-        task.mm = dup_mm(parent.mm)
-    if task.mm == NULL:
+    # Until the child has all that is rebound when a cpuset changes, none does.
+    down_read(addressof(kernel().cpuset_sem))
+    task.cpuset = parent.cpuset
+    rc = copy_mempolicy(task, parent)
+    if rc == 0:
+        if share_mm:
+            mmget(parent.mm)
+            task.mm = parent.mm
+        else:
+            task.mm = dup_mm(parent.mm)
+        if task.mm == NULL:
+            rc = -ENOMEM
+    up_read(addressof(kernel().cpuset_sem))
+    if rc != 0:
+        drop_mempolicy(task)
         release_task(task)
-        return -ENOMEM
+        return rc
     out[0] = task
     return 0
+
+
+def copy_mempolicy(child, parent):
+    """Gives a forked task its parent's policy.  Returns 0 or -ENOMEM.  Holds cpuset_sem."""
+    if parent.mempolicy == NULL:
+        return 0
+    child.mempolicy = mpol_dup(parent.mempolicy)
+    child.il_next = parent.il_next
+    return 0 if child.mempolicy != NULL else -ENOMEM
+
+
+def drop_mempolicy(task):
+    """Takes its policy off a task.  Takes alloc_lock."""
+    spin_lock(addressof(task.alloc_lock))
+    pol = task.mempolicy
+    task.mempolicy = NULL
+    spin_unlock(addressof(task.alloc_lock))
+    mpol_put(pol)
 
 
 def start_task(task, pid, os_pid, start_time):
@@ -162,6 +190,10 @@ def start_task(task, pid, os_pid, start_time):
     task.start_time = start_time
     if task.mm != NULL:
         activate_mm(task.mm)
+    # Under alloc_lock, so that a cpuset that changes now finds the task before or after.
+    spin_lock(addressof(task.alloc_lock))
+    WRITE_ONCE64(addressof(task.mems_allowed), cpuset_mems(task.cpuset))
+    spin_unlock(addressof(task.alloc_lock))
     smp_store_release32(addressof(task.state), TASK_RUNNING)
     return True
 
@@ -194,11 +226,11 @@ def drop_mm(task):
 def retire(task):
     """Takes everything off a task that nobody runs any more, and gives its slot back."""
     mm = task.mm
-    trace_sched_process_exit(task)
     if mm != NULL:
         # Its CPU uses no translation from here on, so nobody need wait for it.
         deactivate_mm(mm, task)
     drop_mm(task)
+    drop_mempolicy(task)
     drain_cpu_pagevecs(task)
     fold_vm_stat_diff(task)
     fold_vm_events(task)

@@ -271,7 +271,6 @@ class Syscalls:
             check_errno(-ESRCH)
         name = comm.encode()[:TASK_COMM_LEN - 1]
         memcpy(cast(pointer(char), task.comm), PyBytes_AS_STRING(name), len(name))
-        trace_task_newtask(task)
         if task.mm == NULL:
             kernel_enter()
             task.mm = mm_alloc()
@@ -295,6 +294,7 @@ class Syscalls:
         task = addressof(kernel().tasks[cpu])
         kernel_enter()
         drop_mm(task)
+        drop_mempolicy(task)
         release_task(task)
         kernel_exit()
 

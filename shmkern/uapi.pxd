@@ -20,6 +20,18 @@ cdef enum:
     MREMAP_FIXED = 2
 
 cdef enum:
+    MPOL_DEFAULT = 0
+    MPOL_PREFERRED = 1
+    MPOL_BIND = 2
+    MPOL_INTERLEAVE = 3
+    MPOL_MAX = 4
+    MPOL_F_STATIC_NODES = 0x8000   # with the mode
+    MPOL_F_RELATIVE_NODES = 0x4000
+    MPOL_F_NODE = 1                # for get_mempolicy
+    MPOL_F_ADDR = 2
+    MPOL_F_MEMS_ALLOWED = 4
+
+cdef enum:
     MPOL_MF_STRICT = 1
     MPOL_MF_MOVE = 2
     MPOL_MF_MOVE_ALL = 4

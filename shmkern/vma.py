@@ -43,6 +43,7 @@ def vma_alloc(mm, start, end, vm_flags, pgoff):
 def vma_free(vma):
     """Frees an area that is in no list any more."""
     VM_BUG_ON(vma.anon_vma != NULL)
+    mpol_put(vma.vm_policy)
     kmem_cache_free(kernel().vm_area_cachep, vma)
 
 
@@ -155,6 +156,8 @@ def split_vma(mm, vma, address):
     if high == NULL:
         return -ENOMEM
     high.anon_vma = vma.anon_vma
+    mpol_get(vma.vm_policy)
+    high.vm_policy = vma.vm_policy
     anon_vma = vma.anon_vma
     if anon_vma != NULL:
         # A walk finds each page in exactly one half.
@@ -172,7 +175,7 @@ def can_vma_merge(low, high):
     """Whether two areas could be one: they touch, agree in all that a PTE depends on, and
     count their pages alike; and at most one anon_vma is between them."""
     return low.vm_end == high.vm_start and low.vm_flags == high.vm_flags and \
-        low.vm_file == high.vm_file and \
+        low.vm_file == high.vm_file and mpol_equal(low.vm_policy, high.vm_policy) and \
         low.vm_pgoff + vma_pages(low) == high.vm_pgoff and \
         (low.anon_vma == NULL or high.anon_vma == NULL or low.anon_vma == high.anon_vma)
 
@@ -221,13 +224,15 @@ def find_mergeable_anon_vma(vma):
     flags = ~cast(u64, VM_ACCESS_FLAGS)
     following = vma.vm_next
     if following != NULL and following.anon_vma != NULL and vma.vm_end == following.vm_start and \
-            vma.vm_file == following.vm_file and vma.vm_flags & flags == following.vm_flags & flags and \
+            vma.vm_file == following.vm_file and mpol_equal(vma.vm_policy, following.vm_policy) and \
+            vma.vm_flags & flags == following.vm_flags & flags and \
             following.vm_pgoff == vma.vm_pgoff + vma_pages(vma):
         return following.anon_vma
     prev = NULL
     find_vma_prev(vma.vm_mm, vma.vm_start, addressof(prev))
     if prev != NULL and prev.anon_vma != NULL and prev.vm_end == vma.vm_start and \
-            vma.vm_file == prev.vm_file and vma.vm_flags & flags == prev.vm_flags & flags and \
+            vma.vm_file == prev.vm_file and mpol_equal(vma.vm_policy, prev.vm_policy) and \
+            vma.vm_flags & flags == prev.vm_flags & flags and \
             vma.vm_pgoff == prev.vm_pgoff + vma_pages(prev):
         return prev.anon_vma
     return NULL

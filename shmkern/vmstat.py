@@ -47,9 +47,10 @@ def vmstat():
 
 
 def zoneinfo():
-    """A list with a dict for each node: its number, its spanned pages, its watermarks and its
+    """A list with a dict for each node: its number, its spanned and its present pages, its watermarks and its
     nr_* counters, in pages."""
     return [{"node": int(zone["node"]), "spanned": int(zone["spanned_pages"]),
+             "present": int(zone["present_pages"]),
              "min": int(zone["watermark"][C["WMARK_MIN"]]), "low": int(zone["watermark"][C["WMARK_LOW"]]),
              "high": int(zone["watermark"][C["WMARK_HIGH"]]),
              **{name.lower(): int(level[C[name]]) for name in ZONE_ITEMS}}

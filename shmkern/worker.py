@@ -16,7 +16,7 @@ from multiprocess.pool import ExceptionWithTraceback
 
 from shmkern import boot, direct_map, layout, lifeline, replay
 from shmkern.errors import TaskDied
-from shmkern.syscalls import Syscalls
+from shmkern.numa import NumaSyscalls
 
 C = layout.constants
 _fork = multiprocess.get_context("fork")
@@ -27,7 +27,7 @@ class TaskExit(BaseException):
     """Unwinds a program that called task.exit()."""
 
 
-class Task(Syscalls):
+class Task(NumaSyscalls):
     """The task that this process is: handed to a program as its first argument.
 
     `pid` is its pid in the machine, `cpu` its slot, `os_pid` the host's pid.

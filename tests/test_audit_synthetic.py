@@ -29,7 +29,8 @@ PAGE = C["PAGE_SIZE"]
 MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x1, 0x20, 0x4000, 0x100000
 POISON_WORD = 0x6b6b6b6b6b6b6b6b
 LIST_POISON = 0x100100
-CACHES = {"VmAreaStruct": "vm_area_cachep", "MmStruct": "mm_cachep", "AnonVma": "anon_vma_cachep"}
+CACHES = {"VmAreaStruct": "vm_area_cachep", "MmStruct": "mm_cachep", "AnonVma": "anon_vma_cachep",
+          "Mempolicy": "policy_cachep"}
 
 PRESENT, RW, USER = C["_PAGE_PRESENT"], C["_PAGE_RW"], C["_PAGE_USER"]
 ACCESSED, DIRTY = C["_PAGE_ACCESSED"], C["_PAGE_DIRTY"]
@@ -140,10 +141,13 @@ class Synthetic:
         self.next_frame = [nid * self.frames_per_node for nid in range(len(self.zones))]
         for nid, zone in enumerate(self.zones):
             zone["node"], zone["zone_start_pfn"] = nid, nid * self.frames_per_node
-            zone["spanned_pages"] = self.frames_per_node
+            zone["spanned_pages"] = zone["present_pages"] = self.frames_per_node
             node = layout.view("PgData", self.kernel.nodes, len(self.zones))[nid]
             node["node_id"] = nid
             node["node_zone"] = self.kernel.zones + nid * layout.sizeof("Zone")
+        self.kernel.node_states[:] = (1 << len(self.zones)) - 1
+        self.kernel.cpusets["in_use"][0], self.kernel.cpusets["parent"][0] = 1, -1
+        self.kernel.cpusets["mems_allowed"][0] = self.tasks["mems_allowed"][:] = (1 << len(self.zones)) - 1
         self.kernel.zero_pfn = zero = self.take_frames(0, 1)[0]
         self.pages["flags"][zero] |= flag("PG_reserved")
         self.pages["_count"][zero] = 1
@@ -151,7 +155,7 @@ class Synthetic:
     # -- slab
 
     def init_caches(self):
-        self.kernel.nr_caches = 3
+        self.kernel.nr_caches = len(CACHES)
         self.list_init(self.kernel.address + layout.offsetof("Kernel", "slabs_free"))
         for struct, field in CACHES.items():
             cache = self.cache(struct)
@@ -719,6 +723,69 @@ def page_waits_twice(s):
 def pagevec_forgets_its_page(s):
     assert s.waiting == 261
     s.tasks["lru_add_pvecs"]["nr"][1, 1] = 0
+
+
+# Nodes, cpusets, policies
+
+@damage("zone", "cpuset", expected=1, found=0)
+def node_with_memory_is_not_known_to_have_any(s):
+    s.kernel.node_states[C["N_HIGH_MEMORY"]] = s.kernel.node_states[C["N_NORMAL_MEMORY"]] = 0b01
+
+
+@damage("zone", expected=hex(0b10), found=hex(0b11))
+def node_has_memory_and_is_not_online(s):
+    s.kernel.node_states[C["N_ONLINE"]] = 0b10
+
+
+@damage("zone", found=1)
+def zone_stays_isolated(s):
+    s.zones["isolated"][1] = 1
+
+
+@damage("cpuset", task=2, expected=hex(0b11), found=hex(0b01))
+def task_may_use_less_than_its_cpuset(s):
+    s.tasks["mems_allowed"][1] = 0b01
+
+
+@damage("cpuset", task=1, found=5)
+def task_is_in_no_cpuset(s):
+    s.tasks["cpuset"][0] = 5
+
+
+@damage("cpuset", expected=hex(0b11), found=hex(0b111))
+def cpuset_has_more_than_its_parent(s):
+    s.kernel.cpusets["mems_allowed"][0] = 0b11
+    s.kernel.cpusets["in_use"][3], s.kernel.cpusets["mems_allowed"][3] = 1, 0b111
+
+
+def give_policy(s, **fields):
+    """The task in slot 1 gets a policy."""
+    policy = s.slab_alloc("Mempolicy")
+    policy.refcnt, policy.mode, policy.nodes = 1, C["MPOL_BIND"], 1
+    for name, value in fields.items():
+        policy[name] = value
+    s.tasks["mempolicy"][1] = policy.address
+
+
+@damage("policy", task=2, expected=1, found=2)
+def policy_is_counted_twice(s):
+    give_policy(s, refcnt=2)
+
+
+@damage("policy", task=2)
+def policy_names_a_node_that_is_none(s):
+    give_policy(s, nodes=0b1000)
+
+
+@damage("slab", expected=0, found=1)
+def policy_is_nobodys(s):
+    s.slab_alloc("Mempolicy")
+
+
+@damage("policy", task=2)
+def policy_is_freed(s):
+    give_policy(s)
+    s.slab_free("Mempolicy", int(s.tasks["mempolicy"][1]))
 
 
 # Tasks, address spaces

@@ -370,7 +370,7 @@ def test_freeing_a_mapped_page_is_a_kernel_bug(machine, stops):
         va = task.mmap(PAGE_SIZE)
         task.store(va, b"x")
         ksym.lru_add_drain()
-        page = ksym.follow_page(ksym.find_vma(slot(task.cpu).mm, va), va)
+        page = ksym.follow_page(ksym.find_vma(slot(task.cpu).mm, va), va, 0)
         put_all([page, page])
     report = stops(machine, program)
     assert "frames.py:" in report and "mapcount 1" in report

@@ -20,7 +20,7 @@ LISTS = ["LRU_INACTIVE_ANON", "LRU_ACTIVE_ANON", "LRU_INACTIVE_FILE", "LRU_ACTIV
 
 def page_at(task, va):
     """struct page of what is mapped at `va`."""
-    page = ksym.follow_page(ksym.find_vma(slot(task.cpu).mm, va), va)
+    page = ksym.follow_page(ksym.find_vma(slot(task.cpu).mm, va), va, 0)
     ksym.put_page(page)
     return layout.struct("Page", page)
 
