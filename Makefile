@@ -14,17 +14,18 @@ PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build ready test stress bench clean distclean FORCE
+.PHONY: help build ready test stress soak bench clean distclean FORCE
 
 help:
 	@echo 'make build       set everything up in .venv; then .venv/bin/shmkern is the command'
 	@echo 'make stress      build, and run the main job: shmkern stress anon'
 	@echo 'make test        build, and run the tests'
+	@echo 'make soak        build, and run all scenarios in turn for an hour: shmkern soak'
 	@echo 'make bench       build, and run the benchmarks'
 	@echo 'make clean       remove what was compiled'
 	@echo 'make distclean   remove that and .venv'
 	@echo
-	@echo 'make stress ARGS="--workers 64" passes arguments on; so do test and bench.'
+	@echo 'make stress ARGS="--workers 64" passes arguments on; so do test, soak and bench.'
 	@echo 'make build PYTHON=python3.12 chooses the Python that .venv is made from.'
 
 # One build at a time in a tree: a second make waits for the first.
@@ -37,9 +38,13 @@ test: build
 stress: build
 	@$(VENV)/bin/shmkern stress anon $(ARGS)
 
+soak: build
+	@$(VENV)/bin/shmkern soak $(ARGS)
+
 bench: build
 	@$(VENV)/bin/python bench/migrate.py $(ARGS)
 	@$(VENV)/bin/python bench/fault.py $(ARGS)
+	@$(VENV)/bin/python bench/trace.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info shmkern/*.so .pytest_cache .hypothesis

@@ -2,8 +2,6 @@
 """What the benches share: options, a table on the terminal, the same rows as JSON."""
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 
@@ -17,14 +15,6 @@ def parser(description, example):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--json", metavar="FILE", help="write the rows to FILE as well")
     return result
-
-
-def host():
-    """What it ran on."""
-    model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo")
-                  if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores": os.cpu_count(), "kernel": platform.release(),
-            "load": os.getloadavg()[0]}
 
 
 def median(values):

@@ -12,7 +12,7 @@ import mmap
 import common
 
 import shmkern
-from shmkern import calibrate
+from shmkern import calibrate, provenance
 
 TLB_REACH = 512         # pages; half of the TLB, so that all of them fit
 HIT_ROUNDS = 200
@@ -76,7 +76,7 @@ def main():
              "lowest": min(values), "highest": max(values)} for key, values in found.items()]
     common.show("what an access costs", {"access": "", "ns": "ns", "to_host": "to the host's",
                                          "lowest": "lowest", "highest": "highest"}, rows)
-    common.write_json(options.json, {"bench": "fault", "host": common.host(), "rows": rows})
+    common.write_json(options.json, {"bench": "fault", "host": provenance.host(), "rows": rows})
 
 
 if __name__ == "__main__":

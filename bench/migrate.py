@@ -16,7 +16,7 @@ import common
 import numpy as np
 
 import shmkern
-from shmkern import calibrate, layout
+from shmkern import calibrate, layout, provenance
 
 FLAT_SIZES = [1_000, 10_000, 200_000, 1_000_000]
 
@@ -115,7 +115,7 @@ def main():
     common.show("a page moved, against a memcpy of 4 KiB", {
         "pages": "pages", "move_ns": "ns a move", "copy_ns": "ns a copy", "pages_per_second": "moves/s",
         "ratio": "copy/move", "ratio_min": "lowest", "ratio_max": "highest"}, rows)
-    common.write_json(options.json, {"bench": "migrate", "host": common.host(), "rows": rows})
+    common.write_json(options.json, {"bench": "migrate", "host": provenance.host(), "rows": rows})
 
 
 if __name__ == "__main__":

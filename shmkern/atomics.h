@@ -164,6 +164,7 @@ struct block_header {
 	u64 supervisor_start;	/* start time of that pid, to know it from its successor */
 	u64 boot_time_ns;	/* CLOCK_REALTIME at boot */
 	u64 base;		/* DIRECT_MAP_BASE of whoever made it */
+	u64 address_size;	/* bytes that are mapped; behind `size` lie trace rings */
 
 	u32 panic;		/* 0, then 1 while the record is written, then 2 */
 	u32 panic_kind;
@@ -243,7 +244,7 @@ static __attribute__((unused)) void sigbus_handler(int sig, siginfo_t *info, voi
 	u64 address = (u64)info->si_addr;
 
 	(void)context;
-	if (address >= DIRECT_MAP_BASE && address < DIRECT_MAP_BASE + block_header()->size)
+	if (address >= DIRECT_MAP_BASE && address < DIRECT_MAP_BASE + block_header()->address_size)
 		kernel_panic(PANIC_HOST_MEMORY, __FILE__, __LINE__,
 			     "the host has no memory left for the machine's frames: "
 			     "/dev/shm is full or the memory cgroup is at its limit", info->si_addr);

@@ -67,6 +67,7 @@ cdef extern from "atomics.h" nogil:
         u64 supervisor_start
         u64 boot_time_ns
         u64 base
+        u64 address_size
         u32 panic
         u32 panic_kind
         i32 panic_pid

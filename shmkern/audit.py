@@ -391,7 +391,24 @@ def check_regions(report):
             report.add("block", f"{what} does not fit between {before} and the end of the block",
                        address=start, expected=f"{free_from:#x} or above", found=hex(start))
         free_from, before = start + size, what
+    check_trace_rings(report, kernel)
     return not report.findings
+
+
+def check_trace_rings(report, kernel):
+    """Trace rings lie behind the block, in the addresses that are mapped for them, and are
+    written only while somebody traces."""
+    events = kernel.trace_ring_events
+    end = kernel.trace_rings + kernel.max_tasks * events * layout.sizeof("TraceEvent")
+    header = layout.header()
+    if events and (events & (events - 1) or kernel.trace_rings < BASE + header.size
+                   or end > BASE + header.address_size):
+        report.add("block", f"trace rings of {events} events do not fit behind the block",
+                   address=kernel.trace_rings, expected=f"{BASE + header.size:#x} to {BASE + header.address_size:#x}",
+                   found=f"{kernel.trace_rings:#x} to {end:#x}")
+    if kernel.trace_events and not (events and kernel.trace_owner):
+        report.add("block", "events are traced, and there is no ring or nobody to read it", expected=0,
+                   found=hex(kernel.trace_events))
 
 
 def check_zones(m):
@@ -590,7 +607,7 @@ def check_slab_usage(m):
 def check_tasks(m):
     """A slot's number is its index; live tasks have different pids; a task that stands still
     outside the kernel holds nothing: no spinlock (preempt_count), no sleeping lock, no RCU
-    read section."""
+    read section; and it does not stand at a tracepoint."""
     m.report.each(m.tasks["cpu"] != np.arange(len(m.tasks)), "task", lambda cpu: (
         "a task's CPU number is not its slot's",
         {"task": m.pid[cpu], "expected": cpu, "found": m.tasks["cpu"][cpu]}))
@@ -599,7 +616,7 @@ def check_tasks(m):
     pids, times = np.unique(m.pid[m.live], return_counts=True)
     for pid in pids[times > 1].tolist():
         m.report.add("task", "several live tasks have this pid", task=pid)
-    for field in ("preempt_count", "nr_held", "rcu_nesting", "rcu_epoch"):
+    for field in ("preempt_count", "nr_held", "rcu_nesting", "rcu_epoch", "trace_stopped"):
         m.report.each(m.running & (m.tasks[field] != 0), "lock", lambda cpu, field=field: (
             f"a task stands still with {field} not zero{held_text(m, cpu)}",
             {"task": m.pid[cpu], "expected": 0, "found": m.tasks[field][cpu]}))

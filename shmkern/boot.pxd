@@ -16,6 +16,7 @@ cdef struct BootLayout:
     u64 slab_end
     u64 frames
     u64 end
+    u64 trace_end              # of the addresses behind the block that trace rings may take
 
 cdef u64 align_up(u64 offset, u64 alignment) noexcept nogil
 cdef void carve(u64 nr_nodes, u64 frames_per_node, u64 max_tasks, BootLayout* layout) noexcept nogil

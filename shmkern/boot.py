@@ -4,7 +4,8 @@ mm/bootmem.c).
 
 The block is: header page, struct Kernel, then each table from a page boundary on, then
 the slab arena, then all frames.  Everything up to the frames is metadata, which the host
-gives at boot; a frame is only touched when it is used.
+gives at boot; a frame is only touched when it is used.  Behind the block come addresses for
+trace rings, which have memory from the first trace on.
 """
 from cython import NULL, address as addressof, cast, declare, pointer, sizeof
 from cython.cimports.libc.string import memset
@@ -32,6 +33,7 @@ def carve(nr_nodes, frames_per_node, max_tasks, layout):
     # A 2 MiB boundary lets the host back frames with huge pages if it likes to.
     layout.frames = align_up(layout.slab_end, cast(u64, 2) << 20)
     layout.end = layout.frames + nr_frames * PAGE_SIZE
+    layout.trace_end = layout.end + max_tasks * TRACE_RING_EVENTS_MAX * sizeof(TraceEvent)
 
 
 def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memoryless, movable):
@@ -53,6 +55,7 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.frames_base = DIRECT_MAP_BASE + layout.frames
     k.slabs = cast(pointer(Slab), DIRECT_MAP_BASE + layout.slabs)
     INIT_LIST_HEAD(addressof(k.slabs_free))
+    k.trace_rings = DIRECT_MAP_BASE + layout.end
     k.slab_base = DIRECT_MAP_BASE + layout.slab
     k.slab_next = k.slab_base
     k.slab_end = DIRECT_MAP_BASE + layout.slab_end
@@ -82,10 +85,11 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
 
 
 def block_size(nr_nodes, frames_per_node, max_tasks):
-    """Bytes of the block before the first frame, and bytes of all of it."""
+    """Bytes of the block before the first frame, bytes of all of it, and bytes of addresses with
+    those that trace rings may take."""
     layout = declare(BootLayout)
     carve(nr_nodes, frames_per_node, max_tasks, addressof(layout))
-    return layout.frames, layout.end
+    return layout.frames, layout.end, layout.trace_end
 
 
 def boot(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memoryless, movable):
@@ -112,5 +116,5 @@ def struct_sizes():
             "Mempolicy": sizeof(Mempolicy), "Cpuset": sizeof(Cpuset),
             "VmAreaStruct": sizeof(VmAreaStruct), "MmStruct": sizeof(MmStruct),
             "Task": sizeof(Task), "Kernel": sizeof(Kernel), "RwSem": sizeof(RwSem),
-            "RcuHead": sizeof(RcuHead), "Pagevec": sizeof(Pagevec),
+            "RcuHead": sizeof(RcuHead), "TraceEvent": sizeof(TraceEvent), "Pagevec": sizeof(Pagevec),
             "block_header": sizeof(block_header)}

@@ -72,3 +72,14 @@ def host_fault_loop(start, count):
     for index in range(pages):
         WRITE_ONCE64(cast(pointer(char), base + index * PAGE_SIZE), index)
     return ktime_get_ns() - began
+
+
+def event_loop(event, count):
+    """Nanoseconds for meeting a tracepoint `count` times, whether it is on or off."""
+    number = declare(u64, event)
+    times = declare(u64, count)
+    began = ktime_get_ns()
+    for index in range(times):
+        if trace_enabled(number):
+            trace_write(number, index, ~index, index, ~index, index, ~index)
+    return ktime_get_ns() - began

@@ -6,6 +6,7 @@ done, 1 a promise was broken, 2 bad use.  What a user can get wrong is a UsageEr
 sentence, never a traceback.
 """
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -203,7 +204,7 @@ def remove_blocks(args):
     return DONE
 
 
-# ---- record, bench, stress ---------------------------------------------------------
+# ---- record, bench, stress, soak ---------------------------------------------------
 
 def record_trace(args):
     """shmkern record"""
@@ -237,7 +238,16 @@ def run_stress(args):
     return args.common.main(args.scenario, args)
 
 
+def run_soak(args):
+    """shmkern soak"""
+    return args.soak.main(args)
+
+
 # ---- the command -------------------------------------------------------------------
+
+STRESS = "put a machine under stress and check every store"
+SOAK = "stress scenarios in rotation for hours, and tell what grows or stalls"
+
 
 def _print(*lines):
     if lines:
@@ -267,19 +277,32 @@ def _command(commands, name, function, summary, example):
     return parser
 
 
-def _add_stress(commands):
-    """The stress command, whose scenarios come with a package of their own."""
-    parser = _command(commands, "stress", run_stress, "put a machine under stress and check every store",
-                      "shmkern stress anon --seconds 10")
+def _scenarios(parser, module):
+    """A module of the scenarios, which come with a package of their own."""
     try:
-        from shmkern_stress import common
+        return importlib.import_module(f"shmkern_stress.{module}")
     except ImportError:
-        parser.error("the scenarios are not installed; they are in the directory stress of shmkern's sources")
+        return parser.error("the scenarios are not installed; they are in the directory stress of shmkern's sources")
+
+
+def _add_stress(commands):
+    """The stress command."""
+    parser = _command(commands, "stress", run_stress, STRESS, "shmkern stress anon --seconds 10")
+    common = _scenarios(parser, "common")
     names = parser.add_subparsers(metavar="SCENARIO", required=True, parser_class=Parser, dest="scenario")
     for name, summary in common.SCENARIOS.items():
         scenario = names.add_parser(name, help=summary)
         common.add_options(scenario, name)
         scenario.set_defaults(common=common, scenario=name)
+
+
+def _add_soak(commands):
+    """The soak command."""
+    parser = _command(commands, "soak", run_soak, SOAK,
+                      "shmkern soak anon 'fork --workers 16' --seconds 60")
+    soak = _scenarios(parser, "soak")
+    soak.add_options(parser)
+    parser.set_defaults(soak=soak)
 
 
 def make_parser(wanted=None):
@@ -290,10 +313,11 @@ def make_parser(wanted=None):
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"shmkern {shmkern.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, dest="command_name")
-    if wanted == "stress":
-        _add_stress(commands)
-    else:
-        commands.add_parser("stress", help="put a machine under stress and check every store")
+    for name, add, summary in (("stress", _add_stress, STRESS), ("soak", _add_soak, SOAK)):
+        if wanted == name:
+            add(commands)
+        else:
+            commands.add_parser(name, help=summary)
     tracer = _command(commands, "record", record_trace, "record a program's memory accesses, for `stress trace`",
                       "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz --seconds 10")
     tracer.usage = "shmkern record [-h] [-o FILE] [--limit N] -- COMMAND..."

@@ -27,11 +27,13 @@ PAGE_SIZE = layout.constants["PAGE_SIZE"]
 MAGIC = layout.constants["BLOCK_MAGIC"]
 
 _MAP_FIXED_NOREPLACE = 0x100000
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
                        ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
 def _map_at(address, size, prot, flags, fd, what):
@@ -50,7 +52,8 @@ mapped = None
 
 
 class Block:
-    """A block mapped in this process.  `name` is its name in /dev/shm, `size` its bytes."""
+    """A block mapped in this process.  `name` is its name in /dev/shm, `size` the bytes of
+    addresses it takes: more than it has, for trace rings may come to lie behind it."""
 
     def __init__(self, name, fd, size, prot):
         self.name = name
@@ -108,9 +111,9 @@ def process_gone(pid, start=None):
     return state in ("", "Z", "X") or start not in (None, began)
 
 
-def create(size, metadata_size):
+def create(size, metadata_size, address_size):
     """Makes and maps a new block of `size` bytes, the first `metadata_size` of them given by
-    the host for good.  All of it reads as zeros.
+    the host for good, with addresses for `address_size` bytes.  All of it reads as zeros.
 
     Raises BootError: no /dev/shm, or not enough room in it, or this process has a machine
     already.
@@ -130,7 +133,7 @@ def create(size, metadata_size):
     try:
         os.ftruncate(fd, size)
         os.posix_fallocate(fd, 0, metadata_size)
-        block = Block(name, fd, size, mmap.PROT_READ | mmap.PROT_WRITE)
+        block = Block(name, fd, address_size, mmap.PROT_READ | mmap.PROT_WRITE)
     except OSError as error:
         os.close(fd)
         (SHM_DIR / name).unlink()
@@ -139,7 +142,7 @@ def create(size, metadata_size):
         (SHM_DIR / name).unlink()
         raise
     header = block.header
-    header.size, header.metadata_size, header.base = size, metadata_size, BASE
+    header.size, header.metadata_size, header.base, header.address_size = size, metadata_size, BASE, address_size
     header.layout_hash = layout.layout_hash()
     header.supervisor_pid = os.getpid()
     header.supervisor_start = process_start(os.getpid())
@@ -189,10 +192,27 @@ def attach(name, writable=False):
     if record["layout_hash"] != layout.layout_hash() or record["base"] != BASE:
         raise BootError(f"{name} was made by another build of shmkern; its structs differ from this one's")
     path = SHM_DIR / name
-    if path.stat().st_size != record["size"]:
+    if not record["size"] <= path.stat().st_size <= record["address_size"]:
         raise BootError(f"{name} is damaged: it says it has {record['size']} bytes and has {path.stat().st_size}")
     fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-    return Block(name, fd, int(record["size"]), mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+    return Block(name, fd, int(record["address_size"]), mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+
+
+def reserve(block, offset, length):
+    """Has the host give memory for `length` bytes of a block's addresses from `offset` on, for
+    good.  Raises BootError when it does not."""
+    try:
+        with (SHM_DIR / block.name).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), offset, length)
+    except OSError as error:
+        raise BootError(f"{SHM_DIR} does not give {length >> 20} MiB: {error.strerror}") from error
+
+
+def give_back(block, offset, length):
+    """Gives memory of reserve() back.  Who touches it all the same gets new memory, zeroed."""
+    with (SHM_DIR / block.name).open("r+b") as file:
+        if _libc.fallocate(file.fileno(), _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), block.name)
 
 
 def blocks():

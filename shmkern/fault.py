@@ -215,6 +215,7 @@ def do_page_fault(address, write):
     if me.vm_events[PGFAULT] % FAULT_SAMPLE == 0:
         began = ktime_get_ns()
     entered = kernel_enter_nested()
+    trace_page_fault_user(address, write)
     down_read(addressof(mm.mmap_sem))
     vma = find_vma(mm, address)
     if vma == NULL or vma.vm_start > address or access_error(vma, write):
@@ -225,6 +226,7 @@ def do_page_fault(address, write):
         if rc == -ENOMEM:
             count_vm_event(PGFAULT_OOM)
     up_read(addressof(mm.mmap_sem))
+    trace_page_fault_user_exit(address, rc)
     if entered:
         kernel_exit()
     if began != 0 and rc == 0:

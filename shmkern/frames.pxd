@@ -114,11 +114,14 @@ cdef inline bint put_page_testzero(Page* page) noexcept nogil:
 # Takes all `count` references at once, if nobody else has one: from here on
 # get_page_unless_zero fails.
 cdef inline bint page_freeze_refs(Page* page, int count) noexcept nogil:
-    return <int>cmpxchg32(&page._count, count, 0) == count
+    cdef bint frozen = <int>cmpxchg32(&page._count, count, 0) == count
+    trace_page_ref_freeze(page, count, frozen)
+    return frozen
 
 cdef inline void page_unfreeze_refs(Page* page, int count) noexcept nogil:
     VM_BUG_ON_PAGE(page_count(page) != 0 or count == 0, page)
     smp_store_release32(&page._count, count)
+    trace_page_ref_unfreeze(page, count)
 
 # ---- zone counters ----
 

@@ -207,6 +207,7 @@ def alloc_pages_nodemask(nid, gfp, order, nodes):
     if page != NULL:
         prep_new_page(page, order, gfp)
         current().vm_events[PGALLOC] += cast(u64, 1) << order
+    trace_mm_page_alloc(page, order, gfp)
     return page
 
 
@@ -222,6 +223,7 @@ def __free_pages(page, order):
         bad_page(page + index)
     poison_frames(page, order)
     current().vm_events[PGFREE] += cast(u64, 1) << order
+    trace_mm_page_free(page, order)
     spin_lock(address(zone.lock))
     __free_one_page(zone, page, order)
     spin_unlock(address(zone.lock))

@@ -5,6 +5,7 @@ cimport cython
 from shmkern.atomics cimport *
 from shmkern.mm_types cimport *
 from shmkern.page_flags cimport *
+from shmkern.trace cimport *
 
 cdef enum:
     SPIN_WAITERS = 0x80000000
@@ -35,6 +36,7 @@ cdef inline void might_sleep() noexcept nogil:
 # ---- spinlocks ----
 
 cdef void spin_lock_slow(Spinlock* lock) noexcept nogil
+cdef void spin_wake(Spinlock* lock) noexcept nogil
 cdef bint spin_trylock(Spinlock* lock) noexcept nogil
 
 cdef inline void spin_lock(Spinlock* lock) noexcept nogil:
@@ -50,7 +52,7 @@ cdef inline void spin_unlock(Spinlock* lock) noexcept nogil:
     VM_BUG_ON_PAGE((READ_ONCE32(&lock.word) & ~<u32>SPIN_WAITERS) != me.cpu + 1, lock)
     me.preempt_count -= 1
     if unlikely(xchg32(&lock.word, 0) & <u32>SPIN_WAITERS):
-        futex_wake(&lock.word, 1)
+        spin_wake(lock)
 
 cdef inline bint spin_is_held(Spinlock* lock) noexcept nogil:
     return (READ_ONCE32(&lock.word) & ~<u32>SPIN_WAITERS) == current().cpu + 1

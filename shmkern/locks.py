@@ -34,6 +34,7 @@ def wait_begin(kind, channel):
     me.wait_since = ktime_get_ns()
     me.wait_channel = cast(u64, channel)
     me.wait_kind = kind
+    trace_wait_begin(kind, channel)
 
 
 def wait_end():
@@ -42,6 +43,7 @@ def wait_end():
     if me.wait_kind == WAIT_SPINLOCK or me.wait_kind == WAIT_PAGE_LOCK or \
             me.wait_kind == WAIT_RWSEM_READ or me.wait_kind == WAIT_RWSEM_WRITE:
         account_latency(me.lock_wait_buckets, ktime_get_ns() - me.wait_since)
+    trace_wait_end(me.wait_kind, cast(pointer(Task), me.wait_channel))
     me.wait_kind = WAIT_NONE
 
 
@@ -133,6 +135,12 @@ def spin_lock_slow(lock):
     wait_end()
 
 
+def spin_wake(lock):
+    """Wakes a task that is parked on the lock, which was given back a moment ago."""
+    trace_sched_waking(lock)
+    futex_wake(address(lock.word), 1)
+
+
 # ---- reader/writer semaphores ------------------------------------------------
 #
 # The word counts readers and says whether a writer is in and whether anybody sleeps.
@@ -142,6 +150,7 @@ def spin_lock_slow(lock):
 def rwsem_wake(sem):
     """Wakes all sleepers.  The caller has just taken RWSEM_WAITERS off the word."""
     atomic_add_return32(address(sem.sequence), 1)
+    trace_sched_waking(sem)
     futex_wake(address(sem.sequence), 0x7fffffff)
 
 
@@ -263,6 +272,7 @@ def wake_up_page(page):
     address is used."""
     queue = page_waitqueue(page)
     atomic_add_return32(address(queue.sequence), 1)
+    trace_sched_waking(page)
     futex_wake(address(queue.sequence), 0x7fffffff)
 
 
@@ -354,6 +364,7 @@ def cond_signal(cond):
     """Wakes one waiter.  The caller holds the lock that goes with the condition."""
     if cond.waiters != 0:
         atomic_add_return32(address(cond.sequence), 1)
+        trace_sched_waking(cond)
         futex_wake(address(cond.sequence), 1)
 
 
@@ -361,6 +372,7 @@ def cond_broadcast(cond):
     """Wakes all waiters.  The caller holds the lock that goes with the condition."""
     if cond.waiters != 0:
         atomic_add_return32(address(cond.sequence), 1)
+        trace_sched_waking(cond)
         futex_wake(address(cond.sequence), 0x7fffffff)
 
 

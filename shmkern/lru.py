@@ -62,6 +62,7 @@ def __pagevec_lru_add(pvec, lru):
         # PG_lru, and PG_active for an active list, in one go.
         fetch_or64(address(page.flags), cast(u64, 1) << PG_lru | cast(u64, lru & 1) << PG_active)
         add_page_to_lru_list(zone, page, lru)
+        trace_mm_lru_insertion(page, lru)
     if zone != NULL:
         spin_unlock(address(zone.lru_lock))
     for index in range(pvec.nr):

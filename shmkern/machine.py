@@ -141,8 +141,8 @@ class Machine:
                                (("memoryless", memoryless), ("movable", movable)))
         if (memoryless | movable).bit_count() == nodes:
             raise ValueError("no node is left that has memory for the kernel")
-        metadata, size = boot.block_size(nodes, frames_per_node, max_tasks)
-        self._block = direct_map.create(size, metadata)
+        metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks)
+        self._block = direct_map.create(size, metadata, address_size)
         self.name = self._block.name
         self._supervisor = os.getpid()
         self._panic = None

@@ -73,6 +73,7 @@ def remove_migration_pte(vma, old, new):
             get_page(new)
             page_add_anon_rmap(new, vma, address)
         set_pte_at(ptep, pte)
+        trace_remove_migration_pte(address, pte)
         # No flush: the entry was not present before.
     spin_unlock(ptl)
 
@@ -200,11 +201,13 @@ def move_to_new_page(newpage, page):
     if PageSwapBacked(page):
         __SetPageSwapBacked(newpage)
     mapping = page_mapping(page)
+    trace_migrate_stage(MIGRATE_STAGE_MOVE, page, newpage, 0)
     if mapping == NULL:
         rc = migrate_page(mapping, newpage, page)
     else:
         rc = fail_migrate_page(mapping, newpage, page)
     if rc == 0:
+        trace_migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, 0)
         remove_migration_ptes(page, newpage)
     else:
         newpage.mapping = NULL
@@ -226,10 +229,12 @@ def unmap_and_move_locked(newpage, page):
     rc = -EAGAIN
     # A page without a mapping was freed by truncation, or has no rmap yet.
     if page.mapping != NULL and page_mapped(page):
+        trace_migrate_stage(MIGRATE_STAGE_UNMAP, page, newpage, 0)
         try_to_unmap(page, 1)
         if not page_mapped(page):
             rc = move_to_new_page(newpage, page)
         if rc:
+            trace_migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, rc)
             remove_migration_ptes(page, page)
     rcu_read_unlock()
     return rc
@@ -261,8 +266,10 @@ def unmap_and_move(get_new_page, private, page, force):
     moved.  But for -ENOMEM and -EAGAIN the page is off its list and put back.
     """
     result = NULL
+    trace_migrate_stage(MIGRATE_STAGE_NEW_PAGE, page, NULL, 0)
     newpage = get_new_page(page, private, addressof(result))
     if newpage == NULL:
+        trace_migrate_stage(MIGRATE_STAGE_DONE, page, NULL, -ENOMEM)
         return -ENOMEM
     rc = 0
     if page_count(page) == 1:
@@ -273,7 +280,9 @@ def unmap_and_move(get_new_page, private, page, force):
     elif mem_cgroup_prepare_migration(page, newpage) == -ENOMEM:
         rc = -ENOMEM
     else:
+        trace_migrate_stage(MIGRATE_STAGE_LOCK, page, newpage, 0)
         rc = lock_and_move(newpage, page, force)
+        trace_migrate_stage(MIGRATE_STAGE_PUTBACK, page, newpage, rc)
         if rc == 0:
             count_vm_event(PGMIGRATE_SUCCESS)
         if rc != -EAGAIN:
@@ -285,6 +294,7 @@ def unmap_and_move(get_new_page, private, page, force):
     nid = page_to_nid(newpage)
     # To the LRU when it has become the page; freed otherwise.
     putback_lru_page(newpage)
+    trace_migrate_stage(MIGRATE_STAGE_DONE, page, newpage, rc)
     if result != NULL:
         result[0] = rc if rc else nid
     return rc
@@ -329,7 +339,10 @@ def migrate_pages(pagelist, get_new_page, private):
     me = current()
     swapwrite = me.flags & PF_SWAPWRITE
     me.flags |= PF_SWAPWRITE
+    moved = me.vm_events[PGMIGRATE_SUCCESS]
+    trace_mm_migrate_pages_start()
     rc = migrate_list(pagelist, get_new_page, private)
+    trace_mm_migrate_pages(me.vm_events[PGMIGRATE_SUCCESS] - moved, rc)
     if not swapwrite:
         me.flags &= ~cast(u32, PF_SWAPWRITE)
     putback_lru_pages(pagelist)

@@ -24,6 +24,7 @@ cdef enum:
     WAIT_TABLE_SIZE = 1024
     SLAB_CACHES_MAX = 8
     SLAB_NAME_LEN = 24
+    TRACE_RING_EVENTS_MAX = 65536
 
 # Page flags, by bit number (include/linux/page-flags.h).
 cdef enum:
@@ -312,6 +313,12 @@ cdef enum:
     WAIT_RCU = 8
     WAIT_FREEZER = 9
 
+# One event in a CPU's trace ring: a cache line.
+cdef struct TraceEvent:
+    u64 time                   # CLOCK_MONOTONIC, ns
+    u64 what                   # the event's number; the task's pid in the upper half
+    u64 args[6]
+
 # A task is one CPU.  Only its owner writes what is not said to be shared.
 cdef struct Task:
     u32 cpu                    # the slot's number
@@ -344,12 +351,14 @@ cdef struct Task:
     u32 security               # security_task_movememory: its memory may not be moved
     u64 cap_permitted
     u64 cap_effective
+    u64 trace_head             # events written into this CPU's ring since boot
+    u64 trace_breaks           # shared: events after which the task stops
+    u32 trace_stopped          # shared: 1 while it is stopped there
     u32 addr_limit             # KERNEL_DS while a system call is done with kernel pointers
     u32 cpuset                 # its number
+    i32 il_next                # where its interleaving goes on
     u64 mems_allowed           # shared: the cpuset's nodes that have memory
     Mempolicy* mempolicy       # changed under alloc_lock
-    i32 il_next                # where its interleaving goes on
-    i32 _pad4
     Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
     u64 vm_events[24]          # NR_VM_EVENTS
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
@@ -373,6 +382,11 @@ cdef struct Kernel:
     u64 max_tasks
     u64 hung_task_timeout_ns
     u64 poison                 # fill freed frames
+    u64 trace_events           # bit n: event n is traced
+    u64 trace_ring_events      # of one CPU's ring, a power of 2; 0 before the first trace
+    u64 trace_rings            # address, behind the block; one ring a CPU
+    u64 trace_owner            # host pid of whoever traces, 0 when nobody does
+    u64 trace_owner_start      # when that process started
     Page* mem_map
     u64 frames_base            # address of frame 0
     Task* tasks

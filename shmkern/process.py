@@ -34,6 +34,8 @@ def alloc_task():
             set_creds(task, 0, ~cast(u64, 0))
             task.security = 0
             task.addr_limit = 0
+            task.trace_breaks = 0
+            task.trace_stopped = 0
             task.cpuset = 0
             task.il_next = 0
             # Who had the slot may have been killed asleep.
@@ -226,6 +228,7 @@ def drop_mm(task):
 def retire(task):
     """Takes everything off a task that nobody runs any more, and gives its slot back."""
     mm = task.mm
+    trace_sched_process_exit(task)
     if mm != NULL:
         # Its CPU uses no translation from here on, so nobody need wait for it.
         deactivate_mm(mm, task)

@@ -218,7 +218,9 @@ def try_to_unmap_one(page, vma, migration):
     # The dirty bit would go with the PTE.
     if pte_dirty(pte):
         set_page_dirty(page)
-    set_pte_at(ptep, swp_entry_to_pte(make_migration_entry(page, pte_write(pte))))
+    pte = swp_entry_to_pte(make_migration_entry(page, pte_write(pte)))
+    set_pte_at(ptep, pte)
+    trace_set_migration_pte(address, pte)
     page_remove_rmap(page)
     # Not the last reference: whoever unmaps a page has one.
     put_page(page)

@@ -271,6 +271,7 @@ class Syscalls:
             check_errno(-ESRCH)
         name = comm.encode()[:TASK_COMM_LEN - 1]
         memcpy(cast(pointer(char), task.comm), PyBytes_AS_STRING(name), len(name))
+        trace_task_newtask(task)
         if task.mm == NULL:
             kernel_enter()
             task.mm = mm_alloc()

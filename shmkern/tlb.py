@@ -116,6 +116,7 @@ def shoot_down(mm, start, end):
     """flush_tlb_range after a page-table change that was a full fence by itself."""
     k = kernel()
     me = current()
+    trace_tlb_flush(start, end)
     for word in range((k.max_tasks + 63) // 64):
         cpus = READ_ONCE64(addressof(mm.cpu_vm_mask[word]))
         while cpus:

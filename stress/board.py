@@ -23,7 +23,8 @@ PARK_POLL = 0.002
 SLICE = 1024
 
 # A row is a slot of the machine.  pid is 0 when no task of the scenario runs there.
-ABSENT, SETTING_UP, WORKING, PARKED = range(4)
+# Who WAITS does so for other tasks of the scenario, and makes no progress meanwhile.
+ABSENT, SETTING_UP, WORKING, WAITING, PARKED = range(5)
 _ROW = np.dtype([("pid", "i4"), ("state", "u4"), ("passes", "u8"), ("forks", "u8"), ("refused", "u8")])
 
 
@@ -168,8 +169,10 @@ class Run:
     def wait_until(self, condition):
         """Waits until condition() holds; when the run is over because a promise was broken it may
         never."""
+        self.row["state"] = WAITING
         while not condition() and not (self.board.broken and self.board.stopping):
             time.sleep(PARK_POLL)
+        self.row["state"] = WORKING
 
 
 def enter(task, run, program, *args):

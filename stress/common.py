@@ -8,6 +8,7 @@ supervisor starts, if they start others.  What the run itself does is in harness
 tasks have at hand in board.py.
 """
 import argparse
+import contextlib
 import importlib
 import json
 import math
@@ -146,7 +147,7 @@ def summary(result):
     return lines
 
 
-def check_json(path):
+def check_output(path):
     """Finds out now, and not after the run, that the result has nowhere to go."""
     if path in (None, "-"):
         return
@@ -170,10 +171,11 @@ def write_json(path, result):
 
 # ---- the command ---------------------------------------------------------------------
 
-def run(name, options, file=None, tick=None):
+def run(name, options, file=None, tick=None, signals=None):
     """Runs a scenario with parsed options, showing progress on `file`.  Returns the result, a
     dict.  Raises UsageError and BootError.  `tick(supervision)` is called at every look; that is
-    how the tests break machines."""
+    how the sampler sees the run, and how the tests break machines.  `signals` is an entered
+    harness.Signals that goes on after the run, if there is one."""
     from shmkern_stress import harness
 
     scenario = importlib.import_module(f"shmkern_stress.{name}")
@@ -182,7 +184,8 @@ def run(name, options, file=None, tick=None):
     options.migrators = 1 + options.workers // 32 if options.migrators is None else options.migrators
     options.seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
     plan = scenario.plan(options)
-    with Display(file or sys.stdout) as display, harness.Signals() as signals:
+    with Display(file or sys.stdout) as display, \
+            harness.Signals() if signals is None else contextlib.nullcontext(signals) as signals:
         say(display.file, f"{name}: {options.workers} workers, {options.nodes} nodes, {options.frames} frames, "
                           f"{options.seconds:g} s, seed {options.seed}")
         return harness.Supervision(scenario, options, plan, signals, display, tick).supervise()
@@ -192,7 +195,7 @@ def main(name, options):
     """Does what a parsed command asks for.  Returns the exit status."""
     file = sys.stderr if options.json == "-" else sys.stdout
     try:
-        check_json(options.json)
+        check_output(options.json)
         result = run(name, options, file)
         say(file, "\n".join(summary(result)))
         try:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a stress run shows while it goes on: one live line on a terminal, otherwise a plain
 line every few seconds."""
+import contextlib
+import errno
 import os
 import time
 
@@ -10,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from shmkern import vmstat
 
 LIVE_EVERY, PLAIN_EVERY = 0.2, 5.0
+# A long run need not fill a log.
+PLAIN_LINES = 20
 
 
 def short(number):
@@ -21,12 +25,22 @@ def short(number):
     return f"{number:.1f}T"
 
 
-def say(file, text):
-    """Prints lines.  When nobody reads them any more, what follows goes nowhere."""
+@contextlib.contextmanager
+def perhaps_unread(file):
+    """What is written within goes nowhere, as all that follows, when nobody reads it any more: the
+    pipe or the terminal is closed."""
     try:
-        print(text, file=file, flush=True)
-    except BrokenPipeError:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def say(file, text):
+    """Prints lines, to whom may be gone."""
+    with perhaps_unread(file):
+        print(text, file=file, flush=True)
 
 
 class Display:
@@ -45,7 +59,8 @@ class Display:
 
     def __exit__(self, *_exception):
         if self.progress:
-            self.progress.stop()
+            with perhaps_unread(self.file):
+                self.progress.stop()
 
     def update(self, run):
         """Shows where the run is, unless that was done just now."""
@@ -55,12 +70,13 @@ class Display:
         values = self._measure(run, now)
         if self.live:
             self.next = now + LIVE_EVERY
-            self._draw(run, values)
+            with perhaps_unread(self.file):
+                self._draw(run, values)
         else:
             if self.next and run.running:
                 say(self.file, "{elapsed:.0f} s: {pages} pages/s, {accesses} accesses/s, {waits} waits, "
                                "{failures} failures".format(**values))
-            self.next = now + PLAIN_EVERY
+            self.next = now + max(PLAIN_EVERY, run.options.seconds / PLAIN_LINES)
 
     def _measure(self, run, now):
         """The numbers to show; rates are since the last time."""

@@ -12,7 +12,7 @@ import time
 
 import shmkern
 from shmkern import layout, vmstat
-from shmkern_stress.board import ABSENT, PARKED, SETTING_UP, WORKING, Board, Run, enter
+from shmkern_stress.board import ABSENT, PARKED, SETTING_UP, WAITING, WORKING, Board, Run, enter
 
 POLL = 0.02
 AUDIT_EVERY = 5.0
@@ -26,16 +26,19 @@ RUNNING = layout.constants["TASK_RUNNING"]
 class Signals:
     """Within its `with` block SIGINT, SIGTERM and SIGHUP are noted in `number` and do nothing
     else, so that they cannot come between two steps that belong together; a second one is a
-    KeyboardInterrupt.  Tasks, which inherit this, keep to the defaults (and ignore SIGINT)."""
+    KeyboardInterrupt.  Tasks, which inherit this, keep to the defaults (and ignore SIGINT).
+    With `outlive_terminal` SIGHUP is ignored, by the tasks as well."""
 
-    def __init__(self):
+    def __init__(self, outlive_terminal=False):
         self.number, self.hurry = 0, False
         self._owner = os.getpid()
         self._before = {}
+        self._hang_up = signal.SIG_IGN if outlive_terminal else self._note
 
     def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._before[number] = signal.signal(number, self._note)
+        for number, handler in ((signal.SIGINT, self._note), (signal.SIGTERM, self._note),
+                                (signal.SIGHUP, self._hang_up)):
+            self._before[number] = signal.signal(number, handler)
         return self
 
     def __exit__(self, *_exception):
@@ -72,6 +75,8 @@ class Supervision:
         self.board = Board(self.max_tasks)
         self.run = Run(options, plan, self.board)
         self.failures, self.findings, self.lost_writes = [], [], 0
+        # When each audit began, by the monotonic clock, and how many seconds it took.
+        self.audits = []
         self.machine, self.roots, self.migrators = None, [], []
         self.began, self.seconds, self.live = None, 0.0, 0
         # Whether a failure or signal ends the stage, and whether tasks have to be alive.
@@ -184,7 +189,8 @@ class Supervision:
         """Has the tasks check their memory and park, then end; audits before and after."""
         self.running = False
         self.board.stop()
-        self.poll_until(lambda: self.board.count(SETTING_UP, WORKING) == 0, STOP_LIMIT, "not all tasks have stopped")
+        self.poll_until(lambda: self.board.count(SETTING_UP, WORKING, WAITING) == 0, STOP_LIMIT,
+                        "not all tasks have stopped")
         self.seconds = self.elapsed()
         self.audit()
         # Parked tasks leave as they please now.
@@ -199,7 +205,9 @@ class Supervision:
 
     def audit(self):
         """Audits the machine.  Raises Stop when it is broken."""
+        began = time.monotonic()
         found = self.machine.audit()
+        self.audits.append((began, time.monotonic() - began))
         if not found.clean:
             self.findings += found.to_json()
             for finding in found.findings[:8]:

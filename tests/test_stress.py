@@ -140,7 +140,7 @@ def test_fork_holds_when_frames_run_out(monkeypatch):
     """Frames for a third of what the tasks want: -ENOMEM is theirs to bear, and nothing leaks."""
     monkeypatch.setattr(fork, "plan", lambda options: fork.PAGES_MAX)
     asked = options("fork", "--workers", 8, "--seconds", 2, "--frames", 400)
-    asked.frames = 400
+    asked.frames = 300
     result = common.run("fork", asked, io.StringIO())
     assert result["failures"] == [] and result["audit"] == []
     assert result["out_of_frames"] > 0

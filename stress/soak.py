@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Scenarios in rotation for hours, with a sample of everything once a second, and a verdict
+that knows a leak from noise.
+
+Each turn is a stress run of its own, with a machine of its own, so whatever a stress run finds
+a soak finds; beyond that it fails on growth (verdict.py), on a stalled migrator and on a task
+without progress (sampler.py), and on what a turn leaves behind.  The first turn that fails is
+the last.
+
+A soak outlives its terminal; Ctrl-C and SIGTERM end it, with a report on what there is.  The
+samples are on the disk as soon as they are taken, and --resume goes on from there.
+"""
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+import shmkern
+from shmkern import direct_map, provenance
+from shmkern_stress import common, harness, verdict
+from shmkern_stress.common import BAD_USE, BROKEN, HELD, UsageError
+from shmkern_stress.display import say
+from shmkern_stress.sampler import Sampler
+from shmkern_stress.samples import Samples, SamplesError
+
+TURN_MAX = 300.0
+# A turn that would be shorter is not begun.
+TURN_MIN = 1.0
+STALL = 30.0
+OWN_OPTIONS = ("seconds", "seed", "json")
+EXAMPLE = "shmkern soak anon 'fork --workers 16' --seconds 60"
+
+
+# ---- options -----------------------------------------------------------------------
+
+def hours(text):
+    """An argparse type: hours, as seconds."""
+    try:
+        return common.duration(str(float(text) * 3600))
+    except ValueError:
+        return common.duration(text)
+
+
+def add_options(parser):
+    """Adds the options of `shmkern soak` to its parser."""
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO",
+                        help="as after `shmkern stress`, in quotes if options follow (default: "
+                             f"{', '.join(default_scenarios())})")
+    long = parser.add_mutually_exclusive_group()
+    long.add_argument("--hours", type=hours, dest="seconds", metavar="H", help="how long (default 1)")
+    long.add_argument("--seconds", type=common.duration, dest="seconds", metavar="S", help="how long, in seconds")
+    parser.add_argument("--turn", type=common.duration, metavar="S",
+                        help=f"seconds of a turn (default {TURN_MAX:.0f}, less if not all would have theirs)")
+    for option in ("--workers", "--nodes", "--frames", "--migrators"):
+        parser.add_argument(option, metavar="N", help=f"{option} of every scenario that does not say otherwise")
+    parser.add_argument("--seed", type=common.whole(0, (1 << 62) - 1), metavar="N",
+                        help="what all random numbers follow from (default: a new one, which is printed)")
+    parser.add_argument("--every", type=common.duration, default=1.0, metavar="S",
+                        help="seconds from sample to sample (default 1)")
+    parser.add_argument("--stall", type=common.duration, default=STALL, metavar="S",
+                        help=f"seconds that nobody may stand still for (default {STALL:.0f})")
+    parser.add_argument("--samples", metavar="FILE", help="where the samples go (default soak-DATE-TIME.db)")
+    parser.add_argument("--resume", metavar="FILE", help="go on with the soak that wrote these samples")
+    parser.add_argument("--json", metavar="FILE", help="also write the result to FILE, as JSON; - is the standard output")
+
+
+def default_scenarios():
+    """Those that need no file."""
+    return [name for name in common.SCENARIOS
+            if all(action.option_strings for action in scenario_parser(name)._actions)]
+
+
+def scenario_parser(name):
+    """What parses the options of a scenario."""
+    parser = common.Parser(prog=f"shmkern soak: {name}", add_help=False)
+    common.add_options(parser, name)
+    return parser
+
+
+def parse_scenario(text, defaults):
+    """(name, parsed options) of a SCENARIO argument.  Raises UsageError."""
+    try:
+        name, *rest = shlex.split(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no scenario") from None
+    if name not in common.SCENARIOS:
+        raise UsageError(f"there is no scenario {name!r}; there is {', '.join(common.SCENARIOS)}")
+    options = scenario_parser(name).parse_args([*defaults, *rest])
+    for option in OWN_OPTIONS:
+        if getattr(options, option) is not None:
+            raise UsageError(f"--{option} is the soak's own and goes behind the scenarios, not into {text!r}")
+    return name, options
+
+
+# ---- one soak ------------------------------------------------------------------------
+
+class Soak:
+    """A soak, new or resumed.  `meta` is what the file of samples keeps of how it was begun."""
+
+    def __init__(self, samples, meta, command, every):
+        self.samples, self.meta = samples, meta
+        self.before = samples.elapsed()
+        self._began = time.monotonic()
+        self.sampler = Sampler(samples, every, meta["stall"], self.elapsed)
+        self.turns = samples.rows("SELECT coalesce(max(number), 0) FROM turn")[0][0]
+        # What the disk had no room for: the last turn and its findings.
+        self.unsaved = None, []
+        with samples.writing() as db:
+            # A turn of an earlier session that never ended was killed.
+            db.execute("UPDATE turn SET state = 'cut short' WHERE state = 'running'")
+            db.execute("UPDATE session SET ended = 'killed' WHERE ended IS NULL")
+            self.failed = bool(db.execute("SELECT count(*) FROM finding").fetchone()[0])
+            self.session = db.execute(
+                "INSERT INTO session (began, os_pid, start_time, revision, host, command) VALUES (?, ?, ?, ?, ?, ?)",
+                (datetime.now().astimezone().isoformat(timespec="seconds"), os.getpid(),
+                 direct_map.process_start(os.getpid()), provenance.revision(), json.dumps(provenance.host()), command)).lastrowid
+
+    def elapsed(self):
+        """Seconds of the soak, the earlier sessions' included."""
+        return self.before + time.monotonic() - self._began
+
+    def left(self):
+        """Seconds that are to come."""
+        return self.meta["seconds"] - self.elapsed()
+
+    @property
+    def first_round(self):
+        """Whether a scenario has not had its turn yet; it gets it whole, if that takes longer."""
+        return self.turns < len(self.meta["scenarios"])
+
+    def run(self, file, signals):
+        """Turn after turn, until the time is over, one fails, or a signal comes."""
+        while (self.first_round or self.left() >= TURN_MIN) and \
+                not (self.failed or signals.number or self.sampler.error):
+            self.turn(file, signals)
+
+    def turn(self, file, signals):
+        """One turn: runs it and judges it.  Raises UsageError, BootError and SamplesError."""
+        text = self.meta["scenarios"][self.turns % len(self.meta["scenarios"])]
+        name, options = parse_scenario(text, self.meta["defaults"])
+        options.seconds = self.meta["turn"] if self.first_round else min(self.meta["turn"], self.left())
+        options.seed = self.meta["seed"] + self.turns
+        self.turns += 1
+        began = self.elapsed()
+        with self.samples.writing() as db:
+            db.execute("INSERT INTO turn VALUES (?, ?, ?, ?, ?, ?, NULL, 'running', NULL)",
+                       (self.turns, self.session, text, json.dumps(vars(options)), options.seed, began))
+        self.sampler.begin(self.turns)
+        say(file, f"turn {self.turns}, {began:.0f} of {self.meta['seconds']:.0f} s")
+        result = common.run(name, options, file, self.sampler, signals)
+        findings = self.findings(text, result)
+        self.failed = bool(findings)
+        state = "broken" if findings else "interrupted" if signals.number or self.sampler.error else "held"
+        self.save({"number": self.turns, "scenario": text, "seed": options.seed, "seconds": self.elapsed() - began,
+                   "state": state, "result": result}, findings)
+
+    def save(self, turn, findings):
+        """Enters a turn that has ended."""
+        self.unsaved = turn, findings
+        if self.sampler.error is not None:
+            return
+        self.sampler.between()
+        with self.samples.writing() as db:
+            db.execute("UPDATE turn SET seconds = ?, state = ?, result = ? WHERE number = ?",
+                       (turn["seconds"], turn["state"], json.dumps(turn["result"]), turn["number"]))
+            db.executemany("INSERT INTO finding (turn, kind, who, text) VALUES (?, ?, ?, ?)",
+                           [(finding["turn"], finding["kind"], finding["who"], finding["text"])
+                            for finding in findings])
+        self.unsaved = None, []
+
+    def findings(self, text, result):
+        """What was wrong with the turn that has just ended, as dicts of turn, kind, who and text."""
+        stalled = self.sampler.stalled
+        found = [("broken promise", text, failure) for failure in result["failures"]
+                 if not any(failure.startswith(known) for _kind, _who, known in stalled)]
+        found += stalled + left_behind()
+        found += [(f"growth in {judgement.quantity.name}", judgement.who, str(judgement))
+                  for judgement in [*verdict.judge(self.samples, self.turns), *verdict.judge_between(self.samples)]
+                  if judgement.grows]
+        return [dict(zip(("turn", "kind", "who", "text"), (self.turns, *finding))) for finding in found]
+
+    def result(self):
+        """What result_of says of the samples, with what the disk had no room for."""
+        result = result_of(self.samples)
+        turn, findings = self.unsaved
+        if turn:
+            result["turns"][-1] = turn
+            result["findings"] += findings
+        return result
+
+    def end(self, how):
+        """The session is over."""
+        with self.samples.writing() as db:
+            db.execute("UPDATE session SET ended = ? WHERE number = ?", (how, self.session))
+
+
+def left_behind():
+    """What a turn should have ended and has not, as findings."""
+    found = [("left behind", f"process {child.pid}", f"left behind: process {child.pid} outlives its machine")
+             for child in psutil.Process().children(recursive=True)]
+    mine = f"{direct_map.PREFIX}{os.getpid()}-"
+    return found + [("left behind", name, f"left behind: the block {name} outlives its machine")
+                    for name in direct_map.blocks() if name.startswith(mine)]
+
+
+
+
+# ---- the result ----------------------------------------------------------------------
+
+def result_of(samples):
+    """All that a file of samples says, as --help and docs/soak.md describe it."""
+    meta = samples.meta()
+    turns = [{"number": number, "scenario": scenario, "seed": seed, "seconds": seconds, "state": state,
+              "result": json.loads(result) if result else None}
+             for number, scenario, seed, seconds, state, result in samples.rows(
+                 "SELECT number, scenario, seed, seconds, state, result FROM turn ORDER BY number")]
+    findings = [dict(zip(("turn", "kind", "who", "text"), row))
+                for row in samples.rows("SELECT turn, kind, who, text FROM finding ORDER BY number")]
+    judgements = [judgement for turn in turns for judgement in verdict.judge(samples, turn["number"])]
+    return {"seed": meta["seed"], "planned_seconds": meta["seconds"], "seconds": round(samples.elapsed(), 1),
+            "revision": samples.rows("SELECT revision FROM session ORDER BY number DESC")[0][0],
+            "samples": samples.path, "turns": turns, "findings": findings,
+            "trends": [trend_of(judgement) for judgement in [*judgements, *verdict.judge_between(samples)]
+                       if judgement.trend]}
+
+
+def trend_of(judgement):
+    """A Judgement as a dict."""
+    return {"turn": judgement.turn, "what": judgement.quantity.name, "who": judgement.who,
+            "grows": judgement.grows, **judgement.trend._asdict()}
+
+
+def verdict_of(result):
+    """The result in a word."""
+    if result["findings"]:
+        return "BROKEN"
+    return "held" if result["seconds"] >= result["planned_seconds"] - TURN_MIN else "interrupted"
+
+
+def summary(result):
+    """The result in words, a list of lines."""
+    findings = [f"  {finding['text']}" for finding in result["findings"]]
+    found = f"{len(findings)} findings" if findings else "no growth, nobody stalled, nothing lost"
+    lines = [f"soak {verdict_of(result)}: {len(result['turns'])} turns, {result['seconds']:,.0f} of "
+             f"{result['planned_seconds']:,.0f} s, {found}, seed {result['seed']}", *findings]
+    for turn in result["turns"]:
+        measured = turn["result"]
+        text = f"  turn {turn['number']:<3} {turn['state']:11} {turn['scenario']:20}"
+        if measured:
+            text += (f" {measured['seconds']:7.1f} s  {measured['pages_per_second']:>9,} pages/s  "
+                     f"{measured['migration_waits']:>9,} waits  {measured['migrate_failed']:>7,} failed")
+        lines.append(text)
+    return [*lines, f"  samples in {result['samples']}"]
+
+
+# ---- the command ---------------------------------------------------------------------
+
+def new_soak(args):
+    """The Soak that parsed arguments ask for."""
+    scenarios = args.scenarios or default_scenarios()
+    seconds = 3600.0 if args.seconds is None else args.seconds
+    defaults = [text for option in ("workers", "nodes", "frames", "migrators")
+                if (value := getattr(args, option)) is not None for text in (f"--{option}", value)]
+    for text in scenarios:
+        parse_scenario(text, defaults)
+    seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
+    meta = {"scenarios": scenarios, "defaults": defaults, "seconds": seconds, "seed": seed, "stall": args.stall,
+            "turn": min(TURN_MAX, seconds / len(scenarios)) if args.turn is None else args.turn}
+    path = args.samples or f"soak-{datetime.now():%Y%m%d-%H%M%S}.db"
+    return Soak(Samples.create(path, **meta), meta, command_line(), args.every)
+
+
+def resumed_soak(args):
+    """The Soak that a file of samples holds, to go on."""
+    for option in ("scenarios", "samples", "turn", "workers", "nodes", "frames", "migrators", "seed"):
+        if getattr(args, option):
+            raise UsageError(f"{option} is settled in {args.resume}; only --hours or --seconds can be given anew")
+    samples = Samples.open(args.resume)
+    if (user := samples.user()) is not None:
+        raise UsageError(f"process {user} is at work on {args.resume}")
+    if args.seconds is not None:
+        with samples.writing() as db:
+            db.execute("UPDATE meta SET value = ? WHERE key = 'seconds'", (json.dumps(args.seconds),))
+    return Soak(samples, samples.meta(), command_line(), args.every)
+
+
+def command_line():
+    """How this process was started."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def main(args):
+    """Does what parsed arguments ask for.  Returns the exit status."""
+    file = sys.stderr if args.json == "-" else sys.stdout
+    problem = None
+    with harness.Signals(outlive_terminal=True) as signals:
+        try:
+            common.check_output(args.json)
+            soak = resumed_soak(args) if args.resume else new_soak(args)
+        except (UsageError, SamplesError) as error:
+            return complain(error, BAD_USE)
+        try:
+            soak.run(file, signals)
+            problem = soak.sampler.error
+            soak.end("by a signal" if signals.number else "by itself" if problem is None else "by a full disk")
+        except (UsageError, SamplesError, shmkern.BootError, ValueError) as error:
+            problem = error
+        except KeyboardInterrupt:
+            # The second one.  What was sampled is on the disk.
+            return 128 + signal.SIGINT
+        result = soak.result()
+        say(file, "\n".join(summary(result)))
+        status = BROKEN if result["findings"] else 128 + signals.number if signals.number else HELD
+        for problem in filter(None, [problem, write_outputs(args, result)]):
+            status = complain(problem, status or BAD_USE)
+        soak.samples.close()
+        return status
+
+
+def write_outputs(args, result):
+    """Writes the files that were asked for.  Returns what went wrong, or None."""
+    try:
+        common.write_json(args.json, result)
+    except UsageError as error:
+        return error
+    return None
+
+
+def complain(error, status):
+    """Says what is wrong, in a sentence.  Returns the exit status."""
+    say(sys.stderr, f"shmkern soak: {error}")
+    return status
+
+
+if __name__ == "__main__":
+    parser = common.Parser()
+    add_options(parser)
+    sys.exit(main(parser.parse_args()))
