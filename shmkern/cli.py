@@ -7,7 +7,6 @@ sentence, never a traceback.
 """
 import argparse
 import importlib
-import json
 import os
 import signal
 import subprocess
@@ -20,16 +19,13 @@ import numpy as np
 
 import shmkern
 from shmkern import direct_map, layout, record
+from shmkern.command import BAD_USE, DONE, positive, table, write_json
+from shmkern.errors import UsageError
 
-DONE, BAD_USE = 0, 2
 C = layout.constants
 CHECKOUT = Path(shmkern.__file__).resolve().parent.parent
 # Accesses that `record` keeps by default; as a trace, about three megabytes.
 RECORD_LIMIT = 2_000_000
-
-
-class UsageError(Exception):
-    """The command cannot be done as given; the text is one sentence."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -155,12 +151,6 @@ def _age(seconds):
     return f"{seconds:.0f} s"
 
 
-def _table(rows):
-    """Rows of texts as aligned lines."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-
-
 def list_blocks(args):
     """shmkern ls"""
     states = block_states()
@@ -168,7 +158,7 @@ def list_blocks(args):
     rows += [(block.name, f"{block.used / 2**20:.0f} of {block.size / 2**20:.0f} MiB", str(block.nodes),
               str(block.frames), str(len(block.tasks)), str(block.supervisor), _age(block.age), block.state)
              for block in states]
-    _print(*(_table(rows) if states else ["There are no machines."]))
+    _print(*(table(rows) if states else ["There are no machines."]))
     write_json(args.json, [{**block._asdict(), "tasks": [task._asdict() for task in block.tasks]} for block in states])
     return DONE
 
@@ -246,26 +236,17 @@ def run_soak(args):
 # ---- the command -------------------------------------------------------------------
 
 STRESS = "put a machine under stress and check every store"
+# Commands with a module of their own, which has EXAMPLE, add_options(parser) and run(args).
+MODULES = {
+    "trace": ("cli_trace", "trace a run, for ui.perfetto.dev or as ftrace prints it"),
+    "show": ("show", "show a migration, stopped after each of its steps"),
+}
 SOAK = "stress scenarios in rotation for hours, and tell what grows or stalls"
 
 
 def _print(*lines):
     if lines:
         print("\n".join(lines), flush=True)
-
-
-def write_json(path, value):
-    """Writes a result to a file; - is the standard output."""
-    if path is None:
-        return
-    text = json.dumps(value, indent=2) + "\n"
-    try:
-        if path == "-":
-            sys.stdout.write(text)
-        else:
-            Path(path).write_text(text)
-    except OSError as error:
-        raise UsageError(f"the result cannot be written to {path}: {error.strerror}") from None
 
 
 def _command(commands, name, function, summary, example):
@@ -305,6 +286,13 @@ def _add_soak(commands):
     parser.set_defaults(soak=soak)
 
 
+def _add_module(commands, name):
+    """A command of MODULES."""
+    module, summary = MODULES[name]
+    module = importlib.import_module(f"shmkern.{module}")
+    module.add_options(_command(commands, name, module.run, summary, module.EXAMPLE))
+
+
 def make_parser(wanted=None):
     """The parser of all commands.  What only one command needs is imported only for it."""
     parser = Parser(prog="shmkern", description="A small Linux memory manager that lives in shared memory.",
@@ -318,11 +306,16 @@ def make_parser(wanted=None):
             add(commands)
         else:
             commands.add_parser(name, help=summary)
+    for name, (_module, summary) in MODULES.items():
+        if wanted == name:
+            _add_module(commands, name)
+        else:
+            commands.add_parser(name, help=summary)
     tracer = _command(commands, "record", record_trace, "record a program's memory accesses, for `stress trace`",
                       "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz --seconds 10")
     tracer.usage = "shmkern record [-h] [-o FILE] [--limit N] -- COMMAND..."
     tracer.add_argument("-o", dest="output", metavar="FILE", help="where to (default: COMMAND.lackey.gz)")
-    tracer.add_argument("--limit", type=_positive, default=RECORD_LIMIT, metavar="N",
+    tracer.add_argument("--limit", type=positive, default=RECORD_LIMIT, metavar="N",
                         help=f"accesses to record, after which the program is ended (default {RECORD_LIMIT:,})")
     tracer.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
     lister = _command(commands, "ls", list_blocks, "list the machines on this host, running or left behind",
@@ -338,13 +331,6 @@ def make_parser(wanted=None):
     bench.add_argument("name", nargs="?", default="", metavar="NAME", help="a file of the directory bench, without .py")
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="what the benchmark is given")
     return parser
-
-
-def _positive(text):
-    """An argparse type: whole numbers from 1 on."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def main(argv=None):

@@ -209,8 +209,13 @@ def reserve(block, offset, length):
 
 
 def give_back(block, offset, length):
-    """Gives memory of reserve() back.  Who touches it all the same gets new memory, zeroed."""
-    with (SHM_DIR / block.name).open("r+b") as file:
+    """Gives memory of reserve() back.  Who touches it all the same gets new memory, zeroed.  Does
+    nothing when the block has lost its name: then its memory goes with those who have it mapped."""
+    try:
+        file = (SHM_DIR / block.name).open("r+b")
+    except FileNotFoundError:
+        return
+    with file:
         if _libc.fallocate(file.fileno(), _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), block.name)
 
@@ -218,6 +223,13 @@ def give_back(block, offset, length):
 def blocks():
     """The names of all machines' blocks on this host that we may read, sorted."""
     return sorted(path.name for path in SHM_DIR.glob(f"{PREFIX}*") if read_header(path.name) is not None)
+
+
+def has_ended():
+    """Whether the machine that is mapped here has stopped, or lost its supervisor, or its name."""
+    header = mapped.header
+    return header.panic != 0 or process_gone(header.supervisor_pid, header.supervisor_start) or \
+        not (SHM_DIR / mapped.name).exists()
 
 
 def supervisor_alive(record):

@@ -46,5 +46,9 @@ class TaskDied(Exception):
         return f"task {self.pid} {how} before it had a result"
 
 
+class UsageError(Exception):
+    """A command cannot be done as given; the text is one sentence."""
+
+
 class BootError(Exception):
     """A machine cannot be made or attached to; the text says why."""

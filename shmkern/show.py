@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command `shmkern show migrate`: one migration, stopped after each of its steps.
+
+Real processes on a real machine: two tasks share a page, a third moves it with move_pages(2),
+and stops at its own tracepoints (tracing.set_breaks), in the middle of the kernel and with the
+locks that it holds there.  Between two steps both pages, the PTEs and the tasks are looked at
+from outside.  Nothing here does a step by itself.
+"""
+import time
+from typing import NamedTuple
+
+import multiprocess
+from rich.console import Console
+from rich.text import Text
+
+import shmkern
+from shmkern import command, layout, report, tracing, worker
+from shmkern.errors import UsageError
+
+C = layout.constants
+PAGE = C["PAGE_SIZE"]
+EXAMPLE = "shmkern show migrate"
+LIMIT = 20.0
+SUBJECTS = ("migrate",)
+BREAKS = ["migrate_stage", "set_migration_pte", "remove_migration_pte"]
+E = {event.name: number for number, event in tracing.EVENTS.items()}
+PTE_PFN_MASK = 0x000ffffffffff000
+FLAGS = {bit: name for bit, name in tracing.PAGE_FLAGS.items() if name not in ("waiters", "uptodate")}
+# Of the picture.
+LETTERS = {"locked": "L", "lru": "l", "active": "a", "dirty": "d", "swapbacked": ""}
+PARENT, CHILD = "parent", "child"
+
+# What is done when the mover stops, by the event it stops at: a tracepoint of a stage stands
+# before what it names.  (step, what it means)
+AT_STAGE = {
+    "again": ("next pass", "the page is still isolated, and on the list"),
+    "new_page": ("isolate_lru_page", "the page is off the LRU, and isolation has a reference of its own"),
+    "lock": ("get_new_page", "there is a frame on the other node"),
+    "unmap": ("lock_page", "the page's identity is the mover's; rcu_read_lock keeps its anon_vma"),
+    "move": ("try_to_unmap", "nobody maps the page; the new one is locked and has its place"),
+    "remap": ("migrate_page_copy", "nobody else had a reference; contents and state are the new page's"),
+    "putback": ("unlock_page", "both pages are unlocked, and who waited has been woken"),
+    "done": ("putback_lru_page", "the old page is free; the new one is on its way to the LRU"),
+}
+AT_PTE = {
+    "set_migration_pte": ("set_migration_pte", "every TLB has dropped the translation; the PTE is a migration entry"),
+    "remove_migration_pte": ("remove_migration_pte", "the entry is a PTE of the new page, and counted"),
+}
+
+
+# ---- tasks that are told what to do -----------------------------------------------
+
+class Led:
+    """A task of the machine that runs worker.serve: begin() sends it a call, reply() waits for
+    the result."""
+
+    def __init__(self, machine, connection, pid, cpu):
+        self.machine, self.pid, self.cpu = machine, pid, cpu
+        self._connection, self._calls = connection, 0
+
+    def begin(self, method, *args):
+        """Has the task call task.method(*args)."""
+        self._calls += 1
+        self._connection.send((self._calls, method, args))
+
+    def is_done(self):
+        """Whether what was begun is over."""
+        return self._connection.poll(0)
+
+    def reply(self):
+        """Returns or raises what the call did."""
+        wait_until(self.machine, self.is_done, f"the answer of task {self.pid}")
+        _number, succeeded, value = self._connection.recv()
+        if not succeeded:
+            raise value
+        return value
+
+    def __call__(self, method, *args):
+        self.begin(method, *args)
+        return self.reply()
+
+    @property
+    def slot(self):
+        """struct Task, live."""
+        return worker.slot(self.cpu)
+
+
+def wait_until(machine, condition, what):
+    """Returns when condition() holds.  TimeoutError when that takes too long."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        machine.check()
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"{what}: not within {LIMIT:.0f} s")
+        time.sleep(0.0005)
+
+
+def _serve_with_child(task, mine, childs):
+    """A task's program: serves, and so does a child that it forks, with a page that both map."""
+    va = task.mmap(PAGE)
+    task.store(va, b"contents")
+    child = task.fork(worker.serve, childs)
+    mine.send((va, child.pid, child.cpu))
+    worker.serve(task, mine)
+
+
+def start_sharers(machine):
+    """Two tasks that share a page: (va, parent, child)."""
+    here, there = multiprocess.Pipe()
+    childs_here, childs_there = multiprocess.Pipe()
+    task = machine.spawn(_serve_with_child, there, childs_there)
+    wait_until(machine, here.poll, "the page")
+    va, pid, cpu = here.recv()
+    parent = Led(machine, here, task.pid, task.cpu)
+    child = Led(machine, childs_here, pid, cpu)
+    for sharer in (parent, child):
+        # In its TLB, and so in need of being shot down.
+        sharer("load", va, 8)
+    return va, parent, child
+
+
+def start_mover(machine):
+    """A task that is going to move the page."""
+    here, there = multiprocess.Pipe()
+    task = machine.spawn(worker.serve, there)
+    mover = Led(machine, here, task.pid, task.cpu)
+    mover("migrate_prep")
+    return mover
+
+
+# ---- looking ------------------------------------------------------------------------
+
+def page_at(pfn):
+    """struct Page of a frame, live."""
+    return layout.struct("Page", layout.kernel().mem_map + pfn * layout.sizeof("Page"))
+
+
+def pte_of(mm, va):
+    """The PTE at an address of an address space; 0 when there is no table for it."""
+    table = layout.struct("MmStruct", mm).pgd
+    for shift in (39, 30, 21):
+        entry = int(layout.view("u64", table + (va >> shift & 511) * 8)[()])
+        if not entry & C["_PAGE_PRESENT"]:
+            return 0
+        table = layout.kernel().frames_base + (entry & PTE_PFN_MASK)
+    return int(layout.view("u64", table + (va >> 12 & 511) * 8)[()])
+
+
+class Step(NamedTuple):
+    """What was seen after a step: its name, what it means, and the state: a dict of cells by
+    column, each a tuple of short texts.  `pass_` counts the passes of migrate_pages."""
+    name: str
+    meaning: str
+    pass_: int
+    state: dict
+
+
+class Stage:
+    """The machine with its tasks and its page, and what each looks like now."""
+
+    def __init__(self, machine):
+        self.machine = machine
+        self.va, self.parent, self.child = start_sharers(machine)
+        self.mover = start_mover(machine)
+        self.frames = {"A": (pte_of(self.parent.slot.mm, self.va) & PTE_PFN_MASK) >> 12}
+        self.said = {PARENT: "", CHILD: ""}
+        self.sharers = {PARENT: self.parent, CHILD: self.child}
+
+    def frame_name(self, pfn):
+        return next((name for name, frame in self.frames.items() if frame == pfn), f"frame {pfn}")
+
+    def page(self, name):
+        """One of the two pages in words."""
+        if name not in self.frames:
+            return ()
+        page = page_at(self.frames[name])
+        flags = [text for bit, text in FLAGS.items() if page.flags >> bit & 1]
+        if page._count == 0 and page.flags >> C["PG_buddy"] & 1 or page.mapping == 0 and page._count == 0:
+            return ("free",)
+        return (f"count {page._count}", f"mapcount {page._mapcount + 1}", *flags)
+
+    def pte(self, sharer):
+        """A sharer's PTE in words."""
+        pte = pte_of(sharer.slot.mm, self.va)
+        if pte == 0:
+            return ("none",)
+        if pte & C["_PAGE_PRESENT"]:
+            access = "writable" if pte & C["_PAGE_RW"] else "read-only"
+            return (f"{self.frame_name((pte & PTE_PFN_MASK) >> 12)}, {access}",)
+        return (f"migration entry of {self.frame_name(pte >> C['SWP_OFFSET_SHIFT'])}",)
+
+    def task(self, name):
+        """What a sharer does."""
+        slot = self.sharers[name].slot
+        if slot.wait_kind != C["WAIT_NONE"]:
+            kind = report.WAITS[slot.wait_kind]
+            of = next((frame for frame, pfn in self.frames.items() if page_at(pfn).address == slot.wait_channel), "")
+            return (f"waits: {kind}" + (f" of {of}" if of else ""),)
+        return (self.said[name],) if self.said[name] else ()
+
+    def holds(self):
+        """What the mover holds."""
+        slot = self.mover.slot
+        locks = [int(entry) & ~3 for entry in slot.held_locks[:slot.nr_held]]
+        held = [f"lock of {name}" for name, pfn in self.frames.items() if page_at(pfn).address in locks]
+        held += ["RCU"] * (slot.rcu_nesting > 0)
+        spinlocks = slot.preempt_count
+        return (*held, *([f"{spinlocks} spinlocks"] if spinlocks else []))
+
+    def look(self):
+        """The state now."""
+        return {"page A": self.page("A"), "page B": self.page("B"),
+                "parent's PTE": self.pte(self.parent), "child's PTE": self.pte(self.child),
+                PARENT: self.task(PARENT), CHILD: self.task(CHILD), "mover holds": self.holds()}
+
+    def touch(self, name):
+        """A sharer loads from the page; returns when it has, or waits."""
+        sharer = self.sharers[name]
+        sharer.begin("load", self.va, 8)
+        wait_until(self.machine, lambda: sharer.is_done() or sharer.slot.wait_kind == C["WAIT_PAGE_LOCK"],
+                   f"the load of {name}")
+        self.note(name)
+
+    def note(self, name):
+        """Takes the result of a load, if it has come."""
+        sharer = self.sharers[name]
+        if sharer.is_done():
+            assert sharer.reply() == b"contents"
+            self.said[name] = f"has read {self.pte(sharer)[0].split(',')[0]}"
+
+
+def migrate(machine, busy=False):
+    """Moves a page and stops after each step: yields Steps.  A task that touches the page waits.
+    With `busy` it comes before the page is copied, so that the first pass fails."""
+    stage = Stage(machine)
+    yield Step("before", "two tasks map the page, copy-on-write", 0, stage.look())
+    mover, pass_, restored, touched = stage.mover, 0, 0, False
+    with tracing.Tracing(BREAKS) as trace:
+        tracing.set_breaks(mover.cpu, BREAKS)
+        mover.begin("move_pages", stage.parent.pid, [stage.va], [1], C["MPOL_MF_MOVE_ALL"])
+        while True:
+            wait_until(machine, lambda: mover.is_done() or tracing.is_stopped(mover.cpu), "the mover's next step")
+            if not tracing.is_stopped(mover.cpu):
+                break
+            event = trace.read()[-1]
+            number, args = int(event["event"]), event["args"]
+            what = tracing.EVENTS[number].name
+            if number == E["migrate_stage"]:
+                what = tracing.STAGES[int(args[0])]
+                if what == "new_page":
+                    pass_, restored = pass_ + 1, 0
+                    if pass_ > 1:
+                        what = "again"
+                elif what == "lock":
+                    stage.frames["B"] = int(args[2])
+            restored += number == E["remove_migration_pte"]
+            name, meaning = meaning_of(what, args)
+            # Who comes once the page is copied waits; who comes when its PTE is back does not.
+            if not touched and what == ("move" if busy else "remap"):
+                touched = True
+                stage.touch(PARENT)
+            if restored == 2 and not stage.said[CHILD] and what == "remove_migration_pte" and not busy:
+                stage.touch(CHILD)
+            if what == "putback" and touched and not stage.said[PARENT]:
+                wait_until(machine, stage.parent.is_done, "the load")
+                stage.note(PARENT)
+            yield Step(name, meaning, pass_, stage.look())
+            tracing.go_on(mover.cpu)
+        assert mover.reply() == [1]
+    mover("migrate_prep")
+    yield Step("lru_add_drain", "the new page is on the LRU, and only its mappings keep it", pass_, stage.look())
+
+
+def meaning_of(what, args):
+    """(step, what it means) of the tracepoint that the mover stands at."""
+    if what in AT_PTE:
+        return AT_PTE[what]
+    rc = tracing._signed(args[3])
+    if what == "remap" and rc:
+        return "page_count", "somebody else has a reference: the entries become PTEs of the old page again"
+    if what == "done" and rc:
+        return "-EAGAIN", "the page is as it was, and stays on the list; the new frame is free again"
+    return AT_STAGE[what]
+
+
+def changes(before, after):
+    """The columns in which two states differ."""
+    return [column for column in after if before is None or before[column] != after[column]]
+
+
+def steps_of(busy=False):
+    """All Steps, on a machine of its own."""
+    with shmkern.Machine(2, 512, max_tasks=8, hung_task_timeout=60) as machine:
+        steps = list(migrate(machine, busy))
+        machine.audit().raise_if_broken()
+    return steps
+
+
+# ---- showing ------------------------------------------------------------------------
+
+def brief(column, cell):
+    """A cell of the picture: of a page "count/mapcount" and the first letters of its flags."""
+    if column.startswith("page") and len(cell) > 1:
+        count, mapcount = (text.split()[1] for text in cell[:2])
+        letters = "".join(letter for flag, letter in LETTERS.items() if flag in cell)
+        return f"{count}/{mapcount} {letters}".rstrip()
+    return ", ".join(cell).replace("migration entry of", "entry").replace(", read-only", "") \
+        .replace("waits: page lock of", "waits for") or "-"
+
+
+def picture(steps):
+    """The steps as plain text, a row each with what has changed: what docs/protocol.md shows."""
+    rows, before = [["step", *steps[0].state]], None
+    for step in steps:
+        changed = changes(before, step.state)
+        rows.append([step.name, *(brief(column, cell) if column in changed else ""
+                                  for column, cell in step.state.items())])
+        before = step.state
+    lines = command.table(rows)
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def show(step, number, before, console):
+    """One step on the console: what changed stands out, with what it was."""
+    passes = f" (pass {step.pass_})" if step.pass_ > 1 else ""
+    console.print(Text.assemble("\n", (f"{number}. {step.name}{passes}", "bold"), f": {step.meaning}"), soft_wrap=True)
+    changed = changes(before, step.state) if before else []
+    for column, cell in step.state.items():
+        line = Text(f"  {'*' if column in changed else ' '} {column:14}")
+        line.append(", ".join(cell) or "-", "bold green" if column in changed else "")
+        if column in changed:
+            line.append(f"   (was {', '.join(before[column]) or '-'})", "dim")
+        if cell or column in changed:
+            console.print(line, soft_wrap=True)
+
+
+def to_json(steps):
+    """The steps as a program wants them."""
+    before, result = None, []
+    for step in steps:
+        result.append({"step": step.name, "meaning": step.meaning, "pass": step.pass_,
+                       "state": {column: list(cell) for column, cell in step.state.items()},
+                       "changed": changes(before, step.state) if before else []})
+        before = step.state
+    return result
+
+
+def add_options(parser):
+    """The command's options."""
+    parser.add_argument("subject", metavar="migrate", help="what to show: a migration")
+    parser.add_argument("--busy", action="store_true",
+                        help="a task touches the page before it is copied, so that the first pass fails")
+    parser.add_argument("--table", action="store_true", help="as one table, a row a step, as docs/protocol.md has it")
+    parser.add_argument("--json", metavar="FILE", help="write the steps to FILE, as JSON; - is the standard output")
+
+
+def run(args):
+    """shmkern show"""
+    if args.subject not in SUBJECTS:
+        raise UsageError(f"{args.subject!r} cannot be shown; there is {', '.join(SUBJECTS)}")
+    if args.json not in (None, "-"):
+        command.check_writable(args.json)
+    steps = steps_of(args.busy)
+    if args.table:
+        print(picture(steps))
+    elif args.json != "-":
+        console, before = Console(highlight=False), None
+        for number, step in enumerate(steps):
+            show(step, number, before, console)
+            before = step.state
+    command.write_json(args.json, to_json(steps))
+    return command.DONE

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`shmkern trace`: what it writes can be read, however the run ends, and what is missing in it
+is told.  Perfetto's trace processor would answer SQL, but its Python package fetches the binary
+when it is first used; so the protobuf is read back here."""
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
+
+from helpers import PAGE, Puppet, page_at, until, until_waits
+from shmkern import cli, cli_trace, direct_map, layout, perfetto_trace, tracing
+from shmkern.kallsyms import ksym
+
+pytestmark = pytest.mark.timeout(60)
+
+SHMKERN = [sys.executable, "-m", "shmkern.cli"]
+BEGIN, END = TrackEvent.TYPE_SLICE_BEGIN, TrackEvent.TYPE_SLICE_END
+STAGES = ["new_page", "lock", "unmap", "move", "remap", "putback"]
+
+
+def shmkern_trace(*args):
+    """Runs `shmkern trace` to its end."""
+    return subprocess.run([*SHMKERN, "trace", *map(str, args)], capture_output=True, text=True, timeout=50)
+
+
+class Read:
+    """A trace read back: names of tracks, slices [(track, name, begin, end, children)] and flows."""
+
+    def __init__(self, path):
+        trace = Trace()
+        trace.ParseFromString(path.read_bytes())
+        self.tracks, self.threads, self.counters, self.instants = {}, {}, defaultdict(list), []
+        self.slices, self.flow_begin, self.flow_end = [], {}, {}
+        stacks = defaultdict(list)
+        for packet in trace.packet:
+            if packet.HasField("track_descriptor"):
+                track = packet.track_descriptor
+                self.tracks[track.uuid] = track.name
+                if track.HasField("thread"):
+                    self.threads[track.uuid] = track.thread.thread_name
+                continue
+            event, stack = packet.track_event, stacks[packet.track_event.track_uuid]
+            assert event.track_uuid in self.tracks
+            if event.type == TrackEvent.TYPE_COUNTER:
+                self.counters[self.tracks[event.track_uuid]].append((packet.timestamp, event.counter_value))
+                continue
+            for flow in event.flow_ids:
+                assert flow not in self.flow_begin
+                self.flow_begin[flow] = event.track_uuid, packet.timestamp
+            for flow in event.terminating_flow_ids:
+                assert flow not in self.flow_end
+                self.flow_end[flow] = event.track_uuid, packet.timestamp
+            if event.type == BEGIN:
+                stack.append((event.name, packet.timestamp, []))
+            elif event.type == END:
+                name, began, children = stack.pop()
+                assert packet.timestamp >= began
+                self.slices.append((event.track_uuid, name, began, packet.timestamp, children))
+                if stack:
+                    stack[-1][2].append(name)
+            else:
+                self.instants.append((event.track_uuid, event.name, packet.timestamp))
+        assert not any(stacks.values()), "a slice does not end"
+
+    def named(self, name):
+        return [one for one in self.slices if one[1] == name]
+
+
+def recorded(machine, tracer):
+    """A Record of what the tracer has, as the command would make it."""
+    record = cli_trace.Record()
+    record.sample()
+    record.add(tracer.read())
+    record.names, record.lost = tracer.names, tracer.lost
+    return record
+
+
+
+# ---- the trace ------------------------------------------------------------------------
+
+def test_a_stress_run_becomes_a_trace_with_tracks_slices_flows_and_counters(tmp_path):
+    path = tmp_path / "anon.pftrace"
+    done = shmkern_trace("-o", path, "--limit", 40_000, "--", "stress", "anon", "--seconds", "1", "--workers", "3")
+    assert done.returncode == 0 and "anon held" in done.stdout, done
+    assert "limit of 40,000 events" in done.stderr and str(path) in done.stderr
+    read = Read(path)
+    names = [re.sub(r" \d+$", "", name) for name in read.threads.values()]
+    assert names.count("enter") == 3 and "migrator" in names
+    assert len(read.named("page fault")) > 100
+    pages = [one for one in read.named("migrate page")
+             if [child for child in one[4] if not child.startswith("wait")] == STAGES]
+    assert len(pages) > 100
+    migrator = {track for track, name in read.threads.items() if name.startswith("migrator")}
+    assert {one[0] for one in pages} == migrator
+    for node in (0, 1):
+        free = [value for _time, value in read.counters[f"node {node} free"]]
+        assert free and all(0 <= value <= 4096 for value in free)
+    for flow, (track, ended) in read.flow_end.items():
+        assert read.flow_begin[flow][0] != track and read.flow_begin[flow][1] <= ended
+
+
+def test_an_arrow_leads_from_an_unlock_to_each_task_that_it_woke(machine, tmp_path):
+    """And none to a task that waits for something else."""
+    holder, *waiters, stranger = [Puppet(machine) for _ in range(4)]
+    pages = []
+    for puppet in (holder, stranger):
+        va = puppet(lambda task: task.mmap(PAGE))
+        puppet(lambda task: task.store(va, b"x"))
+        pages.append(page_at(puppet, va).address)
+    page, other = pages
+    holder(lambda task: (ksym.lock_page(page), ksym.lock_page(other)))
+    with tracing.Tracing() as tracer:
+        for puppet in waiters:
+            puppet.begin(lambda task: ksym.wait_on_page_locked(page))
+        stranger.begin(lambda task: ksym.wait_on_page_locked(other))
+        for puppet in (*waiters, stranger):
+            until_waits(puppet, "WAIT_PAGE_LOCK")
+        holder(lambda task: ksym.unlock_page(page))
+        for puppet in waiters:
+            puppet.reply()
+        holder(lambda task: ksym.unlock_page(other))
+        stranger.reply()
+        record = recorded(machine, tracer)
+    perfetto_trace.write(tmp_path / "t", record)
+    read = Read(tmp_path / "t")
+    track = {int(name.split()[-1]): uuid for uuid, name in read.threads.items()}
+    arrows = {(read.flow_begin[flow], end[0]) for flow, end in read.flow_end.items()}
+    assert {end for _begin, end in arrows} == {track[puppet.pid] for puppet in (*waiters, stranger)}
+    assert {begin[0] for begin, _end in arrows} == {track[holder.pid]}
+    assert len({begin for begin, end in arrows if end != track[stranger.pid]}) == 1
+    assert len({begin for begin, _end in arrows}) == 2
+    assert len(read.named("wait: page_lock")) == 3
+    assert record.channels[page] == f"page {(page - layout.kernel().mem_map) // 64}"
+
+
+def test_what_is_open_ends_where_events_are_lost(machine, tmp_path):
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(8 * PAGE))
+    with tracing.Tracing() as tracer:
+        puppet(lambda task: task.store(va, b"x" * 2 * PAGE))
+        record = recorded(machine, tracer)
+    events = record.events
+    first = np.flatnonzero(events["event"] == perfetto_trace.E["page_fault_user"])[0]
+    gap = events[first + 1:first + 2].copy()
+    gap["event"], gap["pid"], gap["args"][0, 0] = tracing.LOST, 0, 7
+    record._parts = [events[:first + 1], gap, events[first + 2:]]
+    perfetto_trace.write(tmp_path / "t", record)
+    read = Read(tmp_path / "t")
+    assert len(read.named("page fault")) == 2
+    assert "LOST EVENTS" in [name for _track, name, _time in read.instants]
+
+
+def test_text_is_ftraces_and_of_the_events_asked_for(tmp_path):
+    done = shmkern_trace("--text", "-e", "migrate:mm_*", "-e", "set_migration_pte", "--limit", 3000, "--",
+                         "stress", "anon", "--seconds", "0.3", "--workers", "2")
+    assert done.returncode == 0, done
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert "anon held" in done.stderr and len(lines) >= 1000
+    assert done.stdout.startswith("# tracer: nop\n")
+    found = {re.fullmatch(r" *\S+-\d+ +\[\d{3}\] \.{5} +\d+\.\d{6}: (\w+): .*", line).group(1)
+             for line in lines if "LOST" not in line}
+    assert found == {"mm_migrate_pages_start", "mm_migrate_pages", "set_migration_pte"}
+
+
+def test_lost_events_are_told(machine, capsys):
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(600 * PAGE))
+    with tracing.Tracing(ring_events=1024) as tracer:
+        puppet(lambda task: task.store(va, b"x" * 600 * PAGE))
+        record = recorded(machine, tracer)
+    cli_trace.say(record, "file", SimpleNamespace(limit=10**6))
+    assert re.search(r"[\d,]+ events were lost", capsys.readouterr().err) and record.lost > 0
+
+
+# ---- a machine that runs --------------------------------------------------------------
+
+def test_a_running_machine_is_traced_by_name_and_left_as_it_was(machine, tmp_path):
+    process = subprocess.Popen([*SHMKERN, "trace", "-o", str(tmp_path / "t"), "--seconds", "1", machine.name],
+                               stderr=subprocess.PIPE, text=True)
+    until(lambda: layout.kernel().trace_events, "tracing", 20, machine.check)
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(PAGE))
+    puppet(lambda task: task.store(va, b"x"))
+    assert process.wait(30) == 0, process.stderr.read()
+    process.stderr.close()
+    assert layout.kernel().trace_events == 0 and layout.kernel().trace_owner == 0
+    assert Read(tmp_path / "t").named("page fault")
+
+
+def test_ctrl_c_ends_the_run_and_writes_what_there_is(tmp_path):
+    path = tmp_path / "t"
+    process = subprocess.Popen([*SHMKERN, "trace", "-o", str(path), "-e", "mm_migrate_pages", "--",
+                                "stress", "anon", "--seconds", "300", "--workers", "2"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_tracer(process)
+    process.send_signal(signal.SIGINT)
+    said, errors_ = process.communicate(timeout=40)
+    assert process.returncode == 128 + signal.SIGINT, errors_
+    assert "anon interrupted" in said and Read(path).counters
+
+
+def wait_for_tracer(process):
+    """Returns the name of the machine that a `shmkern trace` of ours traces."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        for name in direct_map.blocks():
+            try:
+                with (direct_map.SHM_DIR / name).open("rb") as file:
+                    file.seek(PAGE + layout.offsetof("Kernel", "trace_owner"))
+                    if int.from_bytes(file.read(8), "little") == process.pid:
+                        return name
+            except OSError:
+                continue
+        time.sleep(0.005)
+    raise AssertionError("nothing is traced")
+
+
+def test_a_killed_tracer_takes_its_run_with_it(tmp_path):
+    process = subprocess.Popen([*SHMKERN, "trace", "-o", str(tmp_path / "t"), "--", "stress", "anon",
+                                "--seconds", "300", "--workers", "2"], stdout=subprocess.DEVNULL)
+    name = wait_for_tracer(process)
+    process.kill()
+    process.wait()
+    until(lambda: not (direct_map.SHM_DIR / name).exists(), "the end of the run")
+
+
+# ---- what can go wrong ----------------------------------------------------------------
+
+@pytest.mark.parametrize("args, status, words", [
+    ([], 2, ["nothing to trace", "for example"]), (["--"], 2, ["nothing to trace"]),
+    (["-e", "nonsense", "--", "stress", "anon"], 2, ["no event 'nonsense'"]),
+    (["-o", "/nowhere/x", "--", "stress", "anon"], 2, ["/nowhere/x", "No such file"]),
+    (["--limit", "0", "--", "true"], 2, ["'0'"]), (["--seconds", "x", "--", "true"], 2, ["'x'"]),
+    (["--text", "--", "true"], 2, ["made no machine"]), (["--text", "--", "false"], 1, ["made no machine"]),
+    (["--text", "--", "no-such-program"], 2, ["no-such-program", "No such file"]),
+    (["--text", "shmkern-1-nonsense"], 2, ["no machine 'shmkern-1-nonsense'"]),
+    (["--nonsense"], 2, ["--nonsense"]),
+])
+def test_what_cannot_be_traced_is_a_sentence(args, status, words, capfd):
+    try:
+        found = cli.main(["trace", *args])
+    except SystemExit as stop:
+        found = stop.code
+    said = capfd.readouterr()
+    assert found == status and said.out == ""
+    assert len(said.err.splitlines()) == 1 and all(word in said.err for word in words), said.err
+
+
+def test_a_full_disk_is_a_sentence(tmp_path):
+    done = shmkern_trace("-o", "/dev/full", "-e", "mm_migrate_pages", "--", "stress", "anon", "--seconds", "0.2",
+                         "--workers", "2")
+    assert done.returncode == 2 and "cannot be written to /dev/full" in done.stderr, done
