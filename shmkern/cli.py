@@ -238,6 +238,7 @@ def run_soak(args):
 STRESS = "put a machine under stress and check every store"
 # Commands with a module of their own, which has EXAMPLE, add_options(parser) and run(args).
 MODULES = {
+    "top": ("top", "watch a running machine: nodes, tasks, waits, hottest locks"),
     "trace": ("cli_trace", "trace a run, for ui.perfetto.dev or as ftrace prints it"),
     "show": ("show", "show a migration, stopped after each of its steps"),
 }

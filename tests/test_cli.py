@@ -96,7 +96,7 @@ def test_version():
 
 @pytest.mark.parametrize("command", [[], ["stress"], ["stress", "anon"], ["stress", "threads"], ["stress", "fork"],
                                      ["stress", "trace"], ["soak"], ["record"], ["ls"], ["rm"], ["bench"],
-                                     ["trace"], ["show"]])
+                                     ["trace"], ["show"], ["top"]])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "--help"])
