@@ -18,10 +18,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -76,6 +78,7 @@ static inline T fetch_or##N(void *p, T v)                                       
 static inline T fetch_and##N(void *p, T v)                                              \
 { return __atomic_fetch_and((T *)p, v, __ATOMIC_SEQ_CST); }
 
+DEFINE_ATOMICS(u16, 16)
 DEFINE_ATOMICS(u32, 32)
 DEFINE_ATOMICS(u64, 64)
 
@@ -104,6 +107,22 @@ static inline void smp_store_mb32(void *p, u32 v)
 { __atomic_exchange_n((u32 *)p, v, __ATOMIC_SEQ_CST); smp_mb__after_atomic(); }
 static inline void smp_store_mb64(void *p, u64 v)
 { __atomic_exchange_n((u64 *)p, v, __ATOMIC_SEQ_CST); smp_mb__after_atomic(); }
+
+/*
+ * The dear half of a fence that is free for the other side: every CPU that runs a process of the
+ * machine passes a full fence before this returns.  So a plain store and load over there behave
+ * as if there were a fence between them.  A processor interrupt each, so for slow paths only.
+ */
+static inline void smp_mb_everywhere(void)
+{
+	smp_mb();
+	if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) != 0)
+		abort();
+}
+
+/* A process's own part in that; 0, or a negative errno where the host has no membarrier(2). */
+static inline int register_membarrier(void)
+{ return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) ? -errno : 0; }
 
 static inline void cpu_relax(void)
 {

@@ -9,6 +9,8 @@ by its death.  (PR_SET_PDEATHSIG would also kill a forked task when its parent e
 import os
 import signal
 
+from shmkern.errors import BootError
+
 _read_fd = _write_fd = -1
 # Whether this process was made to be a task.
 is_task = False
@@ -20,6 +22,7 @@ def open_lifeline():
     global _read_fd, _write_fd
     _read_fd, _write_fd = os.pipe()
     guard_frames()
+    join_fences()
 
 
 def close_lifeline():
@@ -37,10 +40,19 @@ def guard_frames():
         raise OSError("the SIGBUS handler cannot be installed")
 
 
+def join_fences():
+    """Lets others have this process pass a fence (smp_mb_everywhere), which who waits for a lock
+    of ours relies on.  A fork does not inherit that."""
+    rc = register_membarrier()
+    if rc != 0:
+        raise BootError(f"the host has no membarrier(2), as Linux has since 4.16: {os.strerror(-rc)}")
+
+
 def start_task_process():
     """A task's part, first thing in its process: no Ctrl-C, and ties to the supervisor."""
     global _write_fd, is_task
     is_task = True
+    join_fences()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _write_fd >= 0:
         os.close(_write_fd)

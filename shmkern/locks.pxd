@@ -9,6 +9,7 @@ from shmkern.trace cimport *
 
 cdef enum:
     SPIN_WAITERS = 0x80000000
+    SPIN_OWNER = 0x0000ffff    # the half that only the holder writes
     SPIN_LIMIT = 128           # bounded spin before parking
     RWSEM_WRITER = 0x80000000
     RWSEM_WAITERS = 0x40000000
@@ -45,17 +46,20 @@ cdef inline void spin_lock(Spinlock* lock) noexcept nogil:
         spin_lock_slow(lock)
     me.preempt_count += 1
 
-cdef inline void spin_unlock(Spinlock* lock) noexcept nogil:
-    cdef Task* me = current()
-    # Checked before the word changes hands, and from a plain read: nobody but the
-    # holder may change the owner part.
-    VM_BUG_ON_PAGE((READ_ONCE32(&lock.word) & ~<u32>SPIN_WAITERS) != me.cpu + 1, lock)
-    me.preempt_count -= 1
-    if unlikely(xchg32(&lock.word, 0) & <u32>SPIN_WAITERS):
-        spin_wake(lock)
+cdef void spin_wake(Spinlock* lock) noexcept nogil
 
 cdef inline bint spin_is_held(Spinlock* lock) noexcept nogil:
-    return (READ_ONCE32(&lock.word) & ~<u32>SPIN_WAITERS) == current().cpu + 1
+    return READ_ONCE16(&lock.word) == current().cpu + 1
+
+# No locked instruction: a store to the holder's half of the word, then a look at the other.
+# The CPU may look before its store is seen; whoever parks meanwhile pays for that, with a
+# fence on every CPU between setting SPIN_WAITERS and looking again (spin_lock_slow).
+cdef inline void spin_unlock(Spinlock* lock) noexcept nogil:
+    VM_BUG_ON_PAGE(not spin_is_held(lock), lock)
+    current().preempt_count -= 1
+    smp_store_release16(&lock.word, 0)
+    if unlikely(READ_ONCE16(<u16*>&lock.word + 1) != 0):
+        spin_wake(lock)
 
 # ---- reader/writer semaphores ----
 

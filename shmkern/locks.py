@@ -17,7 +17,9 @@ All of them are a word in the block and a futex.  What was considered:
 The rule against lost wake-ups is the same everywhere: read the word to sleep on
 first, then announce oneself as a waiter, then look at the condition again.  Whoever
 makes the condition true afterwards must see the announcement and change the word,
-so the sleep ends at once.
+so the sleep ends at once.  Both sides need a full fence for that, between what they
+write and what they look at.  A spinlock's unlock, of which a page move has a dozen,
+goes without: the waiter pays for both, with membarrier(2).
 
 Lock order of the whole machine (docs/locking.md): mmap_sem, PG_locked, anon_vma
 lock, page_table_lock, split ptl, zone lru_lock, zone lock; pvec_lock before
@@ -102,7 +104,8 @@ def lock_released(lock, how):
 def spin_trylock(lock):
     """Takes the lock if it is free, and says whether it did."""
     me = current()
-    if cmpxchg32(address(lock.word), 0, me.cpu + 1) != 0:
+    word = READ_ONCE32(address(lock.word))
+    if word & SPIN_OWNER or cmpxchg32(address(lock.word), word, word | me.cpu + 1) != word:
         return False
     me.preempt_count += 1
     return True
@@ -116,29 +119,38 @@ def spin_lock_slow(lock):
     """
     me = current()
     mine = me.cpu + 1
-    if READ_ONCE32(address(lock.word)) & ~cast(u32, SPIN_WAITERS) == mine:
+    if READ_ONCE16(address(lock.word)) == mine:
         BUG_AT(b"a task takes a spinlock it already holds", lock)
     for _spin in range(SPIN_LIMIT):
-        if READ_ONCE32(address(lock.word)) == 0 and cmpxchg32(address(lock.word), 0, mine) == 0:
+        word = READ_ONCE32(address(lock.word))
+        if not word & SPIN_OWNER and cmpxchg32(address(lock.word), word, word | mine) == word:
             return
         cpu_relax()
     count_vm_event(SPIN_PARK)
     wait_begin(WAIT_SPINLOCK, lock)
     while True:
         word = READ_ONCE32(address(lock.word))
-        if word == 0:
-            if cmpxchg32(address(lock.word), 0, mine | SPIN_WAITERS) == 0:
+        if not word & SPIN_OWNER:
+            if cmpxchg32(address(lock.word), word, mine | SPIN_WAITERS) == word:
                 break
         elif word & SPIN_WAITERS or \
                 cmpxchg32(address(lock.word), word, word | SPIN_WAITERS) == word:
-            wait_sleep(address(lock.word), word | SPIN_WAITERS)
+            # The holder may have looked for SPIN_WAITERS before it was there, and its store to
+            # the other half may not be seen yet.  After this it is; and whoever looks later sees
+            # the bit.
+            smp_mb_everywhere()
+            word = READ_ONCE32(address(lock.word))
+            if word & SPIN_OWNER and word & SPIN_WAITERS:
+                wait_sleep(address(lock.word), word)
     wait_end()
 
 
 def spin_wake(lock):
-    """Wakes a task that is parked on the lock, which was given back a moment ago."""
-    trace_sched_waking(lock)
-    futex_wake(address(lock.word), 1)
+    """Wakes one who has parked on a lock that was just given back.  Somebody else may hold it by
+    now: then the woken one sets the bit again."""
+    if fetch_and32(address(lock.word), ~cast(u32, SPIN_WAITERS)) & SPIN_WAITERS:
+        trace_sched_waking(lock)
+        futex_wake(address(lock.word), 1)
 
 
 # ---- reader/writer semaphores ------------------------------------------------

@@ -94,12 +94,17 @@ def test_spinlock_names_its_owner(run, shared):
 
 
 def test_trylock_takes_a_free_spinlock_and_no_other(machine, run, shared):
-    lock = shared("Spinlock")
+    lock, taken = shared("Spinlock"), mp.Event()
+
+    def second(task):
+        assert taken.wait(20)
+        return ksym.spin_trylock(lock), slot(task.cpu).preempt_count
 
     def owner(task):
+        other = task.clone(second)
         assert ksym.spin_trylock(lock) == 1
         assert ksym.spin_trylock(lock) == 0
-        other = task.clone(lambda task: (ksym.spin_trylock(lock), slot(task.cpu).preempt_count))
+        taken.set()
         assert other.result(timeout=20) == (0, 0)
         ksym.spin_unlock(lock)
         return lock.word
