@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the benches share: options, a table on the terminal, the same rows as JSON."""
+"""What the benches share: options, a table on the terminal, the same rows as JSON and as a page."""
 import argparse
 import json
+import shlex
 import statistics
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from shmkern import provenance
 
 
 def parser(description, example):
@@ -14,6 +18,7 @@ def parser(description, example):
     result = argparse.ArgumentParser(description=description, epilog=f"example: {example}",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--json", metavar="FILE", help="write the rows to FILE as well")
+    result.add_argument("--html", metavar="FILE", help="write a report to FILE as well, one HTML page")
     return result
 
 
@@ -50,4 +55,52 @@ def write_json(path, result):
         with open(path, "w") as file:
             json.dump(result, file, indent=1)
     except OSError as error:
-        sys.exit(f"{path}: {error.strerror}")
+        cannot_write(path, error)
+
+
+def write_html(path, title, sentence, columns, rows, figures=(), notes=()):
+    """Writes a page with the same table and with figures, as (figure, caption), if `path` is one;
+    exit status 2 with a sentence when that fails."""
+    if not path:
+        return
+    from shmkern.html_report import Page
+
+    host = provenance.host()
+    page = Page(f"shmkern bench: {title}", "measured", sentence, {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "commit": provenance.revision(),
+        "host": f"{host['cpu']}, {host['cores']} cores, {host['memory_mib']:,} MiB, Linux {host['kernel']}, load "
+                f"{host['load']:.1f} at the end"})
+    page.section("Figures" if figures else "Rows", " ".join(notes))
+    for figure, caption in figures:
+        page.figure(figure, caption)
+    page.table([heading or "what" for heading in columns.values()],
+               [[cell(row[key]) for key in columns] for row in rows])
+    try:
+        page.write(path)
+    except OSError as error:
+        cannot_write(path, error)
+
+
+def cannot_write(path, error):
+    """Ends with a sentence and status 2."""
+    print(f"{path}: {error.strerror}", file=sys.stderr)
+    sys.exit(2)
+
+
+def bars(labels, values, unit):
+    """A figure with horizontal bars: a group for each label, with one of each {name: numbers}."""
+    from shmkern.html_report import SERIES, plot
+
+    figure, (ax,) = plot(1, height=0.35 + 0.3 * len(labels) * len(values))
+    thick = 0.8 / len(values)
+    for number, (name, numbers) in enumerate(values.items()):
+        bars = ax.barh([at + number * thick for at in range(len(labels))], numbers, thick * 0.9, color=SERIES[number],
+                       label=name)
+        ax.bar_label(bars, [cell(float(number)) for number in numbers], padding=3)
+    ax.set_yticks([at + 0.4 - thick / 2 for at in range(len(labels))], labels)
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    ax.set_xlabel(unit)
+    if len(values) > 1:
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(values))
+    return figure

@@ -40,8 +40,9 @@ def accesses(task, pages):
     the same loop over fewer pages than the TLB holds, and over many times more."""
     va = task.mmap(pages * 4096)
     calibrate.store64_loop(va, 4096, pages)
-    calibrate.load64_loop(va, 4096, TLB_REACH, 1)
-    hit = calibrate.load64_loop(va, 4096, TLB_REACH, HIT_ROUNDS) / (TLB_REACH * HIT_ROUNDS)
+    reach = min(TLB_REACH, pages)
+    calibrate.load64_loop(va, 4096, reach, 1)
+    hit = calibrate.load64_loop(va, 4096, reach, HIT_ROUNDS) / (reach * HIT_ROUNDS)
     misses = calibrate.load64_loop(va, 4096, pages, 1) / pages
     task.munmap(va, pages * 4096)
     return hit, misses
@@ -74,8 +75,12 @@ def main():
     rows = [{"access": names[key], "ns": common.median(values),
              "to_host": common.median(values) / host if key in ("fault", "host") else "",
              "lowest": min(values), "highest": max(values)} for key, values in found.items()]
-    common.show("what an access costs", {"access": "", "ns": "ns", "to_host": "to the host's",
-                                         "lowest": "lowest", "highest": "highest"}, rows)
+    columns = {"access": "", "ns": "ns", "to_host": "to the host's", "lowest": "lowest", "highest": "highest"}
+    common.show("what an access costs", columns, rows)
+    common.write_html(options.html, "what an access costs",
+                      f"A fault takes {common.median(found['fault']) / host:.2f} of the time of the host kernel's.", columns,
+                      rows, [(common.bars([row["access"] for row in rows], {"ns": [row["ns"] for row in rows]}, "ns"),
+                              "The median of all rounds")])
     common.write_json(options.json, {"bench": "fault", "host": provenance.host(), "rows": rows})
 
 

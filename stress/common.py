@@ -106,6 +106,7 @@ def add_options(parser, name):
                         help="what all random numbers follow from (default: a new one, which is printed)")
     parser.add_argument("--migrators", type=whole(1, 64), metavar="N",
                         help="processes that move pages (default 1, and one more for every 32 workers)")
+    add_html(parser)
     parser.add_argument("--json", metavar="FILE",
                         help="also write the result to FILE, as JSON; - is the standard output")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -113,6 +114,11 @@ def add_options(parser, name):
         f"shmkern stress {name} --workers 8 --seconds 10 --json {name}.json"
     parser.description = f"{SCENARIOS[name][0].upper()}{SCENARIOS[name][1:]}."
     parser.epilog = f"example:\n  {example}\n\nexit status: 0 held, 1 a promise was broken, 2 bad use"
+
+
+def add_html(parser):
+    """The option of every run that can write a report."""
+    parser.add_argument("--html", metavar="FILE", help="also write a report to FILE, one HTML page")
 
 
 # ---- the result --------------------------------------------------------------------
@@ -179,10 +185,7 @@ def run(name, options, file=None, tick=None, signals=None):
     from shmkern_stress import harness
 
     scenario = importlib.import_module(f"shmkern_stress.{name}")
-    options.once_through = name == "trace" and options.seconds is None
-    options.seconds = 30.0 if options.seconds is None else options.seconds
-    options.migrators = 1 + options.workers // 32 if options.migrators is None else options.migrators
-    options.seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
+    settle(name, options)
     plan = scenario.plan(options)
     with Display(file or sys.stdout) as display, \
             harness.Signals() if signals is None else contextlib.nullcontext(signals) as signals:
@@ -191,15 +194,46 @@ def run(name, options, file=None, tick=None, signals=None):
         return harness.Supervision(scenario, options, plan, signals, display, tick).supervise()
 
 
+def settle(name, options):
+    """Gives the options that were left open their values."""
+    # May be called twice.
+    options.once_through = getattr(options, "once_through", name == "trace" and options.seconds is None)
+    options.seconds = 30.0 if options.seconds is None else options.seconds
+    options.migrators = 1 + options.workers // 32 if options.migrators is None else options.migrators
+    options.seed = int.from_bytes(os.urandom(4), "little") if options.seed is None else options.seed
+
+
+def run_sampled(name, options, file):
+    """run(), with samples for a report.  Returns the result and what writes the report."""
+    from shmkern_stress import run_report
+    from shmkern_stress.recording import Recording
+    from shmkern_stress.samples import Samples
+
+    settle(name, options)
+    recording = Recording(Samples.create(":memory:", seed=options.seed, seconds=options.seconds),
+                          min(1.0, options.seconds / 60))
+    recording.begin_turn(name, options)
+    result = run(name, options, file, recording.sampler)
+    recording.end_turn(name, result, [("broken promise", name, failure) for failure in result["failures"]])
+    recording.end("by itself")
+    return result, lambda: run_report.write(options.html, recording.samples, recording.result())
+
+
 def main(name, options):
     """Does what a parsed command asks for.  Returns the exit status."""
     file = sys.stderr if options.json == "-" else sys.stdout
     try:
-        check_output(options.json)
-        result = run(name, options, file)
+        for path in (options.json, options.html):
+            check_output(path)
+        if options.html is None:
+            result, write_html = run(name, options, file), None
+        else:
+            result, write_html = run_sampled(name, options, file)
         say(file, "\n".join(summary(result)))
         try:
             write_json(options.json, result)
+            if write_html:
+                write_html()
         except UsageError as error:
             print(f"shmkern stress {name}: {error}", file=sys.stderr)
             return status_of(result) or BAD_USE

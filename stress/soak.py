@@ -15,25 +15,23 @@ import os
 import shlex
 import signal
 import sys
-import time
 from datetime import datetime
-from pathlib import Path
 
 import psutil
 
 import shmkern
-from shmkern import direct_map, provenance
-from shmkern_stress import common, harness, verdict
+from shmkern import direct_map
+from shmkern_stress import common, harness, run_report, verdict
 from shmkern_stress.common import BAD_USE, BROKEN, HELD, UsageError
 from shmkern_stress.display import say
-from shmkern_stress.sampler import Sampler
+from shmkern_stress.recording import Recording, state_of
 from shmkern_stress.samples import Samples, SamplesError
 
 TURN_MAX = 300.0
 # A turn that would be shorter is not begun.
 TURN_MIN = 1.0
 STALL = 30.0
-OWN_OPTIONS = ("seconds", "seed", "json")
+OWN_OPTIONS = ("seconds", "seed", "json", "html")
 EXAMPLE = "shmkern soak anon 'fork --workers 16' --seconds 60"
 
 
@@ -67,6 +65,7 @@ def add_options(parser):
                         help=f"seconds that nobody may stand still for (default {STALL:.0f})")
     parser.add_argument("--samples", metavar="FILE", help="where the samples go (default soak-DATE-TIME.db)")
     parser.add_argument("--resume", metavar="FILE", help="go on with the soak that wrote these samples")
+    common.add_html(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the result to FILE, as JSON; - is the standard output")
 
 
@@ -101,109 +100,59 @@ def parse_scenario(text, defaults):
 # ---- one soak ------------------------------------------------------------------------
 
 class Soak:
-    """A soak, new or resumed.  `meta` is what the file of samples keeps of how it was begun."""
+    """A soak, new or resumed, in a file of samples that knows what it is to do."""
 
-    def __init__(self, samples, meta, command, every):
-        self.samples, self.meta = samples, meta
-        self.before = samples.elapsed()
-        self._began = time.monotonic()
-        self.sampler = Sampler(samples, every, meta["stall"], self.elapsed)
-        self.turns = samples.rows("SELECT coalesce(max(number), 0) FROM turn")[0][0]
-        # What the disk had no room for: the last turn and its findings.
-        self.unsaved = None, []
-        with samples.writing() as db:
-            # A turn of an earlier session that never ended was killed.
-            db.execute("UPDATE turn SET state = 'cut short' WHERE state = 'running'")
-            db.execute("UPDATE session SET ended = 'killed' WHERE ended IS NULL")
-            self.failed = bool(db.execute("SELECT count(*) FROM finding").fetchone()[0])
-            self.session = db.execute(
-                "INSERT INTO session (began, os_pid, start_time, revision, host, command) VALUES (?, ?, ?, ?, ?, ?)",
-                (datetime.now().astimezone().isoformat(timespec="seconds"), os.getpid(),
-                 direct_map.process_start(os.getpid()), provenance.revision(), json.dumps(provenance.host()), command)).lastrowid
-
-    def elapsed(self):
-        """Seconds of the soak, the earlier sessions' included."""
-        return self.before + time.monotonic() - self._began
-
-    def left(self):
-        """Seconds that are to come."""
-        return self.meta["seconds"] - self.elapsed()
+    def __init__(self, samples, every):
+        self.meta = samples.meta()
+        # Whoever runs the soak may have had children before.
+        self.children = {child.pid for child in psutil.Process().children(recursive=True)}
+        self.recording = Recording(samples, every, self.meta["stall"])
 
     @property
     def first_round(self):
         """Whether a scenario has not had its turn yet; it gets it whole, if that takes longer."""
-        return self.turns < len(self.meta["scenarios"])
+        return self.recording.turns < len(self.meta["scenarios"])
+
+    def left(self):
+        """Seconds that are to come."""
+        return self.meta["seconds"] - self.recording.elapsed()
 
     def run(self, file, signals):
-        """Turn after turn, until the time is over, one fails, or a signal comes."""
-        while (self.first_round or self.left() >= TURN_MIN) and \
-                not (self.failed or signals.number or self.sampler.error):
+        """Turn after turn, until the time is over, one fails, or a signal comes.  Raises UsageError,
+        BootError and SamplesError."""
+        recording = self.recording
+        while (self.first_round or self.left() >= TURN_MIN) and not recording.broken and not signals.number:
             self.turn(file, signals)
+            if recording.sampler.error is not None:
+                raise recording.sampler.error
 
     def turn(self, file, signals):
-        """One turn: runs it and judges it.  Raises UsageError, BootError and SamplesError."""
-        text = self.meta["scenarios"][self.turns % len(self.meta["scenarios"])]
-        name, options = parse_scenario(text, self.meta["defaults"])
-        options.seconds = self.meta["turn"] if self.first_round else min(self.meta["turn"], self.left())
-        options.seed = self.meta["seed"] + self.turns
-        self.turns += 1
-        began = self.elapsed()
-        with self.samples.writing() as db:
-            db.execute("INSERT INTO turn VALUES (?, ?, ?, ?, ?, ?, NULL, 'running', NULL)",
-                       (self.turns, self.session, text, json.dumps(vars(options)), options.seed, began))
-        self.sampler.begin(self.turns)
-        say(file, f"turn {self.turns}, {began:.0f} of {self.meta['seconds']:.0f} s")
-        result = common.run(name, options, file, self.sampler, signals)
-        findings = self.findings(text, result)
-        self.failed = bool(findings)
-        state = "broken" if findings else "interrupted" if signals.number or self.sampler.error else "held"
-        self.save({"number": self.turns, "scenario": text, "seed": options.seed, "seconds": self.elapsed() - began,
-                   "state": state, "result": result}, findings)
-
-    def save(self, turn, findings):
-        """Enters a turn that has ended."""
-        self.unsaved = turn, findings
-        if self.sampler.error is not None:
-            return
-        self.sampler.between()
-        with self.samples.writing() as db:
-            db.execute("UPDATE turn SET seconds = ?, state = ?, result = ? WHERE number = ?",
-                       (turn["seconds"], turn["state"], json.dumps(turn["result"]), turn["number"]))
-            db.executemany("INSERT INTO finding (turn, kind, who, text) VALUES (?, ?, ?, ?)",
-                           [(finding["turn"], finding["kind"], finding["who"], finding["text"])
-                            for finding in findings])
-        self.unsaved = None, []
+        """One turn: runs it and judges it."""
+        recording, meta = self.recording, self.meta
+        text = meta["scenarios"][recording.turns % len(meta["scenarios"])]
+        name, options = parse_scenario(text, meta["defaults"])
+        options.seconds = meta["turn"] if self.first_round else min(meta["turn"], self.left())
+        options.seed = meta["seed"] + recording.turns
+        recording.begin_turn(text, options)
+        say(file, f"turn {recording.turns}, {recording.turn_began:.0f} of {meta['seconds']:.0f} s")
+        result = common.run(name, options, file, recording.sampler, signals)
+        recording.end_turn(text, result, self.findings(text, result))
 
     def findings(self, text, result):
-        """What was wrong with the turn that has just ended, as dicts of turn, kind, who and text."""
-        stalled = self.sampler.stalled
+        """What was wrong with the turn that has just ended, as (kind, who, text)."""
+        samples, stalled = self.recording.samples, self.recording.sampler.stalled
         found = [("broken promise", text, failure) for failure in result["failures"]
                  if not any(failure.startswith(known) for _kind, _who, known in stalled)]
-        found += stalled + left_behind()
-        found += [(f"growth in {judgement.quantity.name}", judgement.who, str(judgement))
-                  for judgement in [*verdict.judge(self.samples, self.turns), *verdict.judge_between(self.samples)]
-                  if judgement.grows]
-        return [dict(zip(("turn", "kind", "who", "text"), (self.turns, *finding))) for finding in found]
-
-    def result(self):
-        """What result_of says of the samples, with what the disk had no room for."""
-        result = result_of(self.samples)
-        turn, findings = self.unsaved
-        if turn:
-            result["turns"][-1] = turn
-            result["findings"] += findings
-        return result
-
-    def end(self, how):
-        """The session is over."""
-        with self.samples.writing() as db:
-            db.execute("UPDATE session SET ended = ? WHERE number = ?", (how, self.session))
+        return found + stalled + left_behind(self.children) + [
+            (f"growth in {judgement.quantity.name}", judgement.who, str(judgement))
+            for judgement in [*verdict.judge(samples, self.recording.turns), *verdict.judge_between(samples)]
+            if judgement.grows]
 
 
-def left_behind():
-    """What a turn should have ended and has not, as findings."""
+def left_behind(children):
+    """What a turn should have ended and has not, as findings.  `children` were there before."""
     found = [("left behind", f"process {child.pid}", f"left behind: process {child.pid} outlives its machine")
-             for child in psutil.Process().children(recursive=True)]
+             for child in psutil.Process().children(recursive=True) if child.pid not in children]
     mine = f"{direct_map.PREFIX}{os.getpid()}-"
     return found + [("left behind", name, f"left behind: the block {name} outlives its machine")
                     for name in direct_map.blocks() if name.startswith(mine)]
@@ -213,41 +162,12 @@ def left_behind():
 
 # ---- the result ----------------------------------------------------------------------
 
-def result_of(samples):
-    """All that a file of samples says, as --help and docs/soak.md describe it."""
-    meta = samples.meta()
-    turns = [{"number": number, "scenario": scenario, "seed": seed, "seconds": seconds, "state": state,
-              "result": json.loads(result) if result else None}
-             for number, scenario, seed, seconds, state, result in samples.rows(
-                 "SELECT number, scenario, seed, seconds, state, result FROM turn ORDER BY number")]
-    findings = [dict(zip(("turn", "kind", "who", "text"), row))
-                for row in samples.rows("SELECT turn, kind, who, text FROM finding ORDER BY number")]
-    judgements = [judgement for turn in turns for judgement in verdict.judge(samples, turn["number"])]
-    return {"seed": meta["seed"], "planned_seconds": meta["seconds"], "seconds": round(samples.elapsed(), 1),
-            "revision": samples.rows("SELECT revision FROM session ORDER BY number DESC")[0][0],
-            "samples": samples.path, "turns": turns, "findings": findings,
-            "trends": [trend_of(judgement) for judgement in [*judgements, *verdict.judge_between(samples)]
-                       if judgement.trend]}
-
-
-def trend_of(judgement):
-    """A Judgement as a dict."""
-    return {"turn": judgement.turn, "what": judgement.quantity.name, "who": judgement.who,
-            "grows": judgement.grows, **judgement.trend._asdict()}
-
-
-def verdict_of(result):
-    """The result in a word."""
-    if result["findings"]:
-        return "BROKEN"
-    return "held" if result["seconds"] >= result["planned_seconds"] - TURN_MIN else "interrupted"
-
-
 def summary(result):
     """The result in words, a list of lines."""
     findings = [f"  {finding['text']}" for finding in result["findings"]]
     found = f"{len(findings)} findings" if findings else "no growth, nobody stalled, nothing lost"
-    lines = [f"soak {verdict_of(result)}: {len(result['turns'])} turns, {result['seconds']:,.0f} of "
+    state = state_of(result)
+    lines = [f"soak {state.upper() if state == 'broken' else state}: {len(result['turns'])} turns, {result['seconds']:,.0f} of "
              f"{result['planned_seconds']:,.0f} s, {found}, seed {result['seed']}", *findings]
     for turn in result["turns"]:
         measured = turn["result"]
@@ -273,7 +193,7 @@ def new_soak(args):
     meta = {"scenarios": scenarios, "defaults": defaults, "seconds": seconds, "seed": seed, "stall": args.stall,
             "turn": min(TURN_MAX, seconds / len(scenarios)) if args.turn is None else args.turn}
     path = args.samples or f"soak-{datetime.now():%Y%m%d-%H%M%S}.db"
-    return Soak(Samples.create(path, **meta), meta, command_line(), args.every)
+    return Soak(Samples.create(path, **meta), args.every)
 
 
 def resumed_soak(args):
@@ -287,12 +207,7 @@ def resumed_soak(args):
     if args.seconds is not None:
         with samples.writing() as db:
             db.execute("UPDATE meta SET value = ? WHERE key = 'seconds'", (json.dumps(args.seconds),))
-    return Soak(samples, samples.meta(), command_line(), args.every)
-
-
-def command_line():
-    """How this process was started."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return Soak(samples, args.every)
 
 
 def main(args):
@@ -301,35 +216,39 @@ def main(args):
     problem = None
     with harness.Signals(outlive_terminal=True) as signals:
         try:
-            common.check_output(args.json)
+            for path in (args.json, args.html):
+                common.check_output(path)
             soak = resumed_soak(args) if args.resume else new_soak(args)
         except (UsageError, SamplesError) as error:
             return complain(error, BAD_USE)
+        recording = soak.recording
         try:
             soak.run(file, signals)
-            problem = soak.sampler.error
-            soak.end("by a signal" if signals.number else "by itself" if problem is None else "by a full disk")
+            recording.end("by a signal" if signals.number else "by itself")
         except (UsageError, SamplesError, shmkern.BootError, ValueError) as error:
             problem = error
         except KeyboardInterrupt:
             # The second one.  What was sampled is on the disk.
             return 128 + signal.SIGINT
-        result = soak.result()
+        result = recording.result()
         say(file, "\n".join(summary(result)))
         status = BROKEN if result["findings"] else 128 + signals.number if signals.number else HELD
-        for problem in filter(None, [problem, write_outputs(args, result)]):
+        for problem in filter(None, [problem, *write_outputs(args, recording.samples, result)]):
             status = complain(problem, status or BAD_USE)
-        soak.samples.close()
+        recording.samples.close()
         return status
 
 
-def write_outputs(args, result):
-    """Writes the files that were asked for.  Returns what went wrong, or None."""
-    try:
-        common.write_json(args.json, result)
-    except UsageError as error:
-        return error
-    return None
+def write_outputs(args, samples, result):
+    """Writes the files that were asked for.  Returns what went wrong."""
+    problems = []
+    for write, path, *what in ((common.write_json, args.json, result),
+                               (run_report.write, args.html, samples, result)):
+        try:
+            write(path, *what)
+        except UsageError as error:
+            problems.append(error)
+    return problems
 
 
 def complain(error, status):

@@ -14,6 +14,7 @@ grows: what fills up and then stays is no leak.
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import theilslopes
 
 WARM_UP = 1 / 3
 BINS = 40
@@ -63,8 +64,6 @@ def steady(times, values):
 
 def fit(times, values):
     """The Trend of a series, or None when it is too short to tell."""
-    from scipy.stats import theilslopes
-
     times, values = np.asarray(times, float), np.asarray(values, float)
     if len(times) < BINS_MIN:
         return None

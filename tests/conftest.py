@@ -4,6 +4,7 @@ process or block that is left behind fails the test."""
 import ctypes
 import mmap
 import os
+import shutil
 import time
 
 import psutil
@@ -13,9 +14,16 @@ import shmkern
 from shmkern import direct_map, layout
 
 
+# Processes that serve more than one test: they and their descendants are not left behind.
+serving = []
+
+
 def our_processes():
-    """Pids of this process's descendants."""
-    return {process.pid for process in psutil.Process().children(recursive=True)}
+    """Pids of this process's descendants, but for those that serve more than one test."""
+    spared = set(serving)
+    for pid in serving:
+        spared |= {process.pid for process in psutil.Process(pid).children(recursive=True)}
+    return {process.pid for process in psutil.Process().children(recursive=True)} - spared
 
 
 def our_blocks():
@@ -34,6 +42,25 @@ def nothing_left_behind():
         psutil.Process(pid).kill()
     assert not left, "the test left processes behind"
     assert our_blocks() <= blocks, "the test left a block behind"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, headless, as a Browser of playwright's; for pages that must not need a network."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.fail("the pages are tested in Chromium: install the Debian package chromium")
+    before = {process.pid for process in psutil.Process().children()}
+    with sync_playwright() as playwright:
+        serving.extend({process.pid for process in psutil.Process().children()} - before)
+        browser = playwright.chromium.launch(executable_path=program, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"])
+        yield browser
+        browser.close()
+        serving.clear()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 """Scenarios with a fault, which a soak has to find: as `anon`, but that one worker leaks, or
 stops, or that the migrator does.  They are known to the harness only while a test runs.
 """
+import mmap
 import os
 import time
 import types
@@ -46,11 +47,19 @@ def no_fault(_task, _memory):
     """None."""
 
 
+def some_memory(size):
+    """Memory that is the host's to give: a heap that the process inherited may have room for more
+    than a test has time to leak."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(b"x" * size)
+    return memory
+
+
 def leaking_worker(task, run, number):
     """Worker 1 leaks a descriptor a second, worker 2 100 KiB a second."""
     kept = []
     faults = {1: a_second(lambda: os.open(os.devnull, os.O_RDONLY)),
-              2: a_second(lambda: kept.append(os.urandom(100 * KIB)))}
+              2: a_second(lambda: kept.append(some_memory(100 * KIB)))}
     accesses(task, run, number, faults.get(number, no_fault))
 
 
@@ -63,7 +72,7 @@ def careless_worker(task, run, number):
         if vmstat.vmstat()["pgmigrate_success"] // MIGRATIONS > leaked:
             leaked += 1
             mm = slot(task.cpu).mm
-            ksym.follow_page(ksym.find_vma(mm, memory), memory)
+            ksym.follow_page(ksym.find_vma(mm, memory), memory, 0)
     accesses(task, run, number, fault if number == 1 else no_fault)
 
 
