@@ -35,13 +35,13 @@ class Sampler:
         self.number = samples.rows("SELECT coalesce(max(number), 0) FROM sample")[0][0]
         self.turn, self.error, self.stalled = None, None, []
         self._next = 0.0
-        self._processes, self._idle, self._paused = {}, {}, 0
+        self._idle, self._paused = {}, 0
 
     def begin(self, turn):
         """The samples to come are of this turn."""
         self.turn = turn
         self._next = 0.0
-        self._processes, self._idle, self._paused = {}, {}, 0
+        self._idle, self._paused = {}, 0
         self.stalled = []
 
     # ---- the tick ----
@@ -98,20 +98,19 @@ class Sampler:
     def _look_at(self, slots, named):
         """The rows of this process and of the tasks' processes; one that is just ending has none."""
         me = os.getpid()
-        rows = [self._row(me, direct_map.process_start(me), 0, None, SUPERVISOR, 0, 0)]
+        rows = [self._row(me, 0, None, SUPERVISOR, 0, 0)]
         for slot in slots:
             os_pid, cpu = int(slot["os_pid"]), int(slot["cpu"])
             events = slot["vm_events"]
             name = named.get(os_pid, "descendant")
-            rows.append(self._row(os_pid, int(slot["start_time"]), int(slot["pid"]), cpu, name,
-                                  int(events[C["FUTEX_WAIT"]]), int(events[PROGRESS].sum())))
+            rows.append(self._row(os_pid, int(slot["pid"]), cpu, name, int(events[C["FUTEX_WAIT"]]),
+                                  int(events[PROGRESS].sum())))
         return [row for row in rows if row is not None]
 
-    def _row(self, os_pid, start, pid, cpu, name, futex_waits, progress):
+    @staticmethod
+    def _row(os_pid, pid, cpu, name, futex_waits, progress):
         try:
-            process = self._processes.get((os_pid, start))
-            if process is None:
-                process = self._processes[os_pid, start] = psutil.Process(os_pid)
+            process = psutil.Process(os_pid)
             with process.oneshot():
                 memory, switches = process.memory_info(), process.num_ctx_switches()
                 times = process.cpu_times()
