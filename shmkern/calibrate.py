@@ -63,6 +63,19 @@ def store64_loop(start, stride, count):
     return ktime_get_ns() - began
 
 
+def flush_loop(mm, start, count):
+    """Nanoseconds for `count` TLB shootdowns of one page each, from address `start` on, in the address
+    space whose struct MmStruct is at `mm`; some task has it."""
+    where = declare(u64, mm)
+    space = cast(pointer(MmStruct), where)
+    base = declare(u64, start)
+    pages = declare(u64, count)
+    began = ktime_get_ns()
+    for index in range(pages):
+        shoot_down(space, base + index * PAGE_SIZE, base + (index + 1) * PAGE_SIZE)
+    return ktime_get_ns() - began
+
+
 def host_fault_loop(start, count):
     """Nanoseconds for storing to `count` pages of the host's own memory, mapped at `start` and
     not touched yet: its anonymous page faults."""

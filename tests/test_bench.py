@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Promises of the benches: they measure what there is on a host and say what they skip; a block of
+the host's memory is online again whatever happens to the bench."""
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """bench/kernel.py as a module."""
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+    monkeypatch.delitem(sys.modules, "kernel", raising=False)
+    return importlib.import_module("kernel")
+
+
+@pytest.fixture
+def run(kernel, monkeypatch, tmp_path, capsys):
+    """run() is the result of the bench on few pages, and what it printed."""
+    def run():
+        monkeypatch.setattr(sys, "argv", ["kernel.py", "--pages", "300", "--rounds", "2", "--json", str(tmp_path / "k.json"),
+                                          "--html", str(tmp_path / "k.html")])
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        kernel.main()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        return json.loads((tmp_path / "k.json").read_text()), capsys.readouterr().out
+    return run
+
+
+def test_kernel_bench_without_root_says_so_and_measures_the_rest(run, kernel, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result, said = run()
+    assert result["skipped"] == {"the host's migration": "not root"}
+    assert "Skipped: the host's migration: not root." in said
+    rows = {row["what"].strip(): row for row in result["rows"]}
+    assert rows["migration of 300 pages"]["host"] == "–" and rows["migration of 300 pages"]["ours"] > 1000
+    fault = rows["anonymous fault, a first store"]
+    assert fault["ratio"] == pytest.approx(fault["host"] / fault["ours"]) and fault["host"] > 50
+    assert 0 < rows["flushing it, of that"]["ours"] < 100
+    assert "could not be measured here" in (tmp_path / "k.html").read_text()
+
+
+def test_kernel_bench_without_sysfs_says_so(run, kernel, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(kernel, "MEMORY_BLOCKS", tmp_path / "none")
+    monkeypatch.setattr(kernel, "NODES", tmp_path / "none")
+    assert "block_size_bytes: No such file" in run()[0]["skipped"]["the host's migration"]
+
+
+def test_kernel_bench_beside_a_host_that_moves_pages(run, kernel, monkeypatch):
+    """2,000 ns a page is what this host is given to take, 500 of them on the CPU."""
+    monkeypatch.setattr(kernel, "host_migration", lambda _pages, _rounds: ("hot-remove", [(400, 800_000, 200_000)] * 3))
+    result, _said = run()
+    rows = {row["what"].strip(): row for row in result["rows"]}
+    pace = rows["migration of 400 pages (hot-remove)"]
+    assert pace["host"] == 500_000 and pace["ratio"] == pytest.approx(pace["ours"] / 500_000)
+    assert rows["a page"]["host"] == 2000 and rows["a page, CPU time"]["host"] == 500
+    assert rows["a page"]["ratio"] == pytest.approx(2000 / rows["a page"]["ours"])
+
+
+def test_block_is_offline_within_and_online_after(kernel, tmp_path):
+    state = tmp_path / "state"
+    state.write_text("online")
+    ns, cpu = kernel.offline_and_back(state)
+    assert ns > 0 and cpu >= 0 and state.read_text() == "online"
+
+
+def test_block_that_cannot_go_offline_is_an_error_and_stays_online(kernel, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    state.write_text("online")
+    monkeypatch.setattr(kernel, "take_offline", lambda _state, connection: connection.send((0, 0, 16)))
+    with pytest.raises(OSError, match="busy"):
+        kernel.offline_and_back(state)
+    # One that cannot be emptied is given up.
+    monkeypatch.setattr(kernel, "OFFLINE_LIMIT", 0.2)
+    monkeypatch.setattr(kernel, "take_offline", lambda state, _connection: (state.write_text("offline"), time.sleep(60)))
+    with pytest.raises(OSError, match="timed out"):
+        kernel.offline_and_back(state)
+    assert state.read_text() == "online"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_block_is_back_online_however_the_bench_dies(tmp_path, number):
+    state = tmp_path / "state"
+    state.write_text("online")
+    program = f"""import signal, sys, time
+sys.path.insert(0, {str(BENCH)!r})
+import kernel
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+state = Path({str(state)!r})
+with kernel.put_back(state):
+    state.write_text("offline")
+    print("offline", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline() == "offline\n" and state.read_text() == "offline"
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while state.read_text() != "online":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_scale_bench_prints_the_cost_of_a_page(tmp_path):
+    done = subprocess.run([sys.executable, BENCH / "scale.py", "--only", "sharers", "--only", "workers", "--most", "2",
+                           "--seconds", "0.2", "--json", tmp_path / "s.json", "--html", tmp_path / "s.html"],
+                          capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert [(row["line"], row["value"]) for row in rows] == [("sharers", 1), ("sharers", 2), ("workers", 1), ("workers", 2)]
+    assert all(row["ns"] == pytest.approx(1e9 / row["pages_per_second"]) and 50 < row["ns"] < 1e7 for row in rows)
+    assert "ns a page" in done.stdout and "<svg" in (tmp_path / "s.html").read_text()
+
+
+@pytest.mark.parametrize("name, line, words", [("scale", "--most 0", "'0'"), ("scale", "--seconds x", "'x'"),
+                                               ("scale", "--only sharers --most 1 --json /nowhere/x", "/nowhere/x"),
+                                               ("kernel", "--pages 0", "'0'"), ("scale", "--only x", "'x'")])
+def test_bad_use_is_a_sentence_and_status_2(name, line, words):
+    done = subprocess.run([sys.executable, BENCH / f"{name}.py", *line.split()], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done
