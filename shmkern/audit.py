@@ -21,7 +21,7 @@ Still means that nobody is inside the kernel.  Tasks may go on accessing memory 
 mapped: their MMUs fill TLBs and set ACCESSED and DIRTY in PTEs, and nothing else.  So the
 TLBs are read before the PTEs that they must agree with.
 
-May import: layout.  Takes no lock; whoever calls it has frozen the machine.
+May import: layout, audit_memcg.  Takes no lock; whoever calls it has frozen the machine.
 """
 import ctypes
 import errno
@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from shmkern import layout, vmstat
+from shmkern import audit_memcg, layout, vmstat
 
 C = layout.constants
 
@@ -71,7 +71,7 @@ class Finding:
 
     `kind` is the promise broken: block, zone, task, mm, vma, rbtree, anon_vma, pagetable,
     policy, cpuset, pte, migration_entry, rmap, mapcount, refcount, leak, owner, flags, free_page, buddy,
-    free_list, lru, pagevec, counter, tlb, lock, slab, rcu, poison.  `page` is a page frame
+    free_list, lru, pagevec, counter, tlb, lock, slab, rcu, poison, memcg.  `page` is a page frame
     number, `task` a pid, `mm` an address space's id, `address` a virtual address or that of
     a kernel object.
     """
@@ -196,6 +196,7 @@ class _Machine:
         pte, pte_mm, pte_vpn, pte_key, pte_pfn, pte_vma   one element an entry, sorted by key
         maps, map_pfn                           the entries that map a frame that counts, and it
         nr_maps, nr_held                        PTEs, pagevec slots that lead to each frame
+        mem_cgroup_address, mem_cgroup, page_cgroup, group_of   see audit_memcg
         free                                    which frames lie in a free block
     """
 
@@ -228,7 +229,7 @@ class _Machine:
         self.prev = np.ascontiguousarray(pages["lru"]["prev"])
         self.ptl = pages["ptl"]
         self.object_size = {name: layout.sizeof(name) for name in ("VmAreaStruct", "MmStruct", "Mempolicy",
-                                                                   "AnonVma")}
+                                                                   "AnonVma", "MemCgroup")}
         self.cache_of = {}
         self.free_objects = set()
 
@@ -381,6 +382,9 @@ def check_regions(report):
             ("mem_map", "Page", kernel.max_pfn), ("tasks", "Task", kernel.max_tasks),
             ("zones", "Zone", kernel.nr_nodes), ("nodes", "PgData", kernel.nr_nodes)):
         regions.append((f"kernel.{field}", kernel[field], count * layout.sizeof(name), 8))
+    if kernel.page_cgroup:
+        regions.append(("kernel.page_cgroup", kernel.page_cgroup,
+                        kernel.max_pfn * layout.sizeof("PageCgroup"), 8))
     slab_size, frames_size = kernel.slab_end - kernel.slab_base, kernel.max_pfn * PAGE_SIZE
     regions.append(("kernel.slabs", kernel.slabs, slab_size // PAGE_SIZE * layout.sizeof("Slab"), 8))
     regions.append(("kernel.slab_base", kernel.slab_base, slab_size, 8))
@@ -465,8 +469,11 @@ def find_caches(m):
     """Learns the object sizes of the caches that the audit knows.  Kernel's pointers to
     them lead into Kernel.caches, and the objects are large enough for their structs."""
     addresses = m.cache_addresses()
-    for struct, field in (("VmAreaStruct", "vm_area_cachep"), ("MmStruct", "mm_cachep"),
-                          ("AnonVma", "anon_vma_cachep"), ("Mempolicy", "policy_cachep")):
+    known = [("VmAreaStruct", "vm_area_cachep"), ("MmStruct", "mm_cachep"), ("AnonVma", "anon_vma_cachep"),
+             ("Mempolicy", "policy_cachep")]
+    if m.kernel.page_cgroup:
+        known.append(("MemCgroup", "mem_cgroup_cachep"))
+    for struct, field in known:
         if m.kernel[field] not in addresses:
             m.report.add("slab", f"kernel.{field} is no cache", address=m.kernel[field])
             continue
@@ -591,9 +598,10 @@ def find_rcu_pending(m):
 def check_slab_usage(m):
     """Every object that is not free was reached: a VMA by its address space, an address
     space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue, a policy by a task or
-    a VMA.  More is a leak."""
+    a VMA, a group by the list.  More is a leak."""
     reached = {"VmAreaStruct": len(m.vma), "MmStruct": len(m.mm),
-               "AnonVma": len(m.rcu_pending.union(m.anon_vmas)), "Mempolicy": len(m.policies)}
+               "AnonVma": len(m.rcu_pending.union(m.anon_vmas)), "Mempolicy": len(m.policies),
+               "MemCgroup": len(m.mem_cgroup)}
     for struct, index in m.cache_of.items():
         cache = m.kernel.caches[index]
         live = int(cache["nr_objects"]) - int(cache["nr_free"])
@@ -1457,6 +1465,9 @@ def check_locks(m):
         "mm": m.mm["id"][i], "address": m.mm_address[i]}))
     check_lock_fields(m, anon_vmas, lambda i: (
         f"anon_vma {m.anon_vmas[i]:#x}", {"address": m.anon_vmas[i]}))
+    check_lock_fields(m, m.mem_cgroup["res"], lambda i: (
+        f"{audit_memcg.group_text(m, i)}: res", {"address": m.mem_cgroup_address[i]}))
+    check_lock_fields(m, m.page_cgroup, lambda pfn: ("page_cgroup", {"page": pfn}))
     table = np.flatnonzero(m.table)
     words = m.ptl[table]
     m.report.each(words != 0, "lock", lambda i: lock_finding(
@@ -1532,11 +1543,14 @@ def audit(strict_tlb=True, check_poison=False):
     # Each of the find_* functions needs those before it.
     for step in (check_zones, find_caches, find_free_objects, find_rcu_pending,
                  check_tasks, find_address_spaces, find_vmas, check_vmas, check_rb_trees,
-                 check_anon_vmas, find_policies, check_cpusets, find_page_tables, check_page_tables, find_pagevecs,
+                 check_anon_vmas, find_policies, check_cpusets, audit_memcg.find_mem_cgroups,
+                 find_page_tables, check_page_tables, find_pagevecs,
                  find_free_blocks, check_ptes, check_pte_protection, check_rmap, check_rss,
                  check_counts, check_owners, check_page_flags,
                  check_buddies, check_free_pages, check_free_counts,
-                 check_page_lists, check_zone_counters, check_slab_usage, check_locks):
+                 check_page_lists, check_zone_counters, audit_memcg.check_mem_cgroup_tree,
+                 audit_memcg.check_page_cgroups, audit_memcg.check_mem_cgroup_counters,
+                 check_slab_usage, check_locks):
         step(m)
     if strict_tlb:
         check_tlbs(m)

@@ -16,15 +16,16 @@ def align_up(offset, alignment):
     return (offset + alignment - 1) // alignment * alignment
 
 
-def carve(nr_nodes, frames_per_node, max_tasks, layout):
-    """Fills `layout` for a machine of that shape."""
+def carve(nr_nodes, frames_per_node, max_tasks, memcg, layout):
+    """Fills `layout` for a machine of that shape, with or without memory control groups."""
     nr_frames = nr_nodes * frames_per_node
     layout.tasks = align_up(PAGE_SIZE + sizeof(Kernel), PAGE_SIZE)
     layout.zones = align_up(layout.tasks + max_tasks * sizeof(Task), PAGE_SIZE)
     layout.nodes = align_up(layout.zones + nr_nodes * sizeof(Zone), PAGE_SIZE)
     layout.wait_table = align_up(layout.nodes + nr_nodes * sizeof(PgData), PAGE_SIZE)
     layout.mem_map = align_up(layout.wait_table + WAIT_TABLE_SIZE * sizeof(WaitQueueHead), PAGE_SIZE)
-    layout.slabs = align_up(layout.mem_map + nr_frames * sizeof(Page), PAGE_SIZE)
+    layout.page_cgroup = align_up(layout.mem_map + nr_frames * sizeof(Page), PAGE_SIZE)
+    layout.slabs = align_up(layout.page_cgroup + (nr_frames * sizeof(PageCgroup) if memcg else 0), PAGE_SIZE)
     # Room for 16 KiB of kernel objects a task, and for an area every eight frames, which
     # a program that unmaps every second page of a small machine comes near to.
     arena = align_up(max_tasks * 16384 + nr_frames * 16, PAGE_SIZE)
@@ -36,10 +37,10 @@ def carve(nr_nodes, frames_per_node, max_tasks, layout):
     layout.trace_end = layout.end + max_tasks * TRACE_RING_EVENTS_MAX * sizeof(TraceEvent)
 
 
-def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memoryless, movable):
+def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memcg, memoryless, movable):
     """Makes the kernel in a block of zeros, and leaves it without tasks.  The caller is the
     boot CPU, slot 0, until it calls set_current(NULL)."""
-    carve(nr_nodes, frames_per_node, max_tasks, addressof(layout))
+    carve(nr_nodes, frames_per_node, max_tasks, memcg, addressof(layout))
     k = kernel()
     k.nr_nodes = nr_nodes
     k.frames_per_node = frames_per_node
@@ -72,6 +73,8 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.mm_cachep = kmem_cache_create(b"mm_struct", sizeof(MmStruct))
     k.anon_vma_cachep = kmem_cache_create(b"anon_vma", sizeof(AnonVma))
     k.policy_cachep = kmem_cache_create(b"mempolicy", sizeof(Mempolicy))
+    if memcg:
+        mem_cgroup_init(cast(pointer(PageCgroup), DIRECT_MAP_BASE + layout.page_cgroup))
     for nid in range(nr_nodes):
         free_area_init_node(nid, node_isset(nid, memoryless), node_isset(nid, movable))
     setup_per_zone_pages_min()
@@ -84,17 +87,17 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     fold_vm_events(k.tasks)
 
 
-def block_size(nr_nodes, frames_per_node, max_tasks):
+def block_size(nr_nodes, frames_per_node, max_tasks, memcg):
     """Bytes of the block before the first frame, bytes of all of it, and bytes of addresses with
     those that trace rings may take."""
     layout = declare(BootLayout)
-    carve(nr_nodes, frames_per_node, max_tasks, addressof(layout))
+    carve(nr_nodes, frames_per_node, max_tasks, memcg, addressof(layout))
     return layout.frames, layout.end, layout.trace_end
 
 
-def boot(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memoryless, movable):
+def boot(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memcg, memoryless, movable):
     """start_kernel for Python.  The block is mapped and zero, and so is the per-CPU page."""
-    start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memoryless, movable)
+    start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poison, memcg, memoryless, movable)
     set_current(cast(pointer(Task), NULL))
 
 
@@ -117,4 +120,5 @@ def struct_sizes():
             "VmAreaStruct": sizeof(VmAreaStruct), "MmStruct": sizeof(MmStruct),
             "Task": sizeof(Task), "Kernel": sizeof(Kernel), "RwSem": sizeof(RwSem),
             "RcuHead": sizeof(RcuHead), "TraceEvent": sizeof(TraceEvent), "Pagevec": sizeof(Pagevec),
+            "MemCgroup": sizeof(MemCgroup), "PageCgroup": sizeof(PageCgroup),
             "block_header": sizeof(block_header)}

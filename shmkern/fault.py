@@ -35,6 +35,9 @@ def do_anonymous_page(mm, vma, address, ptep, ptl, write):
     if page == NULL:
         return -ENOMEM
     SetPageUptodate(page)
+    if mem_cgroup_newpage_charge(page, mm, GFP_KERNEL) != 0:
+        put_page(page)
+        return -ENOMEM
     pte = mk_pte(page, vma.vm_page_prot)
     if vma.vm_flags & VM_WRITE:
         pte = pte_mkwrite(pte_mkdirty(pte))
@@ -49,6 +52,7 @@ def do_anonymous_page(mm, vma, address, ptep, ptl, write):
         count_vm_event(PGFAULT_ANON)
     spin_unlock(ptl)
     if raced:
+        mem_cgroup_uncharge_page(page)
         put_page(page)
     return 0
 
@@ -97,6 +101,9 @@ def wp_page_copy(mm, vma, address, ptep, ptl, pte):
     if old_page != NULL:
         copy_page(page_address(new_page), page_address(old_page))
     SetPageUptodate(new_page)
+    if mem_cgroup_newpage_charge(new_page, mm, GFP_KERNEL) != 0:
+        put_page(new_page)
+        return -ENOMEM
     spin_lock(ptl)
     now = READ_PTE(ptep)
     same = 1 if (now | _PAGE_ACCESSED | _PAGE_DIRTY) == (pte | _PAGE_ACCESSED | _PAGE_DIRTY) else 0
@@ -116,6 +123,7 @@ def wp_page_copy(mm, vma, address, ptep, ptl, pte):
         count_vm_event(PGFAULT_COW)
     spin_unlock(ptl)
     if not same:
+        mem_cgroup_uncharge_page(new_page)
         put_page(new_page)
     elif old_page != NULL:
         # The PTE's reference.

@@ -14,6 +14,7 @@ import os
 import time
 
 from shmkern import audit as audit_module
+from shmkern.cgroup import Cgroup
 from shmkern import boot, direct_map, freezer, layout, lifeline, report, vmstat, worker
 from shmkern.errors import KernelBug, TaskDied
 
@@ -124,12 +125,13 @@ class Machine:
     before the machine stops with a report.  poison: fill freed frames, so that a use after
     free shows.  memoryless: nodes that have CPUs only.  movable: nodes that hold nothing but
     programs' pages, so that they can be emptied (as with the kernel's parameter movable_node).
+    memcg: with memory control groups; see cgroup_create().
 
     Raises ValueError for numbers out of range and BootError when the host has no room.
     """
 
     def __init__(self, nodes=2, frames_per_node=16384, *, max_tasks=256, hung_task_timeout=60.0,
-                 poison=True, memoryless=(), movable=()):
+                 poison=True, memcg=False, memoryless=(), movable=()):
         nodes = _whole("nodes", nodes, 1, C["MAX_NUMNODES"])
         frames_per_node = _whole("frames_per_node", frames_per_node, MIN_FRAMES, MAX_FRAMES)
         max_tasks = _whole("max_tasks", max_tasks, 3, C["NR_CPUS"])
@@ -141,7 +143,7 @@ class Machine:
                                (("memoryless", memoryless), ("movable", movable)))
         if (memoryless | movable).bit_count() == nodes:
             raise ValueError("no node is left that has memory for the kernel")
-        metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks)
+        metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks, bool(memcg))
         self._block = direct_map.create(size, metadata, address_size)
         self.name = self._block.name
         self._supervisor = os.getpid()
@@ -154,7 +156,7 @@ class Machine:
         try:
             lifeline.open_lifeline()
             boot.boot(nodes, frames_per_node, max_tasks, int(hung_task_timeout * 1e9), bool(poison),
-                      memoryless, movable)
+                      bool(memcg), memoryless, movable)
             self.init = Init(self)
         except BaseException:
             self.close()
@@ -173,14 +175,14 @@ class Machine:
 
     # ---- processes ----
 
-    def spawn(self, program, *args, uid=0, caps=None, mems_allowed=None, cpuset=0):
+    def spawn(self, program, *args, uid=0, caps=None, mems_allowed=None, cpuset=0, cgroup=None):
         """Runs program(task, *args) in a new process, as a task with an empty address space.
         Returns its worker.Child.  Raises OSError(EAGAIN) when all slots are taken.
 
         uid: its user id.  caps: names of the capabilities it has (all by default for uid 0, and
         none for others), such as {"CAP_SYS_NICE"}.  cpuset: the group it is in, from
-        create_cpuset; mems_allowed: nodes, for a group of that kind.  Its children inherit all
-        this.
+        create_cpuset; mems_allowed: nodes, for a group of that kind.  cgroup: the memory control
+        group that pays for it, a Cgroup; the root by default.  Its children inherit all this.
         """
         self._mine()
         uid = _whole("uid", uid, 0, (1 << 32) - 2)
@@ -195,9 +197,14 @@ class Machine:
         slot.uid = slot.euid = slot.suid = uid
         slot.cap_permitted = slot.cap_effective = caps
         try:
+            if cgroup is not None:
+                self.init.request("_prepare_mm", cpu, cgroup.id)
             child = worker.start_process(cpu, program, args, self.check)
         except OSError:
-            slot.state = C["TASK_UNUSED"]
+            if slot.mm:
+                self.init.request("_abandon", cpu)
+            else:
+                slot.state = C["TASK_UNUSED"]
             raise
         self.children = [other for other in self.children if other.process.exitcode is None]
         self.children.append(child)
@@ -333,6 +340,23 @@ class Machine:
             raise RuntimeError("the machine is closed")
         if os.getpid() != self._supervisor:
             raise RuntimeError("a task cannot do that; only the process that made the machine can")
+
+    # ---- memory control groups ----
+
+    def cgroup_create(self, name, limit=None, parent=None):
+        """A new memory control group, below `parent` (a Cgroup; the root by default), that may use
+        `limit` bytes (None: any number).  Returns its Cgroup.  Raises OSError: ENODEV (booted
+        without memcg=True), EINVAL (a name that no directory has), EEXIST, ENOENT, ENOMEM."""
+        self._mine()
+        return Cgroup(self, self.init.cgroup_create(name, limit, 1 if parent is None else parent.id))
+
+    @property
+    def root_cgroup(self):
+        """The Cgroup of all tasks that are in no other.  Raises OSError(ENODEV)."""
+        self._mine()
+        if not layout.kernel().page_cgroup:
+            raise OSError(19, "the machine was booted without memory control groups; see memcg=")
+        return Cgroup(self, 1)
 
     # ---- looking inside ----
 

@@ -1,14 +1,119 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Memory control groups: the hooks where migration meets them, as include/linux/
-# memcontrol.h has them for a kernel built without groups.
+# Memory control groups.  May use: lru, slab and below.
+#
+# What others call is inline, and in a machine without groups costs one branch.
 
-from shmkern.mm_types cimport Page, MmStruct
+cimport cython
+from shmkern.lru cimport *
+from shmkern.slab cimport *
+
+cdef extern from *:
+    """
+    #define RESOURCE_MAX 0x7fffffffffffffffUL
+    """
+    const u64 RESOURCE_MAX     # no limit (include/linux/res_counter.h)
+
+cdef enum:
+    MEM_CGROUP_FORCE_EMPTY_RETRIES = 5
+
+# Whether the machine was booted without groups.
+cdef inline bint mem_cgroup_disabled() noexcept nogil:
+    return likely(kernel().page_cgroup == NULL)
+
+cdef inline PageCgroup* lookup_page_cgroup(Page* page) noexcept nogil:
+    return kernel().page_cgroup + page_to_pfn(page)
+
+cdef inline Page* page_of_cgroup(PageCgroup* pc) noexcept nogil:
+    return kernel().mem_map + <u64>(pc - kernel().page_cgroup)
+
+# ---- res_counter ----
+
+cdef void res_counter_init(ResCounter* counter, ResCounter* parent) noexcept nogil
+@cython.locals(fits=bint)
+cdef bint res_counter_charge_one(ResCounter* counter, u64 val, bint force) noexcept nogil
+cdef void res_counter_uncharge_until(ResCounter* counter, ResCounter* top, u64 val) noexcept nogil
+cdef int res_counter_charge(ResCounter* counter, u64 val, bint force) noexcept nogil
+cdef int res_counter_set_limit(ResCounter* counter, u64 limit) noexcept nogil
+
+# ---- groups ----
+
+cdef void mem_cgroup_init(PageCgroup* page_cgroup) noexcept nogil
+cdef MemCgroup* mem_cgroup_alloc(MemCgroup* parent, const char* name, u64 limit) noexcept nogil
+cdef MemCgroup* find_mem_cgroup(i32 id) noexcept nogil
+cdef MemCgroup* find_child(MemCgroup* parent, const char* name) noexcept nogil
+cdef i32 mem_cgroup_create(i32 parent_id, const char* name, u64 limit) noexcept nogil
+cdef int mem_cgroup_remove(i32 id) noexcept nogil
+cdef MemCgroup* get_mem_cgroup(i32 id) noexcept nogil
+cdef void css_get(MemCgroup* memcg) noexcept nogil
+cdef void css_put(MemCgroup* memcg) noexcept nogil
+cdef int mem_cgroup_resize_limit(i32 id, u64 limit) noexcept nogil
+
+# ---- whose an address space is ----
+
+cdef void __mem_cgroup_move_mm(MmStruct* mm, MemCgroup* memcg) noexcept nogil
+cdef void __mem_cgroup_init_mm(MmStruct* mm, MmStruct* oldmm) noexcept nogil
+cdef void __mem_cgroup_exit_mm(MmStruct* mm) noexcept nogil
+cdef int mem_cgroup_attach(MmStruct* mm, i32 id) noexcept nogil
+cdef MemCgroup* get_mem_cgroup_from_mm(MmStruct* mm) noexcept nogil
+
+# A new address space is its parent's group's, or the root's.
+cdef inline void mem_cgroup_init_mm(MmStruct* mm, MmStruct* oldmm) noexcept nogil:
+    if not mem_cgroup_disabled():
+        __mem_cgroup_init_mm(mm, oldmm)
+
+cdef inline void mem_cgroup_exit_mm(MmStruct* mm) noexcept nogil:
+    if not mem_cgroup_disabled():
+        __mem_cgroup_exit_mm(mm)
+
+# ---- charging ----
+
+cdef void mem_cgroup_charge_statistics(MemCgroup* memcg, u32 flags, bint charge) noexcept nogil
+cdef int __mem_cgroup_try_charge(MemCgroup* memcg, u64 gfp) noexcept nogil
+cdef void __mem_cgroup_cancel_charge(MemCgroup* memcg) noexcept nogil
+cdef void __mem_cgroup_commit_charge(MemCgroup* memcg, PageCgroup* pc, u32 flags) noexcept nogil
+cdef int mem_cgroup_charge_common(Page* page, MmStruct* mm, u64 gfp, u32 flags) noexcept nogil
+cdef int __mem_cgroup_charge(Page* page, MmStruct* mm, u64 gfp) noexcept nogil
+cdef void __mem_cgroup_uncharge_common(PageCgroup* pc, u32 unless) noexcept nogil
+cdef bint mem_cgroup_page_is_used(Page* page) noexcept nogil
+cdef void __mem_cgroup_uncharge_page(Page* page) noexcept nogil
+
+# Charges the mm's group for an anonymous page that is going to be mapped for the first time.
+cdef inline int mem_cgroup_newpage_charge(Page* page, MmStruct* mm, u64 gfp) noexcept nogil:
+    if mem_cgroup_disabled():
+        return 0
+    VM_BUG_ON_PAGE(page_mapped(page), page)
+    return mem_cgroup_charge_common(page, mm, gfp, 0)
+
+# Charges for a page whose migration entry becomes a PTE, unless it is charged (seed line 136).
+cdef inline int mem_cgroup_charge(Page* page, MmStruct* mm, u64 gfp) noexcept nogil:
+    if mem_cgroup_disabled():
+        return 0
+    return __mem_cgroup_charge(page, mm, gfp)
+
+# Gives back the charge of an anonymous page when nobody maps it any more.
+cdef inline void mem_cgroup_uncharge_page(Page* page) noexcept nogil:
+    if not mem_cgroup_disabled():
+        __mem_cgroup_uncharge_page(page)
+
+# ---- migration ----
+
+cdef int __mem_cgroup_prepare_migration(Page* page, Page* newpage) noexcept nogil
+cdef void __mem_cgroup_end_migration(Page* page, Page* newpage, bint moved) noexcept nogil
+cdef void mem_cgroup_release_hold(Page* page) noexcept nogil
 
 cdef inline int mem_cgroup_prepare_migration(Page* page, Page* newpage) noexcept nogil:
-    return 0
+    if mem_cgroup_disabled():
+        return 0
+    return __mem_cgroup_prepare_migration(page, newpage)
 
-cdef inline void mem_cgroup_end_migration(Page* newpage) noexcept nogil:
-    pass
+cdef inline void mem_cgroup_end_migration(Page* page, Page* newpage, bint moved) noexcept nogil:
+    if not mem_cgroup_disabled():
+        __mem_cgroup_end_migration(page, newpage, moved)
 
-cdef inline int mem_cgroup_charge(Page* page, MmStruct* mm, unsigned long gfp) noexcept nogil:
-    return 0
+# ---- emptying a group ----
+
+@cython.locals(moved=bint)
+cdef bint mem_cgroup_move_account(PageCgroup* pc, MemCgroup* source, MemCgroup* to) noexcept nogil
+cdef void mem_cgroup_move_all(MemCgroup* memcg) noexcept nogil
+cdef int __mem_cgroup_force_empty(MemCgroup* memcg) noexcept nogil
+cdef int mem_cgroup_force_empty(i32 id) noexcept nogil

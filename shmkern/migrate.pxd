@@ -3,7 +3,6 @@
 
 cimport cython
 from shmkern.memory cimport *
-from shmkern.memcg cimport *
 
 # Gives the page that `page` shall move to, and where to leave the outcome for it (or
 # NULL in *result): a node, or a negative errno.

@@ -61,7 +61,8 @@ def remove_migration_pte(vma, old, new):
     pte = READ_PTE(ptep)
     entry = pte_to_swp_entry(pte)
     if is_swap_pte(pte) and is_migration_entry(entry) and migration_entry_to_page(entry) == old:
-        # A failed charge is not an option: the entry has to go (lines 125-136).
+        # Usually it is charged, as mem_cgroup_prepare_migration saw to.  A failed charge is not an
+        # option: the entry has to go (lines 125-136).
         mem_cgroup_charge(new, mm, GFP_ATOMIC)
         pte = pte_mkold(mk_pte(new, vma.vm_page_prot))
         if is_write_migration_entry(entry):
@@ -285,12 +286,13 @@ def unmap_and_move(get_new_page, private, page, force):
         trace_migrate_stage(MIGRATE_STAGE_PUTBACK, page, newpage, rc)
         if rc == 0:
             count_vm_event(PGMIGRATE_SUCCESS)
+        # While it cannot be freed and be somebody else's.
+        mem_cgroup_end_migration(page, newpage, rc == 0)
         if rc != -EAGAIN:
             # Moved: nobody refers to it any more and it is freed.  Failed: it has its
             # mappings back and returns to the LRU.
             list_del(addressof(page.lru))
             putback_lru_page(page)
-        mem_cgroup_end_migration(newpage)
     nid = page_to_nid(newpage)
     # To the LRU when it has become the page; freed otherwise.
     putback_lru_page(newpage)

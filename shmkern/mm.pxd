@@ -12,7 +12,7 @@ cdef extern from *:
     const u64 MMAP_MIN_ADDR
     const u64 MMAP_BASE
 
-cdef MmStruct* mm_alloc() noexcept nogil
+cdef MmStruct* mm_alloc(MmStruct* oldmm) noexcept nogil
 cdef void exit_mmap(MmStruct* mm) noexcept nogil
 cdef void mmput(MmStruct* mm) noexcept nogil
 cdef void mmget(MmStruct* mm) noexcept nogil

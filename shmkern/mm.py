@@ -16,8 +16,9 @@ from cython.cimports.libc.errno import EACCES, EFAULT, EINVAL, ENODEV, ENOMEM, E
 
 # ---- life and death ----------------------------------------------------------
 
-def mm_alloc():
-    """A new, empty address space with one user; NULL without memory."""
+def mm_alloc(oldmm):
+    """A new, empty address space with one user, in the group of `oldmm` (NULL: the root); NULL
+    without memory."""
     k = kernel()
     mm = cast(pointer(MmStruct), kmem_cache_alloc(k.mm_cachep))
     if mm == NULL:
@@ -27,6 +28,7 @@ def mm_alloc():
         kmem_cache_free(k.mm_cachep, mm)
         return NULL
     mm.mm_users = 1
+    mem_cgroup_init_mm(mm, oldmm)
     spin_lock(addressof(k.mmlist_lock))
     k.next_mm_id += 1
     mm.id = k.next_mm_id
@@ -54,6 +56,7 @@ def mmput(mm):
     if atomic_add_return32(addressof(mm.mm_users), -1) != 0:
         return
     exit_mmap(mm)
+    mem_cgroup_exit_mm(mm)
     spin_lock(addressof(k.mmlist_lock))
     list_del(addressof(mm.mmlist))
     spin_unlock(addressof(k.mmlist_lock))
@@ -88,7 +91,7 @@ def dup_mmap(mm, oldmm):
 
 def dup_mm(oldmm):
     """A copy of an address space, copy-on-write, with one user; NULL without memory."""
-    mm = mm_alloc()
+    mm = mm_alloc(oldmm)
     if mm == NULL:
         return NULL
     down_write(addressof(oldmm.mmap_sem))

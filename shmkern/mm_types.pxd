@@ -205,6 +205,48 @@ cdef struct AnonVma:
     ListHead head              # of VmAreaStruct.anon_vma_node
     RcuHead rcu
 
+# Counts bytes against a limit, its own and its parents' (include/linux/res_counter.h).
+cdef struct ResCounter:
+    Spinlock lock
+    u32 _pad0
+    u64 usage
+    u64 max_usage
+    u64 limit
+    u64 failcnt                # charges that the limit refused
+    ResCounter* parent
+
+# enum mem_cgroup_stat_index: bytes, then pages that came and went
+cdef enum:
+    MEM_CGROUP_STAT_CACHE = 0
+    MEM_CGROUP_STAT_RSS = 1
+    MEM_CGROUP_STAT_PGPGIN_COUNT = 2
+    MEM_CGROUP_STAT_PGPGOUT_COUNT = 3
+    MEM_CGROUP_STAT_NSTATS = 4
+    MEM_CGROUP_NAME_LEN = 32
+
+cdef struct MemCgroup:
+    ResCounter res             # with the children's
+    ListHead list              # in Kernel.mem_cgroups
+    MemCgroup* parent          # NULL: the root
+    u64 css_refcnt             # 1, and one for each page charged or being charged
+    i32 id
+    u32 removing               # takes nobody in any more
+    u64 nr_children
+    u64 nr_mms                 # address spaces that are charged to it
+    u64 stat[4]                # MEM_CGROUP_STAT_NSTATS, without the children's
+    char name[32]              # MEM_CGROUP_NAME_LEN
+
+cdef enum:
+    PCG_CACHE = 1              # charged as page cache
+    PCG_USED = 2               # charged
+    PCG_MIGRATION = 4          # in the air: unmapping does not uncharge it
+
+# Who is charged for a frame; one for each struct page.
+cdef struct PageCgroup:
+    Spinlock lock
+    u32 flags                  # PCG_*
+    MemCgroup* mem_cgroup
+
 # Placeholder for the page cache: only its identity and operations are known yet.
 cdef struct AddressSpace:
     u64 a_ops
@@ -267,6 +309,9 @@ cdef struct MmStruct:
     u64 file_rss
     u64 nr_ptes
     u64 cpu_vm_mask[16]        # CPU_MASK_WORDS: CPUs whose TLB may hold this mm
+    Spinlock memcg_lock
+    u32 _pad0
+    MemCgroup* mem_cgroup      # who is charged for its pages; NULL without groups
 
 cdef struct Pagevec:
     u64 nr
@@ -415,6 +460,13 @@ cdef struct Kernel:
     KmemCache* mm_cachep
     KmemCache* anon_vma_cachep
     KmemCache* policy_cachep
+    # memory control groups
+    PageCgroup* page_cgroup    # NULL: the machine was booted without
+    MemCgroup* root_mem_cgroup
+    ListHead mem_cgroups
+    KmemCache* mem_cgroup_cachep
+    Spinlock cgroup_lock
+    i32 next_css_id
     # RCU
     u64 rcu_epoch
     Spinlock rcu_lock

@@ -127,6 +127,20 @@ def security_task_movememory(target):
     return -EACCES if target.security else 0
 
 
+def do_cgroup_attach(id, pid):
+    """Moves the address space of a task to a memory control group.  Returns 0, -ESRCH, -EINVAL,
+    -EPERM (only root may move the tasks of others: cgroup_attach_task), -ENODEV or -ENOENT."""
+    rc = get_task_memory(pid, addressof(target))
+    if rc != 0:
+        return rc
+    me = current()
+    rc = -EPERM
+    if me.euid == 0 or me.euid == target.uid or me.euid == target.suid:
+        rc = mem_cgroup_attach(target.mm, id)
+    mmput(target.mm)
+    return rc
+
+
 # ---- fork and exit -----------------------------------------------------------
 
 def copy_process(parent, share_mm, out):

@@ -4,6 +4,7 @@
 cimport cython
 from shmkern.tlb cimport *
 from shmkern.rcu cimport *
+from shmkern.memcg cimport *
 
 # Returns of try_to_unmap (include/linux/rmap.h).
 cdef enum:

@@ -185,6 +185,7 @@ def page_remove_rmap(page):
     left = cast(i32, atomic_add_return32(addressof(page._mapcount), -1))
     VM_BUG_ON_PAGE(left < -1, page)
     if left == -1:
+        mem_cgroup_uncharge_page(page)
         dec_zone_page_state(page, NR_ANON_PAGES)
 
 

@@ -15,6 +15,9 @@ cdef u32 user_id(value) except? 0xfffffffe
 cdef u64 unsigned(value) except? 0xffffffffffffffff
 cdef u64 word(value) except? 0xffffffffffffffff
 
+@cython.locals(size=u64)
+cdef u64 page_counter(value) except? 0xffffffffffffffff
+
 cdef class Syscalls:
     @cython.locals(rc=cython.int, va=u64, size=u64, left=u64, cbuf=cython.p_char)
     cpdef bytes load(self, address, length)
@@ -45,8 +48,20 @@ cdef class Syscalls:
     @cython.locals(rc=cython.int, done=u64, first=u64, last=u64, target=u64)
     cpdef migrate_frames(self, pfn, end, node)
     cpdef migrate_prep(self)
+    @cython.locals(rc=i64, text=bytes, cbuf=cython.p_char, arg0=i32, arg1=u64)
+    cpdef cgroup_create(self, str name, limit=*, parent=*)
+    @cython.locals(rc=cython.int, arg0=i32)
+    cpdef cgroup_remove(self, id)
+    @cython.locals(rc=cython.int, arg0=i32, arg1=i32)
+    cpdef cgroup_attach(self, id, pid=*)
+    @cython.locals(rc=cython.int, arg0=i32, arg1=u64)
+    cpdef cgroup_set_limit(self, id, limit)
+    @cython.locals(rc=cython.int, arg0=i32)
+    cpdef cgroup_force_empty(self, id)
     @cython.locals(name=bytes)
     cpdef _become(self, u32 cpu, i32 pid, i32 os_pid, u64 start_time, str comm)
+    @cython.locals(rc=cython.int)
+    cpdef _prepare_mm(self, u32 cpu, i32 id)
     @cython.locals(rc=cython.int)
     cpdef _copy_process(self, bint share_mm)
     cpdef _abandon(self, u32 cpu)

@@ -55,6 +55,12 @@ def word(value):
     return PyLong_AsUnsignedLong(number)
 
 
+def page_counter(value):
+    """A number of bytes, rounded up to whole pages."""
+    size = unsigned(value)
+    return RESOURCE_MAX if size > RESOURCE_MAX - PAGE_SIZE else (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
+
+
 class Syscalls:
     """System calls and memory instructions of the current task.
 
@@ -260,6 +266,59 @@ class Syscalls:
         kernel_exit()
         check_errno(rc)
 
+    # ---- memory control groups, by id; the root's is 1 ----
+
+    def cgroup_create(self, name, limit=None, parent=1):
+        """mkdir: a new group below `parent`, limited to so many bytes (rounded up to pages; None: not
+        limited).  Returns its id.  Raises OSError: EINVAL (no name for a directory), ENODEV (the
+        machine has no groups), ENOENT (no such parent), EEXIST, ENOMEM."""
+        text = name.encode()
+        if not 0 < len(text) < MEM_CGROUP_NAME_LEN or text in (b".", b"..") or b"/" in text or b"\0" in text:
+            check_errno(-EINVAL)
+        arg0, arg1 = parent, RESOURCE_MAX if limit is None else page_counter(limit)
+        cbuf = PyBytes_AS_STRING(text)
+        kernel_enter()
+        rc = mem_cgroup_create(arg0, cbuf, arg1)
+        kernel_exit()
+        return check_errno(rc)
+
+    def cgroup_remove(self, id):
+        """rmdir; what the group is still charged for goes to its parent.  Raises OSError: ENOENT,
+        EBUSY (the root, or it has children or tasks, or a page of it is being moved)."""
+        arg0 = id
+        kernel_enter()
+        rc = mem_cgroup_remove(arg0)
+        kernel_exit()
+        check_errno(rc)
+
+    def cgroup_attach(self, id, pid=0):
+        """Moves task `pid` (0: this one), and all that share its address space, to a group.  Only
+        what it faults in from then on is charged to it.  Raises OSError: ENODEV, ENOENT, ESRCH,
+        EINVAL (no address space), EPERM (neither ours nor are we root)."""
+        arg0, arg1 = id, pid
+        kernel_enter()
+        rc = do_cgroup_attach(arg0, arg1)
+        kernel_exit()
+        check_errno(rc)
+
+    def cgroup_set_limit(self, id, limit):
+        """Limits a group to so many bytes, rounded up to pages; None lifts the limit.  Raises
+        OSError: ENOENT, EINVAL (the root), EBUSY (it uses more)."""
+        arg0, arg1 = id, RESOURCE_MAX if limit is None else page_counter(limit)
+        kernel_enter()
+        rc = mem_cgroup_resize_limit(arg0, arg1)
+        kernel_exit()
+        check_errno(rc)
+
+    def cgroup_force_empty(self, id):
+        """memory.force_empty: moves what a group without tasks is charged for to its parent.
+        Raises OSError: ENOENT, EINVAL (the root), EBUSY (it has tasks or children)."""
+        arg0 = id
+        kernel_enter()
+        rc = mem_cgroup_force_empty(arg0)
+        kernel_exit()
+        check_errno(rc)
+
     # ---- this process as a task ----
 
     def _become(self, cpu, pid, os_pid, start_time, comm):
@@ -274,12 +333,27 @@ class Syscalls:
         trace_task_newtask(task)
         if task.mm == NULL:
             kernel_enter()
-            task.mm = mm_alloc()
+            task.mm = mm_alloc(cast(pointer(MmStruct), NULL))
             if task.mm != NULL:
                 activate_mm(task.mm)
             kernel_exit()
             if task.mm == NULL:
                 check_errno(-ENOMEM)
+
+    def _prepare_mm(self, cpu, id):
+        """Gives the task that is going to run in slot `cpu` an address space in a group."""
+        task = addressof(kernel().tasks[cpu])
+        rc = -ENOMEM
+        kernel_enter()
+        mm = mm_alloc(cast(pointer(MmStruct), NULL))
+        if mm != NULL:
+            rc = mem_cgroup_attach(mm, id)
+            if rc == 0:
+                task.mm = mm
+            else:
+                mmput(mm)
+        kernel_exit()
+        check_errno(rc)
 
     def _copy_process(self, share_mm):
         """copy_process for Python: the child's slot."""

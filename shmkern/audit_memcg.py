@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What must hold of memory control groups: who is charged for a frame follows from what the
+frame is, and what a group is charged from who is charged for the frames.
+
+Steps of audit.audit(), which says what they may take for granted.  May import: layout.
+"""
+import numpy as np
+
+from shmkern import layout
+
+C = layout.constants
+PAGE_SIZE = C["PAGE_SIZE"]
+PCG = {name: C[name] for name in ("PCG_CACHE", "PCG_USED", "PCG_MIGRATION")}
+
+
+def find_mem_cgroups(m):
+    """The list of groups is whole, and leads to live objects only.  Fills in mem_cgroup_address
+    and mem_cgroup (rows; none in a machine without groups), page_cgroup (rows, one a frame) and
+    group_of (the number of the group charged for each frame; -1: none)."""
+    kernel = m.kernel
+    m.mem_cgroup_address = []
+    if kernel.page_cgroup:
+        head = kernel.address + layout.offsetof("Kernel", "mem_cgroups")
+        offset, before, node = layout.offsetof("MemCgroup", "list"), head, m.u64(head)
+        while node != head:
+            address = node - offset
+            fault = m.object_fault(address, "MemCgroup") or \
+                ("is on it twice" if address in m.mem_cgroup_address else None) or \
+                ("has a prev that does not lead back" if m.u64(node + 8) != before else None)
+            if fault:
+                m.report.add("memcg", f"the list of groups: an entry {fault}", address=node)
+                break
+            m.mem_cgroup_address.append(address)
+            before, node = node, m.u64(node)
+    m.mem_cgroup = m.gather(m.mem_cgroup_address, "MemCgroup")
+    m.page_cgroup = layout.view("PageCgroup", kernel.page_cgroup, m.max_pfn).copy() if kernel.page_cgroup else \
+        np.zeros(0, layout.dtypes["PageCgroup"])
+    m.group_of = numbers_of(m, m.page_cgroup["mem_cgroup"])
+
+
+def numbers_of(m, addresses):
+    """The numbers of the groups at these addresses; -1 where there is none."""
+    if not len(m.mem_cgroup_address):
+        return np.full(len(addresses), -1)
+    known = np.array(m.mem_cgroup_address, np.uint64)
+    order = np.argsort(known)
+    at = order[np.minimum(np.searchsorted(known[order], addresses), len(known) - 1)]
+    return np.where(known[at] == addresses, at, -1)
+
+
+def group_text(m, number):
+    """A group by its name and id."""
+    row = m.mem_cgroup[number]
+    return f"group {row['name'].decode('utf-8', 'replace')!r} ({row['id']})"
+
+
+def pcg_text(m, pfn):
+    """A page_cgroup in words."""
+    row = m.page_cgroup[pfn]
+    names = [name for name, bit in PCG.items() if row["flags"] & bit] or ["0"]
+    who = group_text(m, m.group_of[pfn]) if m.group_of[pfn] >= 0 else hex(row["mem_cgroup"])
+    return f"{'|'.join(names)}, charged to {who}" if row["mem_cgroup"] else "|".join(names)
+
+
+def check_mem_cgroup_tree(m):
+    """The groups are a tree below the root: parents come first on the list, counters know their
+    parents', nr_children counts; none is being removed.  Every address space is in a group, which
+    counts them."""
+    rows, addresses = m.mem_cgroup, m.mem_cgroup_address
+    if not len(rows):
+        return
+    parent = numbers_of(m, rows["parent"])
+    root = rows["parent"] == 0
+    m.report.each((np.arange(len(rows)) == 0) != root, "memcg", lambda i: (
+        f"{group_text(m, i)} is a root" if root[i] else f"{group_text(m, i)}, the first, has a parent",
+        {"address": addresses[i], "expected": hex(m.kernel.root_mem_cgroup)}))
+    m.report.each(~root & ((parent < 0) | (parent >= np.arange(len(rows)))), "memcg", lambda i: (
+        f"the parent of {group_text(m, i)} is no group before it",
+        {"address": addresses[i], "found": hex(rows["parent"][i])}))
+    above = np.where(root, 0, rows["parent"] + np.uint64(layout.offsetof("MemCgroup", "res")))
+    ids, times = np.unique(rows["id"], return_counts=True)
+    spaces = numbers_of(m, m.mm["mem_cgroup"])
+    m.report.each(spaces < 0, "memcg", lambda i: (
+        f"{m.mm_text(i)} is in no group", {**m.whose(i), "found": hex(m.mm["mem_cgroup"][i])}))
+    for what, found, expected in (
+            ("res.parent", rows["res"]["parent"], above),
+            ("nr_children", rows["nr_children"], np.bincount(parent[parent >= 0], minlength=len(rows))),
+            ("nr_mms", rows["nr_mms"], np.bincount(spaces[spaces >= 0], minlength=len(rows))),
+            ("removing", rows["removing"], np.zeros(len(rows), int)),
+            ("the number of groups with its id", times[np.searchsorted(ids, rows["id"])], np.ones(len(rows), int))):
+        compare(m, what, found, expected)
+
+
+def compare(m, what, found, expected):
+    """One finding for each group of which a number is not what it should be."""
+    m.report.each(found != expected, "memcg", lambda i: (
+        f"{group_text(m, i)}: {what} is wrong",
+        {"address": m.mem_cgroup_address[i], "expected": expected[i], "found": found[i]}))
+
+
+def check_page_cgroups(m):
+    """Exactly the anonymous pages that are mapped are charged, each to a group that there is; and
+    none is in the air."""
+    if not len(m.page_cgroup):
+        return
+    flags = m.page_cgroup["flags"]
+    expected = np.where((m.nr_maps > 0) & ((m.mapping & C["PAGE_MAPPING_ANON"]) != 0), PCG["PCG_USED"], 0)
+
+    def describe(pfn):
+        text, where = m.mapped_by(pfn)
+        free = ", and is free" if m.free[pfn] else ""
+        names = "|".join(name for name, bit in PCG.items() if expected[pfn] & bit) or "0"
+        return f"the page_cgroup is not what the page is: {text}{free}", \
+            {**where, "expected": names, "found": pcg_text(m, pfn)}
+
+    m.report.each(flags != expected, "memcg", describe)
+    used = (flags & PCG["PCG_USED"]) != 0
+    m.report.each(used != (m.group_of >= 0), "memcg", lambda pfn: (
+        "a page is charged to what is no group" if used[pfn] else "a page that is not charged has a group",
+        {"page": pfn, "found": pcg_text(m, pfn)}))
+
+
+def check_mem_cgroup_counters(m):
+    """A group's own numbers are those of the pages charged to it; its usage is that of its pages
+    and all its descendants'; it has a reference for each page, and its own."""
+    rows = m.mem_cgroup
+    if not len(rows):
+        return
+    used = (m.page_cgroup["flags"] & PCG["PCG_USED"]) != 0
+    cache = (m.page_cgroup["flags"] & PCG["PCG_CACHE"]) != 0
+    known = m.group_of >= 0
+
+    def pages(mask):
+        return np.bincount(m.group_of[mask & known], minlength=len(rows)).astype(np.uint64)
+
+    own, parent = pages(used), numbers_of(m, rows["parent"])
+    usage = own.copy()
+    # Children come after their parents.
+    for number in reversed(range(len(rows))):
+        if 0 <= parent[number] < number:
+            usage[parent[number]] += usage[number]
+    stat = rows["stat"]
+    size = np.uint64(PAGE_SIZE)
+    compare(m, "res.usage", rows["res"]["usage"], usage * size)
+    compare(m, "css_refcnt", rows["css_refcnt"], own + np.uint64(1))
+    compare(m, "stat[CACHE]", stat[:, C["MEM_CGROUP_STAT_CACHE"]], pages(used & cache) * size)
+    compare(m, "stat[RSS]", stat[:, C["MEM_CGROUP_STAT_RSS"]], pages(used & ~cache) * size)
+    compare(m, "stat[PGPGIN_COUNT] - stat[PGPGOUT_COUNT]", stat[:, C["MEM_CGROUP_STAT_PGPGIN_COUNT"]] -
+            stat[:, C["MEM_CGROUP_STAT_PGPGOUT_COUNT"]], own)
+    compare(m, "max(res.max_usage, res.usage)", np.maximum(rows["res"]["max_usage"], rows["res"]["usage"]),
+            rows["res"]["max_usage"])

@@ -1,0 +1,492 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memory control groups: who pays for a frame (mm/memcontrol.c, kernel/res_counter.c).
+
+Every frame has a page_cgroup that says which group is charged for it.  A group counts what
+it is charged in a res_counter, with what its children are charged, and a charge that would
+take it or one of its ancestors beyond its limit fails.  An address space belongs to a group,
+its parent's at birth; what it faults in is charged to that group and stays so when it goes
+to another.
+
+An anonymous page is charged from just before its first mapping until its last one goes;
+which of the two is decided under the page_cgroup's lock.  A page that migrates would lose
+its charge on the way, and so the charges of both pages are held (PCG_MIGRATION) from
+mem_cgroup_prepare_migration to mem_cgroup_end_migration.
+
+Locks: cgroup_lock, then an mm's memcg_lock.  Of the leaves, page_cgroup->lock and the
+res_counters' locks (one at a time), the first is never held when taking another.  All of
+them may be taken under a split page-table lock.
+
+Three things are not as in 2.6.30: all groups are hierarchical (there, with use_hierarchy);
+a group has no LRU lists of its own; an address space knows its group (there, through
+mm->owner, and before 2.6.26 as here).
+"""
+from cython import NULL, address as addressof, cast, pointer, sizeof
+from cython.cimports.libc.errno import EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOMEM
+from cython.cimports.libc.string import strncmp, strncpy
+
+
+# ---- res_counter -------------------------------------------------------------
+
+def res_counter_init(counter, parent):
+    """A counter without limit, below `parent` or (NULL) below none."""
+    counter.limit = RESOURCE_MAX
+    counter.parent = parent
+
+
+def res_counter_charge_one(counter, val, force):
+    """Counts `val` bytes more, if the limit allows it or with `force` in any case; says whether
+    it did.  Takes its lock."""
+    spin_lock(addressof(counter.lock))
+    fits = counter.usage + val <= counter.limit
+    if not fits:
+        counter.failcnt += 1
+    if fits or force:
+        counter.usage += val
+        counter.max_usage = max(counter.max_usage, counter.usage)
+    spin_unlock(addressof(counter.lock))
+    return fits or force
+
+
+def res_counter_uncharge_until(counter, top, val):
+    """Counts `val` bytes less, from `counter` up to, but without, its ancestor `top` (NULL: in
+    all).  Takes their locks one by one."""
+    while counter != top:
+        spin_lock(addressof(counter.lock))
+        VM_BUG_ON(counter.usage < val)
+        counter.usage -= val
+        spin_unlock(addressof(counter.lock))
+        counter = counter.parent
+
+
+def res_counter_charge(counter, val, force):
+    """Counts `val` bytes more in a counter and all its ancestors.  Returns 0; or -ENOMEM, with
+    nothing counted, when a limit does not allow it."""
+    at = counter
+    while at != NULL:
+        if not res_counter_charge_one(at, val, force):
+            res_counter_uncharge_until(counter, at, val)
+            return -ENOMEM
+        at = at.parent
+    return 0
+
+
+def res_counter_set_limit(counter, limit):
+    """Sets the limit.  Returns 0, or -EBUSY when the usage is beyond it already."""
+    rc = -EBUSY
+    spin_lock(addressof(counter.lock))
+    if counter.usage <= limit:
+        counter.limit = limit
+        rc = 0
+    spin_unlock(addressof(counter.lock))
+    return rc
+
+
+# ---- groups ------------------------------------------------------------------
+
+def mem_cgroup_init(page_cgroup):
+    """Gives the machine groups, while it boots: `page_cgroup` is an array of zeros, one for each
+    frame.  There is one group then, the root."""
+    k = kernel()
+    k.mem_cgroup_cachep = kmem_cache_create(b"mem_cgroup", sizeof(MemCgroup))
+    INIT_LIST_HEAD(addressof(k.mem_cgroups))
+    k.root_mem_cgroup = mem_cgroup_alloc(cast(pointer(MemCgroup), NULL), b"/", RESOURCE_MAX)
+    BUG_ON(k.root_mem_cgroup == NULL)
+    k.page_cgroup = page_cgroup
+
+
+def mem_cgroup_alloc(parent, name, limit):
+    """A new group on the list of all; NULL without memory.  Holds cgroup_lock (or boots)."""
+    k = kernel()
+    memcg = cast(pointer(MemCgroup), kmem_cache_alloc(k.mem_cgroup_cachep))
+    if memcg == NULL:
+        return NULL
+    res_counter_init(addressof(memcg.res), cast(pointer(ResCounter), NULL))
+    if parent != NULL:
+        memcg.res.parent = addressof(parent.res)
+        parent.nr_children += 1
+    memcg.res.limit = limit
+    memcg.parent = parent
+    memcg.css_refcnt = 1
+    k.next_css_id += 1
+    memcg.id = k.next_css_id
+    strncpy(memcg.name, name, MEM_CGROUP_NAME_LEN - 1)
+    list_add_tail(addressof(memcg.list), addressof(k.mem_cgroups))
+    return memcg
+
+
+def find_mem_cgroup(id):
+    """The group with that id, unless there is none or it is being removed: NULL.  Holds
+    cgroup_lock."""
+    k = kernel()
+    node = k.mem_cgroups.next
+    while node != addressof(k.mem_cgroups):
+        memcg = list_entry_mem_cgroup(node)
+        if memcg.id == id and not memcg.removing:
+            return memcg
+        node = node.next
+    return NULL
+
+
+def find_child(parent, name):
+    """The child of that name, or NULL.  Holds cgroup_lock."""
+    k = kernel()
+    node = k.mem_cgroups.next
+    while node != addressof(k.mem_cgroups):
+        memcg = list_entry_mem_cgroup(node)
+        if memcg.parent == parent and strncmp(memcg.name, name, MEM_CGROUP_NAME_LEN) == 0:
+            return memcg
+        node = node.next
+    return NULL
+
+
+def mem_cgroup_create(parent_id, name, limit):
+    """mkdir: a group below another.  Returns its id; -ENODEV (a machine without groups), -ENOENT
+    (no such parent), -EEXIST or -ENOMEM.  Takes cgroup_lock."""
+    if mem_cgroup_disabled():
+        return -ENODEV
+    k = kernel()
+    rc = -ENOENT
+    spin_lock(addressof(k.cgroup_lock))
+    parent = find_mem_cgroup(parent_id)
+    if parent != NULL:
+        rc = -EEXIST
+        if find_child(parent, name) == NULL:
+            memcg = mem_cgroup_alloc(parent, name, limit)
+            rc = memcg.id if memcg != NULL else -ENOMEM
+    spin_unlock(addressof(k.cgroup_lock))
+    return rc
+
+
+def get_mem_cgroup(id):
+    """A reference to the group with that id, for css_put; NULL when there is none.  Takes
+    cgroup_lock."""
+    if mem_cgroup_disabled():
+        return NULL
+    k = kernel()
+    spin_lock(addressof(k.cgroup_lock))
+    memcg = find_mem_cgroup(id)
+    if memcg != NULL:
+        css_get(memcg)
+    spin_unlock(addressof(k.cgroup_lock))
+    return memcg
+
+
+def css_get(memcg):
+    """One more reference, by somebody who has one or is counted in nr_mms."""
+    atomic_add_return64(addressof(memcg.css_refcnt), 1)
+
+
+def css_put(memcg):
+    """Drops a reference.  Never the last: that is the group's own."""
+    left = atomic_add_return64(addressof(memcg.css_refcnt), -1)
+    VM_BUG_ON(left == 0)
+
+
+def mem_cgroup_resize_limit(id, limit):
+    """Gives a group another limit.  Returns 0, -ENOENT, -EINVAL (the root has none) or -EBUSY (it
+    uses more)."""
+    memcg = get_mem_cgroup(id)
+    if memcg == NULL:
+        return -ENOENT
+    rc = -EINVAL
+    if memcg.parent != NULL:
+        rc = res_counter_set_limit(addressof(memcg.res), limit)
+    css_put(memcg)
+    return rc
+
+
+def mem_cgroup_remove(id):
+    """rmdir: what the group is still charged for goes to its parent.  Returns 0, -ENOENT, or
+    -EBUSY: it is the root, has children or address spaces, or somebody is charging it."""
+    if mem_cgroup_disabled():
+        return -ENOENT
+    k = kernel()
+    spin_lock(addressof(k.cgroup_lock))
+    memcg = find_mem_cgroup(id)
+    rc = 0 if memcg != NULL else -ENOENT
+    if memcg != NULL and (memcg.parent == NULL or memcg.nr_children != 0 or memcg.nr_mms != 0):
+        rc = -EBUSY
+    if rc == 0:
+        memcg.removing = 1
+    spin_unlock(addressof(k.cgroup_lock))
+    if rc != 0:
+        return rc
+    rc = __mem_cgroup_force_empty(memcg)
+    # From here on nobody can find it through a page.  Who found it before has a reference.
+    if rc == 0 and cmpxchg64(addressof(memcg.css_refcnt), 1, 0) != 1:
+        rc = -EBUSY
+    spin_lock(addressof(k.cgroup_lock))
+    memcg.removing = 0
+    if rc == 0:
+        list_del(addressof(memcg.list))
+        memcg.parent.nr_children -= 1
+    spin_unlock(addressof(k.cgroup_lock))
+    if rc == 0:
+        kmem_cache_free(k.mem_cgroup_cachep, memcg)
+    return rc
+
+
+# ---- whose an address space is -----------------------------------------------
+
+def __mem_cgroup_move_mm(mm, memcg):
+    """Whatever `mm` faults in from now on is charged to `memcg`; with NULL it will not fault any
+    more.  Holds cgroup_lock; takes memcg_lock."""
+    if memcg != NULL:
+        memcg.nr_mms += 1
+    spin_lock(addressof(mm.memcg_lock))
+    source = mm.mem_cgroup
+    mm.mem_cgroup = memcg
+    spin_unlock(addressof(mm.memcg_lock))
+    if source != NULL:
+        source.nr_mms -= 1
+
+
+def __mem_cgroup_init_mm(mm, oldmm):
+    """Puts a new address space into its parent's group, or (NULL) into the root.  Takes
+    cgroup_lock."""
+    k = kernel()
+    spin_lock(addressof(k.cgroup_lock))
+    __mem_cgroup_move_mm(mm, oldmm.mem_cgroup if oldmm != NULL else k.root_mem_cgroup)
+    spin_unlock(addressof(k.cgroup_lock))
+
+
+def __mem_cgroup_exit_mm(mm):
+    """An address space that nobody uses any more leaves its group.  Takes cgroup_lock."""
+    k = kernel()
+    spin_lock(addressof(k.cgroup_lock))
+    __mem_cgroup_move_mm(mm, cast(pointer(MemCgroup), NULL))
+    spin_unlock(addressof(k.cgroup_lock))
+
+
+def mem_cgroup_attach(mm, id):
+    """Moves an address space to a group; what it has been charged for stays where it is.  The
+    caller has a use of it.  Returns 0, -ENODEV or -ENOENT.  Takes cgroup_lock."""
+    if mem_cgroup_disabled():
+        return -ENODEV
+    k = kernel()
+    spin_lock(addressof(k.cgroup_lock))
+    memcg = find_mem_cgroup(id)
+    if memcg != NULL:
+        __mem_cgroup_move_mm(mm, memcg)
+    spin_unlock(addressof(k.cgroup_lock))
+    return 0 if memcg != NULL else -ENOENT
+
+
+def get_mem_cgroup_from_mm(mm):
+    """The address space's group, with a reference.  Takes memcg_lock: unlocked, it could leave
+    the group, and the group be removed, between the look and the reference."""
+    spin_lock(addressof(mm.memcg_lock))
+    memcg = mm.mem_cgroup
+    css_get(memcg)
+    spin_unlock(addressof(mm.memcg_lock))
+    return memcg
+
+
+# ---- charging ----------------------------------------------------------------
+
+def mem_cgroup_charge_statistics(memcg, flags, charge):
+    """Counts a page that comes or goes in the group's own numbers."""
+    kind = MEM_CGROUP_STAT_CACHE if flags & PCG_CACHE else MEM_CGROUP_STAT_RSS
+    event = MEM_CGROUP_STAT_PGPGIN_COUNT if charge else MEM_CGROUP_STAT_PGPGOUT_COUNT
+    atomic_add_return64(addressof(memcg.stat[kind]), PAGE_SIZE if charge else -PAGE_SIZE)
+    atomic_add_return64(addressof(memcg.stat[event]), 1)
+
+
+def __mem_cgroup_try_charge(memcg, gfp):
+    """Charges a group, and its ancestors, for a page.  Returns 0 or, when a limit does not allow
+    it, -ENOMEM.  The caller has a reference, which from then on is the charge's.
+
+    Without __GFP_WAIT the charge is for a page that is in use already: nothing can be undone,
+    and nobody may wait.  Then it goes beyond the limit, as in later kernels.  (The seed lets it fail,
+    and goes on with a page that nobody is charged for.)
+    """
+    return res_counter_charge(addressof(memcg.res), PAGE_SIZE, not gfp & __GFP_WAIT)
+
+
+def __mem_cgroup_cancel_charge(memcg):
+    """Gives a charge back, and its reference."""
+    res_counter_uncharge_until(addressof(memcg.res), cast(pointer(ResCounter), NULL), PAGE_SIZE)
+    css_put(memcg)
+
+
+def __mem_cgroup_commit_charge(memcg, pc, flags):
+    """Makes a charge that of a page; if the page has one by now, this one is given back.  Takes
+    page_cgroup->lock."""
+    spin_lock(addressof(pc.lock))
+    used = pc.flags & PCG_USED
+    if not used:
+        pc.mem_cgroup = memcg
+        pc.flags |= PCG_USED | flags
+        mem_cgroup_charge_statistics(memcg, flags, True)
+    spin_unlock(addressof(pc.lock))
+    if used:
+        __mem_cgroup_cancel_charge(memcg)
+
+
+def mem_cgroup_charge_common(page, mm, gfp, flags):
+    """Charges the group of `mm` for a page.  Returns 0 or -ENOMEM."""
+    memcg = get_mem_cgroup_from_mm(mm)
+    if __mem_cgroup_try_charge(memcg, gfp) != 0:
+        css_put(memcg)
+        return -ENOMEM
+    __mem_cgroup_commit_charge(memcg, lookup_page_cgroup(page), flags)
+    return 0
+
+
+def __mem_cgroup_charge(page, mm, gfp):
+    """Charges the group of `mm` for an anonymous page that is going to be mapped again, unless
+    it is charged.  Returns 0 or -ENOMEM.
+
+    Its charge is held, so that it does not go between the look and the mapping.
+    """
+    pc = lookup_page_cgroup(page)
+    VM_BUG_ON_PAGE(not READ_ONCE32(addressof(pc.flags)) & PCG_MIGRATION, page)
+    if READ_ONCE32(addressof(pc.flags)) & PCG_USED:
+        return 0
+    return mem_cgroup_charge_common(page, mm, gfp, 0)
+
+
+def mem_cgroup_page_is_used(page):
+    """Whether an anonymous page has somebody who has to be charged for it."""
+    return page_mapped(page) or PageSwapCache(page)
+
+
+def __mem_cgroup_uncharge_common(pc, unless):
+    """Gives back the charge of a page, if it has one; not when its page_cgroup has one of the
+    flags `unless`, and then not when the page is in use either.  Takes page_cgroup->lock."""
+    spin_lock(addressof(pc.lock))
+    flags = pc.flags
+    if not flags & PCG_USED or (unless and (flags & unless or mem_cgroup_page_is_used(page_of_cgroup(pc)))):
+        spin_unlock(addressof(pc.lock))
+        return
+    memcg = pc.mem_cgroup
+    pc.mem_cgroup = NULL
+    pc.flags = flags & ~cast(u32, PCG_USED | PCG_CACHE)
+    mem_cgroup_charge_statistics(memcg, flags, False)
+    spin_unlock(addressof(pc.lock))
+    __mem_cgroup_cancel_charge(memcg)
+
+
+def __mem_cgroup_uncharge_page(page):
+    """mem_cgroup_uncharge_page.  The caller has a reference.  Whoever takes the last mapping away
+    comes here after it; if the page is migrating then, mem_cgroup_end_migration comes later."""
+    if not mem_cgroup_page_is_used(page):
+        __mem_cgroup_uncharge_common(lookup_page_cgroup(page), PCG_MIGRATION)
+
+
+# ---- migration ---------------------------------------------------------------
+
+def __mem_cgroup_prepare_migration(page, newpage):
+    """Charges the new page to the old one's group, and holds both charges: a page in the air has
+    no mapping, and from the first entry that is a PTE again others may unmap it.  Seed lines
+    633-641.
+
+    The caller has isolated `page`, so that nobody else migrates it.  Returns 0, or -ENOMEM with
+    nothing held.
+    """
+    pc = lookup_page_cgroup(page)
+    newpc = lookup_page_cgroup(newpage)
+    memcg = cast(pointer(MemCgroup), NULL)
+    spin_lock(addressof(pc.lock))
+    flags = pc.flags
+    VM_BUG_ON_PAGE(flags & PCG_MIGRATION, page)
+    pc.flags = flags | PCG_MIGRATION
+    if flags & PCG_USED:
+        memcg = pc.mem_cgroup
+        css_get(memcg)
+    spin_unlock(addressof(pc.lock))
+    # Nobody else knows the new page.
+    VM_BUG_ON_PAGE(newpc.flags != 0, newpage)
+    newpc.flags = PCG_MIGRATION
+    if memcg != NULL:
+        if __mem_cgroup_try_charge(memcg, GFP_KERNEL) != 0:
+            css_put(memcg)
+            mem_cgroup_release_hold(newpage)
+            mem_cgroup_release_hold(page)
+            return -ENOMEM
+        __mem_cgroup_commit_charge(memcg, newpc, flags & PCG_CACHE)
+    return 0
+
+
+def mem_cgroup_release_hold(page):
+    """Lets a page's charge go its way again; if the page was unmapped meanwhile, that is away.
+    Takes page_cgroup->lock."""
+    pc = lookup_page_cgroup(page)
+    spin_lock(addressof(pc.lock))
+    pc.flags &= ~cast(u32, PCG_MIGRATION)
+    spin_unlock(addressof(pc.lock))
+    if PageAnon(page):
+        __mem_cgroup_uncharge_page(page)
+
+
+def __mem_cgroup_end_migration(page, newpage, moved):
+    """Gives back the charge of the page that is not used any more: the old one, or when it was not
+    `moved` the new one.  Seed line 720.
+
+    The caller still has a reference to both.  (The seed uncharges the old page when it is unmapped,
+    and charges it again if it is to stay, for which there may be no room any more: Linux commit
+    01b1ae63c227.  ac39cf8cb86c holds the old charge as here, but not the new one.)
+    """
+    __mem_cgroup_uncharge_common(lookup_page_cgroup(page if moved else newpage), 0)
+    mem_cgroup_release_hold(page)
+    mem_cgroup_release_hold(newpage)
+
+
+# ---- emptying a group --------------------------------------------------------
+
+def mem_cgroup_move_account(pc, source, to):
+    """Has `to`, the parent of `source`, pay for a page instead of it.  Says whether it was charged
+    to `source`.  Takes page_cgroup->lock.
+
+    The parent is charged for it already, with its child, so this never fails.  (2.6.30 charges
+    it anew, which its limit may not allow.)
+    """
+    spin_lock(addressof(pc.lock))
+    moved = pc.flags & PCG_USED and pc.mem_cgroup == source
+    if moved:
+        mem_cgroup_charge_statistics(source, pc.flags, False)
+        mem_cgroup_charge_statistics(to, pc.flags, True)
+        css_get(to)
+        pc.mem_cgroup = to
+    spin_unlock(addressof(pc.lock))
+    if moved:
+        res_counter_uncharge_until(addressof(source.res), addressof(to.res), PAGE_SIZE)
+        css_put(source)
+    return moved
+
+
+def mem_cgroup_move_all(memcg):
+    """mem_cgroup_move_account for every frame, wherever its page is: mapped, in a pagevec, or in
+    the air."""
+    k = kernel()
+    for pfn in range(k.max_pfn):
+        pc = addressof(k.page_cgroup[pfn])
+        if READ_ONCE64(addressof(pc.mem_cgroup)) == cast(u64, memcg):
+            mem_cgroup_move_account(pc, memcg, memcg.parent)
+
+
+def __mem_cgroup_force_empty(memcg):
+    """Moves all that a group is charged for to its parent.  Returns 0; -EINVAL (the root has no
+    parent); -EBUSY when it has children or address spaces, or is charged all the time.  The
+    caller has a reference, or is removing it."""
+    if memcg.parent == NULL:
+        return -EINVAL
+    for attempt in range(MEM_CGROUP_FORCE_EMPTY_RETRIES):
+        if READ_ONCE64(addressof(memcg.nr_mms)) != 0 or READ_ONCE64(addressof(memcg.nr_children)) != 0:
+            return -EBUSY
+        mem_cgroup_move_all(memcg)
+        # A charge that is not yet a page's: by a migration, as no address space is left.
+        if READ_ONCE64(addressof(memcg.res.usage)) == 0:
+            return 0
+        cpu_yield()
+    return -EBUSY
+
+
+def mem_cgroup_force_empty(id):
+    """memory.force_empty of a group.  Returns 0, -ENOENT, -EINVAL or -EBUSY."""
+    memcg = get_mem_cgroup(id)
+    if memcg == NULL:
+        return -ENOENT
+    rc = __mem_cgroup_force_empty(memcg)
+    css_put(memcg)
+    return rc

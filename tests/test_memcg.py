@@ -1,0 +1,646 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memory control groups: who is charged for a page and from when to when, limits up the
+hierarchy, and charges while pages migrate (seed lines 125-136, 633-641, 720).  On real
+processes; what is to happen in the middle of a migration is done by hand."""
+import errno
+import random
+
+import pytest
+
+from helpers import C, PAGE, Puppet, is_running, kinds, node_at, page, page_at, pfn_at, until, until_waits
+from shmkern import boot as boot_module, cgroup, layout, worker
+from shmkern.kallsyms import ksym
+
+pytestmark = pytest.mark.timeout(60)
+
+GFP = C["GFP_HIGHUSER_MOVABLE"]
+USED, MIGRATION = C["PCG_USED"], C["PCG_MIGRATION"]
+
+
+@pytest.fixture
+def machine(boot):
+    """A small machine with groups."""
+    return boot(memcg=True)
+
+
+@pytest.fixture
+def tree(machine):
+    """Two groups below a third: (parent, a, b)."""
+    parent = machine.cgroup_create("parent")
+    return parent, machine.cgroup_create("a", parent=parent), machine.cgroup_create("b", parent=parent)
+
+
+def member(machine, group, pages=8):
+    """A task in a group with room for some pages, at `va`."""
+    puppet = Puppet(machine, cgroup=group)
+    puppet.va = puppet(lambda task: task.mmap(pages * PAGE))
+    return puppet
+
+
+def touch(puppet, *indices):
+    """Has a task store to pages of its memory."""
+    va = puppet.va
+    for index in indices:
+        puppet(lambda task: task.store64(va + index * PAGE, index + 1))
+
+
+def fails(number, function, *args):
+    """Calls a function that must raise OSError with that errno."""
+    with pytest.raises(OSError) as caught:
+        function(*args)
+    assert caught.value.errno == number, caught.value
+
+
+def usages(*groups):
+    """What groups use, in pages."""
+    return tuple(group.usage // PAGE for group in groups)
+
+
+def pcg(pfn):
+    """struct PageCgroup of a frame, live."""
+    return layout.struct("PageCgroup", layout.kernel().page_cgroup + pfn * layout.sizeof("PageCgroup"))
+
+
+def charged(pfn):
+    """(flags, id of the group charged or None) of a frame."""
+    row = pcg(pfn)
+    return int(row.flags), layout.struct("MemCgroup", row.mem_cgroup).id if row.mem_cgroup else None
+
+
+def prepare(old, new):
+    """Both pages' charges are held."""
+    assert ksym.__mem_cgroup_prepare_migration(old, new) == 0
+
+
+def finish(old, new, moved):
+    """And no more."""
+    ksym.__mem_cgroup_end_migration(old, new, moved)
+
+
+class Flight:
+    """A page in the air, with what unmap_and_move does before and after."""
+
+    def __init__(self, machine, owner, va, node=1):
+        self.mover = Puppet(machine)
+        self.pfn = pfn_at(owner, va)
+        self.old = old = page_at(owner, va).address
+        self.new = new = self.mover(lambda task: (ksym.migrate_prep(), ksym.isolate_lru_page(old),
+                                                  ksym.alloc_pages_node(node, GFP | C["__GFP_THISNODE"], 0))[2])
+        self.new_pfn = (new - layout.kernel().mem_map) // layout.sizeof("Page")
+        self.mover(lambda task: prepare(old, new))
+        self.mover(lambda task: (ksym.lock_page(old), ksym.rcu_read_lock(), ksym.try_to_unmap(old, 1)))
+
+    def end(self, moved):
+        """What follows when its entries are PTEs again."""
+        old, new = self.old, self.new
+        self.mover(lambda task: (ksym.rcu_read_unlock(), ksym.unlock_page(old),
+                                 finish(old, new, moved), ksym.putback_lru_page(old), ksym.putback_lru_page(new)))
+        self.mover.exit()
+
+    def land(self):
+        """It succeeds."""
+        old, new = self.old, self.new
+        assert self.mover(lambda task: ksym.move_to_new_page(new, old)) == 0
+        self.end(1)
+
+    def put_back(self):
+        """It fails."""
+        old = self.old
+        self.mover(lambda task: ksym.remove_migration_ptes(old, old))
+        self.end(0)
+
+
+# ---- charging and uncharging -----------------------------------------------------
+
+def test_a_page_is_charged_from_its_first_write_to_its_last_mapping(machine, tree):
+    parent, a, b = tree
+    one = member(machine, a)
+    va = one.va
+    assert usages(parent, a, b) == (0, 0, 0)
+    one(lambda task: task.load(va, 8 * PAGE))
+    assert usages(parent, a, b) == (0, 0, 0), "the zero page is nobody's"
+    touch(one, 0, 1, 2)
+    assert usages(machine.root_cgroup, parent, a, b) == (3, 3, 3, 0)
+    assert charged(pfn_at(one, va)) == (USED, a.id)
+    frame = pfn_at(one, va)
+    one(lambda task: task.munmap(va, PAGE))
+    assert usages(parent, a) == (2, 2) and charged(frame) == (0, None)
+    one.exit()
+    assert usages(parent, a) == (0, 0)
+    assert a.max_usage == parent.max_usage == 3 * PAGE
+    assert (a.stat["pgpgin"], a.stat["pgpgout"], a.stat["rss"]) == (3, 3, 0)
+    assert parent.stat["pgpgin"] == 0 and parent.stat["total_pgpgin"] == 3
+
+
+def test_a_fork_charges_nobody_and_a_copy_on_write_the_writer(machine, tree):
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0, 1)
+    child = one.fork()
+    child.va = one.va
+    assert usages(a) == (2,)
+    touch(child, 0)
+    assert usages(a) == (3,), "the child is in its parent's group"
+    b.attach(child.pid)
+    touch(child, 1)
+    assert usages(parent, a, b) == (4, 3, 1)
+    assert a.stat["rss"] == 3 * PAGE and parent.stat["rss"] == 0 and parent.stat["total_rss"] == 4 * PAGE
+    # The zero page is copied too.
+    va = child.va
+    child(lambda task: task.load(va + 5 * PAGE, 1))
+    touch(child, 5)
+    assert usages(b) == (2,)
+    child.exit()
+    assert usages(parent, a, b) == (2, 2, 0)
+
+
+def test_a_shared_page_stays_charged_to_whom_it_was_until_nobody_maps_it(machine, tree):
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0, 1)
+    child = one.fork()
+    b.attach(child.pid)
+    one.exit()
+    assert usages(a, b) == (2, 0)
+    machine.audit().raise_if_broken()
+    child.exit()
+    assert usages(parent, a, b) == (0, 0, 0)
+
+
+def test_a_task_that_moves_is_charged_in_its_new_group_from_then_on(machine, tree):
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0, 1)
+    thread = one.clone()
+    thread.va = one.va
+    b_id = b.id
+    one(lambda task: task.cgroup_attach(b_id))
+    touch(thread, 2)
+    assert usages(a, b) == (2, 1), "threads share an address space, and so a group"
+    va = one.va
+    one(lambda task: task.munmap(va, 2 * PAGE))
+    assert usages(parent, a, b) == (1, 0, 1)
+
+
+def test_only_root_moves_the_tasks_of_others(machine, tree):
+    parent, a, b = tree
+    mine, theirs = Puppet(machine, uid=5), Puppet(machine, uid=6)
+    a_id, pid, own = a.id, theirs.pid, mine.pid
+    fails(errno.EPERM, mine, lambda task: task.cgroup_attach(a_id, pid))
+    mine(lambda task: task.cgroup_attach(a_id, own))
+    fails(errno.ESRCH, a.attach, 9999)
+
+
+def test_threads_that_fault_on_one_page_are_charged_for_it_once(machine, tree, meet):
+    parent, a, b = tree
+
+    def program(task, me, va):
+        for index in range(300):
+            meet(me)
+            task.fetch_add64(va + index * PAGE, 1)
+
+    def leader(task):
+        va = task.mmap(300 * PAGE)
+        other = task.clone(program, 1, va)
+        program(task, 0, va)
+        other.result(20)
+        mm = layout.struct("MmStruct", worker.slot(task.cpu).mm)
+        return layout.struct("MemCgroup", mm.mem_cgroup).res["usage"] // PAGE
+
+    assert machine.spawn(leader, cgroup=a).result(30) == 300 and usages(parent, a) == (0, 0)
+
+
+def test_who_is_killed_leaves_no_charge(machine, tree):
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, *range(8))
+    assert usages(a) == (8,)
+    one.kill()
+    until(lambda: not is_running(one), "the cleaning up", check=lambda: machine.check(at_once=True))
+    assert usages(parent, a) == (0, 0)
+    a.remove()
+
+
+# ---- limits ----------------------------------------------------------------------
+
+def test_a_limit_is_never_exceeded_and_what_is_given_back_can_be_used_again(machine):
+    group = machine.cgroup_create("small", limit=5 * PAGE)
+    one = member(machine, group)
+    va = one.va
+    touch(one, *range(5))
+    fails(errno.ENOMEM, touch, one, 5)
+    assert usages(group) == (5,) and group.failcnt == 1 and group.max_usage == group.limit == 5 * PAGE
+    machine.audit().raise_if_broken()
+    one(lambda task: task.munmap(va, PAGE))
+    touch(one, 5)
+    fails(errno.ENOMEM, touch, one, 6)
+    # Copy-on-write too, and the old page stays as it was.
+    child = one.fork()
+    child.va = va
+    fails(errno.ENOMEM, touch, child, 1)
+    assert child(lambda task: task.load64(va + PAGE)) == 2
+    group.limit = 6 * PAGE
+    touch(child, 1)
+    assert usages(group) == (6,)
+
+
+def test_the_limit_of_an_ancestor_holds_and_the_failure_is_counted_there(machine):
+    parent = machine.cgroup_create("parent", limit=6 * PAGE)
+    a, b = (machine.cgroup_create(name, limit=4 * PAGE, parent=parent) for name in "ab")
+    one, two, outside = member(machine, a), member(machine, b), member(machine, machine.root_cgroup)
+    touch(one, *range(4))
+    fails(errno.ENOMEM, touch, one, 4)
+    touch(two, 0, 1)
+    fails(errno.ENOMEM, touch, two, 2)
+    assert usages(parent, a, b) == (6, 4, 2), "a charge that fails further up is taken back below"
+    assert (parent.failcnt, a.failcnt, b.failcnt) == (1, 1, 0)
+    touch(outside, *range(8))
+    one.exit()
+    touch(two, 2, 3)
+    assert usages(parent, a, b) == (4, 0, 4)
+
+
+def test_limits_are_whole_pages_and_not_below_the_usage(machine):
+    group = machine.cgroup_create("g", limit=4 * PAGE - 1)
+    assert group.limit == 4 * PAGE
+    one = member(machine, group)
+    touch(one, 0, 1, 2)
+    fails(errno.EBUSY, setattr, group, "limit", 2 * PAGE)
+    assert group.limit == 4 * PAGE
+    group.limit = 3 * PAGE
+    group.limit = None
+    assert group.limit is None
+    group.limit = (1 << 64) - 1
+    assert group.limit is None
+    fails(errno.EINVAL, setattr, machine.root_cgroup, "limit", 100 * PAGE)
+
+
+# ---- groups ------------------------------------------------------------------------
+
+def test_what_is_wrong_with_a_group_to_be_made_is_said(machine, tree, boot):
+    parent, a, b = tree
+    fails(errno.EEXIST, machine.cgroup_create, "a", None, parent)
+    for name in ("", ".", "..", "x/y", "x" * 32, "nul\0"):
+        fails(errno.EINVAL, machine.cgroup_create, name)
+    a.remove()
+    fails(errno.ENOENT, machine.cgroup_create, "c", None, a)
+    fails(errno.ENOENT, lambda: a.usage)
+    assert machine.cgroup_create("a", parent=parent).id != a.id
+    with pytest.raises(OverflowError):
+        machine.cgroup_create("d", limit=-1)
+
+
+def test_a_task_cannot_be_made_in_a_group_that_is_gone(machine, tree):
+    parent, a, b = tree
+    a.remove()
+    before = machine.vmstat()["nr_free_pages"]
+    with pytest.raises(OSError) as caught:
+        machine.spawn(lambda task: None, cgroup=a)
+    assert caught.value.errno == errno.ENOENT and machine.vmstat()["nr_free_pages"] == before
+    assert len([state for state in layout.view("Task", layout.kernel().tasks, 256)["state"] if state]) == 1
+
+
+def test_a_machine_without_groups_has_no_room_for_them_and_says_so(boot):
+    bare = boot()
+    fails(errno.ENODEV, bare.cgroup_create, "g")
+    fails(errno.ENODEV, lambda: bare.root_cgroup)
+    fails(errno.ENODEV, bare.init.cgroup_attach, 1, 0)
+    for call in (bare.init.cgroup_remove, bare.init.cgroup_force_empty):
+        fails(errno.ENOENT, call, 1)
+    without, with_groups = (boot_module.block_size(2, 1024, 8, memcg)[0] for memcg in (False, True))
+    assert with_groups - without < 2 * 1024 * layout.sizeof("PageCgroup") + (2 << 20)
+    assert layout.kernel().page_cgroup == 0
+
+
+def test_a_group_is_removed_only_when_nobody_is_in_it(machine, tree):
+    parent, a, b = tree
+    fails(errno.EBUSY, parent.remove)
+    fails(errno.EBUSY, machine.root_cgroup.remove)
+    one = member(machine, a)
+    fails(errno.EBUSY, a.remove)
+    touch(one, 0, 1)
+    parent.attach(one.pid)
+    a.remove(), b.remove()
+    assert usages(parent) == (2,) and charged(pfn_at(one, one.va)) == (USED, parent.id)
+    machine.audit().raise_if_broken()
+    fails(errno.ENOENT, a.remove)
+    one.exit()
+    parent.remove()
+
+
+def test_force_empty_has_the_parent_pay_even_when_its_limit_is_reached(machine):
+    parent = machine.cgroup_create("parent", limit=4 * PAGE)
+    child = machine.cgroup_create("child", parent=parent)
+    one = member(machine, child)
+    touch(one, *range(4))
+    fails(errno.EBUSY, child.force_empty)
+    parent.attach(one.pid)
+    child.force_empty()
+    assert usages(parent, child) == (4, 0) and parent.stat["rss"] == 4 * PAGE and child.stat["rss"] == 0
+    assert parent.failcnt == 0
+    machine.audit().raise_if_broken()
+    fails(errno.EBUSY, parent.force_empty)
+    fails(errno.EINVAL, machine.root_cgroup.force_empty)
+    one.exit()
+    assert usages(parent, child) == (0, 0)
+
+
+# ---- migration ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("how", ["land", "put_back"])
+def test_both_pages_are_charged_while_one_is_in_the_air_and_one_afterwards(machine, tree, how):
+    """Lines 633-641, 720."""
+    parent, a, b = tree
+    one = member(machine, a)
+    va = one.va
+    touch(one, 0, 1)
+    flight = Flight(machine, one, va)
+    assert usages(parent, a) == (3, 3)
+    assert charged(flight.pfn) == charged(flight.new_pfn) == (USED | MIGRATION, a.id)
+    getattr(flight, how)()
+    frame, gone = (flight.new_pfn, flight.pfn) if how == "land" else (flight.pfn, flight.new_pfn)
+    assert pfn_at(one, va) == frame and charged(frame) == (USED, a.id) and charged(gone) == (0, None)
+    assert usages(parent, a) == (2, 2) and one(lambda task: task.load64(va)) == 1
+    machine.audit().raise_if_broken()
+
+
+def test_a_migration_leaves_the_charge_where_it_was(machine, tree):
+    """Not with the group of whoever maps the page, or moves it."""
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, *range(4))
+    va, pid = one.va, one.pid
+    b.attach(pid)
+    machine.init.move_pages(pid, [va + i * PAGE for i in range(4)], [0] * 4)
+    assert machine.init.move_pages(pid, [va + i * PAGE for i in range(4)], [1] * 4) == [1] * 4
+    assert usages(parent, a, b) == (4, 4, 0)
+    machine.audit().raise_if_broken()
+
+
+def test_a_group_at_its_limit_cannot_have_its_pages_moved(machine, tree):
+    """Lines 634-637: -ENOMEM for the call, and everything as it was."""
+    group = machine.cgroup_create("full", limit=4 * PAGE)
+    one = member(machine, group)
+    touch(one, *range(4))
+    va, pid = one.va, one.pid
+    nodes = [node_at(one, va + i * PAGE) for i in range(4)]
+    free = machine.vmstat()["nr_free_pages"]
+    fails(errno.ENOMEM, machine.init.move_pages, pid, [va + i * PAGE for i in range(4)], [1 - n for n in nodes])
+    assert [node_at(one, va + i * PAGE) for i in range(4)] == nodes and group.failcnt == 1
+    assert machine.vmstat()["nr_free_pages"] == free and usages(group) == (4,)
+    assert all(charged(pfn_at(one, va + i * PAGE)) == (USED, group.id) for i in range(4))
+    machine.audit().raise_if_broken()
+    one(lambda task: task.munmap(va, PAGE))
+    assert machine.init.move_pages(pid, [va + i * PAGE for i in range(1, 4)], [1 - n for n in nodes[1:]]) == \
+        [1 - n for n in nodes[1:]]
+
+
+def test_a_page_that_is_unmapped_before_it_is_locked_is_uncharged_when_the_migration_ends(machine, tree):
+    """mem_cgroup_prepare_migration has held the charge of a page whose last mapping then goes."""
+    parent, a, b = tree
+    one, other = member(machine, a), Puppet(machine)
+    touch(one, 0, 1)
+    va, frame = one.va, pfn_at(one, one.va)
+    old = page(frame).address
+    new = other(lambda task: ksym.alloc_page(GFP))
+    other(lambda task: ksym.get_page(old))
+    other(lambda task: prepare(old, new))
+    one(lambda task: task.munmap(va, PAGE))
+    assert charged(frame) == (USED | MIGRATION, a.id) and usages(a) == (3,)
+    other(lambda task: finish(old, new, 0))
+    assert charged(frame) == (0, None) and usages(a) == (1,)
+    other(lambda task: (ksym.put_page(old), ksym.put_page(new)))
+    machine.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("how", ["land", "put_back"])
+def test_an_exit_while_the_page_is_in_the_air_ends_its_charge(machine, tree, how):
+    """Nobody maps what has arrived: mem_cgroup_end_migration uncharges it."""
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0)
+    flight = Flight(machine, one, one.va)
+    one.exit()
+    assert usages(parent, a) == (2, 2)
+    getattr(flight, how)()
+    assert usages(parent, a) == (0, 0)
+    machine.audit().raise_if_broken()
+    a.remove()
+
+
+@pytest.mark.parametrize("how", ["land", "put_back"])
+def test_a_sharer_that_unmaps_the_page_between_two_entries_does_not_uncharge_it(machine, tree, how):
+    """Lines 125-143: the first entry is a PTE again and is unmapped, and the second one's charge
+    finds the page charged.  The walk waits for the child's table meanwhile."""
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0)
+    va, child, holder = one.va, one.fork(), Puppet(machine)
+    b.attach(child.pid)
+    flight = Flight(machine, one, va)
+    old, new, mm = flight.old, flight.new, worker.slot(child.cpu).mm
+    holder(lambda task: ksym.spin_lock(ksym.pte_lockptr(ksym.walk_to_pmd(mm, va))))
+    flight.mover.begin(lambda task: ksym.move_to_new_page(new, old) if how == "land" else
+                       ksym.remove_migration_ptes(old, old))
+    until_waits(flight.mover, "WAIT_SPINLOCK")
+    frame = flight.new_pfn if how == "land" else flight.pfn
+    assert pfn_at(one, va) == frame
+    # The whole area, as cutting it would need the anon_vma's lock, which the walk holds.
+    one.begin(lambda task: task.munmap(va, 8 * PAGE))
+    until_waits(one, "WAIT_SPINLOCK")
+    assert page(frame)._mapcount == -1 and charged(frame) == (USED | MIGRATION, a.id)
+    holder(lambda task: ksym.spin_unlock(ksym.pte_lockptr(ksym.walk_to_pmd(mm, va))))
+    flight.mover.reply(), one.reply()
+    flight.end(how == "land")
+    assert pfn_at(child, va) == frame and charged(frame) == (USED, a.id) and usages(parent, a, b) == (1, 1, 0)
+    machine.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("how", ["land", "put_back"])
+def test_a_page_that_lost_its_charge_in_the_air_is_charged_again_even_beyond_the_limit(machine, how):
+    """Lines 125-136: the GFP_ATOMIC charge.  An entry has to become a PTE again, whatever the limit
+    says."""
+    group = machine.cgroup_create("group", limit=3 * PAGE)
+    one, other = member(machine, group), member(machine, group)
+    touch(one, 0)
+    va = one.va
+    flight = Flight(machine, one, va)
+    for frame in (flight.pfn, flight.new_pfn):
+        address = pcg(frame).address
+        flight.mover(lambda task: ksym.__mem_cgroup_uncharge_common(address, 0))
+    touch(other, 0, 1, 2)
+    assert usages(group) == (3,)
+    getattr(flight, how)()
+    assert usages(group) == (4,) and group.failcnt == 1 and charged(pfn_at(one, va)) == (USED, group.id)
+    machine.audit().raise_if_broken()
+    fails(errno.ENOMEM, touch, other, 3)
+
+
+@pytest.mark.parametrize("how", ["land", "put_back"])
+def test_a_group_emptied_and_removed_under_a_migration_leaves_the_charge_with_its_parent(machine, tree, how):
+    """force_empty while a migration is in flight: both charges move, wherever the pages are."""
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0, 1)
+    va = one.va
+    flight = Flight(machine, one, va)
+    b.attach(one.pid)
+    a.force_empty()
+    assert usages(parent, a, b) == (3, 0, 0)
+    assert charged(flight.pfn) == charged(flight.new_pfn) == (USED | MIGRATION, parent.id)
+    a.remove()
+    getattr(flight, how)()
+    assert usages(parent, b) == (2, 0) and charged(pfn_at(one, va)) == (USED, parent.id)
+    machine.audit().raise_if_broken()
+
+
+def test_a_group_that_is_just_being_charged_is_not_removed(machine, tree):
+    """Somebody has found it and has a reference: it would charge a group that is gone."""
+    parent, a, b = tree
+    other = Puppet(machine)
+    a_id = a.id
+    address = other(lambda task: ksym.get_mem_cgroup(a_id))
+    fails(errno.EBUSY, a.remove)
+    assert other(lambda task: ksym.__mem_cgroup_try_charge(address, C["GFP_KERNEL"])) == 0
+    fails(errno.EBUSY, a.force_empty)
+    fails(errno.EBUSY, a.remove)
+    other(lambda task: ksym.__mem_cgroup_cancel_charge(address))
+    a.force_empty()
+    a.remove()
+
+
+def test_pages_of_many_groups_move_while_tasks_wander_and_groups_are_emptied(boot):
+    """All of it at once, for a while."""
+    machine = boot(frames_per_node=2048, memcg=True)
+    parent = machine.cgroup_create("parent", limit=600 * PAGE)
+    groups = [machine.cgroup_create(f"g{i}", limit=120 * PAGE, parent=parent) for i in range(5)]
+    ids = [group.id for group in groups[:4]]
+
+    def program(task, seed):
+        rng, expected, refused = random.Random(seed), {}, 0
+        va = task.mmap(100 * PAGE)
+        for round_ in range(400):
+            index = rng.randrange(100)
+            try:
+                before = task.fetch_add64(va + index * PAGE, 1)
+            except OSError as error:
+                assert error.errno == errno.ENOMEM
+                refused += 1
+                at = rng.randrange(80)
+                task.munmap(va + at * PAGE, 20 * PAGE)
+                task.mmap(20 * PAGE, addr=va + at * PAGE, flags=0x32)
+                for gone in range(at, at + 20):
+                    expected.pop(gone, None)
+                continue
+            assert before == expected.get(index, 0)
+            expected[index] = before + 1
+            if round_ % 50 == 0:
+                task.cgroup_attach(rng.choice(ids))
+            if round_ % 70 == 0:
+                task.fork(lambda task: task.fetch_add64(va, 1)).process.join()
+        return refused
+
+    children = [machine.spawn(program, seed, cgroup=groups[seed % 4]) for seed in range(6)]
+    migrator = machine.start_migrator()
+    emptied = 0
+    while any(child.is_alive() for child in children):
+        for group in groups[:4]:
+            try:
+                group.force_empty()
+                emptied += 1
+            except OSError as error:
+                assert error.errno == errno.EBUSY
+        machine.audit().raise_if_broken()
+    assert [type(child.result(30)) for child in children] == [int] * 6
+    migrator.stop(30)
+    until(lambda: usages(parent) == (0,), "the last exit", check=machine.check)
+    assert emptied and parent.max_usage <= parent.limit
+    assert machine.vmstat()["pgmigrate_success"] > 0
+
+
+# ---- the audit ---------------------------------------------------------------------
+
+def row_of(group):
+    """struct MemCgroup of a group, live."""
+    return next(row for row in cgroup.groups() if row.id == group.id)
+
+
+@pytest.mark.parametrize("damage, what", [
+    (lambda row: row.res.__setitem__("usage", 5 * PAGE), "res.usage"),
+    (lambda row: setattr(row, "css_refcnt", 9), "css_refcnt"),
+    (lambda row: setattr(row, "nr_mms", 3), "nr_mms"),
+    (lambda row: setattr(row, "nr_children", 1), "nr_children"),
+    (lambda row: setattr(row, "removing", 1), "removing"),
+    (lambda row: row.stat.__setitem__(C["MEM_CGROUP_STAT_RSS"], 0), "stat[RSS]"),
+    (lambda row: row.stat.__setitem__(C["MEM_CGROUP_STAT_CACHE"], PAGE), "stat[CACHE]"),
+    (lambda row: row.res.__setitem__("max_usage", 0), "res.max_usage"),
+])
+def test_the_audit_names_the_group_whose_numbers_are_wrong(machine, tree, damage, what):
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0, 1)
+    row = row_of(a)
+    copy = layout.view("u64", row.address, layout.sizeof("MemCgroup") // 8).copy()
+    damage(row)
+    found = [finding for finding in machine.audit().findings if finding.kind == "memcg"]
+    assert any(what in finding.message and f"group 'a' ({a.id})" in finding.message for finding in found), found
+    assert all(finding.expected is not None and finding.found is not None for finding in found)
+    layout.view("u64", row.address, len(copy))[:] = copy
+
+
+@pytest.mark.parametrize("flags, group, message", [
+    (0, None, "mapped by"), (USED, "no group", "charged to what is no group"),
+    (USED | C["PCG_CACHE"], "own", "mapped by"), (USED | MIGRATION, "own", "mapped by"),
+    (USED, "other", "res.usage")])
+def test_the_audit_names_the_page_that_is_charged_wrongly(machine, tree, flags, group, message):
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0, 1)
+    row = pcg(pfn_at(one, one.va))
+    before = int(row.flags), int(row.mem_cgroup)
+    row.flags = flags
+    row.mem_cgroup = {None: 0, "no group": before[1] + 8, "own": before[1], "other": row_of(b).address}[group]
+    audit = machine.audit()
+    assert "memcg" in kinds(audit) and any(message in finding.message for finding in audit.findings), audit
+    if group != "other":
+        assert any(finding.page == pfn_at(one, one.va) for finding in audit.findings)
+    row.flags, row.mem_cgroup = before
+
+
+def test_the_audit_finds_the_charge_of_a_free_frame(machine, tree):
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0)
+    frame = next(pfn for pfn in range(100, 2048) if page(pfn).flags & 1 << C["PG_buddy"]) + 1
+    row = pcg(frame)
+    row.flags, row.mem_cgroup = USED, row_of(a).address
+    [finding] = [finding for finding in machine.audit().findings if finding.page == frame]
+    assert "is free" in finding.message and finding.expected == "0" and "group 'a'" in finding.found
+    row.flags, row.mem_cgroup = 0, 0
+
+
+def test_the_audit_finds_a_lock_that_is_held_and_an_address_space_without_group(machine, tree):
+    parent, a, b = tree
+    one = member(machine, a)
+    touch(one, 0)
+    frame, mm = pfn_at(one, one.va), layout.struct("MmStruct", worker.slot(one.cpu).mm)
+    locks = [pcg(frame).address, row_of(a).address, mm.address + layout.offsetof("MmStruct", "memcg_lock")]
+    for lock in locks:
+        layout.view("u32", lock, 1)[0] = one.cpu + 1
+        [finding] = machine.audit().findings
+        assert finding.kind == "lock" and finding.task == one.pid
+        layout.view("u32", lock, 1)[0] = 0
+    group, mm.mem_cgroup = int(mm.mem_cgroup), 0
+    findings = machine.audit().findings
+    assert {finding.kind for finding in findings} == {"memcg"} and any("is in no group" in f.message for f in findings)
+    mm.mem_cgroup = group
+
+
+def test_the_audit_survives_a_list_of_groups_that_goes_astray(machine, tree):
+    parent, a, b = tree
+    row = row_of(parent)
+    before = int(row.list["next"])
+    for wrong in (row.address + 8, layout.kernel().address, row.address + layout.offsetof("MemCgroup", "list")):
+        row.list["next"] = wrong
+        assert "memcg" in kinds(machine.audit())
+    row.list["next"] = before
