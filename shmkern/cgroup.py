@@ -1,82 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Memory control groups as the supervisor sees them: what the files of a cgroup's directory say,
-and what writing to them does.  Numbers are in bytes; what is read is read from the block, what
-changes anything is done by init."""
-from shmkern import layout
+and what writing to them does.  Numbers are in bytes.  Everything is done by init."""
 
-C = layout.constants
-NO_LIMIT = 0x7fffffffffffffff
-STAT = {"cache": "MEM_CGROUP_STAT_CACHE", "rss": "MEM_CGROUP_STAT_RSS",
-        "pgpgin": "MEM_CGROUP_STAT_PGPGIN_COUNT", "pgpgout": "MEM_CGROUP_STAT_PGPGOUT_COUNT"}
-
-
-def groups():
-    """struct MemCgroup of every group there is, live, in the order they were made."""
-    head = layout.kernel().address + layout.offsetof("Kernel", "mem_cgroups")
-    offset, found = layout.offsetof("MemCgroup", "list"), []
-    node = layout.struct("ListHead", head).next
-    while node != head:
-        found.append(layout.struct("MemCgroup", node - offset))
-        node = layout.struct("ListHead", node).next
-    return found
+STAT = ("cache", "rss", "pgpgin", "pgpgout")
 
 
 class Cgroup:
-    """One group; `id` is its number.  Its properties raise OSError(ENOENT) when it was removed."""
+    """One group; `id` is its number, `name` its directory's.  Everything raises OSError(ENOENT)
+    when it was removed."""
 
-    def __init__(self, machine, id):
-        self._machine, self.id = machine, id
+    def __init__(self, machine, id, name):
+        self._machine, self.id, self.name = machine, id, name
 
     def __repr__(self):
-        return f"Cgroup({self.id})"
+        return f"Cgroup({self.id}, {self.name!r})"
 
-    def _group(self):
-        self._machine._mine()
-        for group in groups():
-            if group.id == self.id:
-                return group
-        raise OSError(2, f"there is no memory control group {self.id}")
+    def _read(self, *names):
+        """Some of what the kernel says of the group."""
+        stat = self._machine.init.cgroup_stat(self.id)
+        return [stat[name] for name in names]
 
     # ---- what it says ----
 
     @property
-    def name(self):
-        return self._group().name.decode()
-
-    @property
     def usage(self):
         """memory.usage_in_bytes: what it and its children are charged now."""
-        return int(self._group().res["usage"])
+        return self._read("usage")[0]
 
     @property
     def max_usage(self):
         """memory.max_usage_in_bytes: the most that ever was."""
-        return int(self._group().res["max_usage"])
+        return self._read("max_usage")[0]
 
     @property
     def failcnt(self):
         """memory.failcnt: how many charges its limit did not allow."""
-        return int(self._group().res["failcnt"])
+        return self._read("failcnt")[0]
 
     @property
     def stat(self):
         """memory.stat, a dict: cache and rss, in bytes; pgpgin and pgpgout, pages charged and
         uncharged since it was made; total_* are the same with the children's."""
-        all_groups, mine = groups(), self._group()
-        family = {mine.address}
-        for group in all_groups:        # Parents come before their children.
-            if group.parent in family:
-                family.add(group.address)
-        rows = [group.stat for group in all_groups if group.address in family]
-        stat = {key: int(mine.stat[C[name]]) for key, name in STAT.items()}
-        return stat | {f"total_{key}": sum(int(row[C[name]]) for row in rows) for key, name in STAT.items()}
+        names = [*STAT, *(f"total_{name}" for name in STAT)]
+        return dict(zip(names, self._read(*names)))
 
     @property
     def limit(self):
         """memory.limit_in_bytes; None: no limit.  Setting it raises OSError: EBUSY when it uses
         more, EINVAL for the root."""
-        limit = int(self._group().res["limit"])
-        return None if limit == NO_LIMIT else limit
+        return self._read("limit")[0]
 
     # ---- what it does ----
 

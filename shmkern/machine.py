@@ -348,7 +348,7 @@ class Machine:
         `limit` bytes (None: any number).  Returns its Cgroup.  Raises OSError: ENODEV (booted
         without memcg=True), EINVAL (a name that no directory has), EEXIST, ENOENT, ENOMEM."""
         self._mine()
-        return Cgroup(self, self.init.cgroup_create(name, limit, 1 if parent is None else parent.id))
+        return Cgroup(self, self.init.cgroup_create(name, limit, 1 if parent is None else parent.id), name)
 
     @property
     def root_cgroup(self):
@@ -356,7 +356,7 @@ class Machine:
         self._mine()
         if not layout.kernel().page_cgroup:
             raise OSError(19, "the machine was booted without memory control groups; see memcg=")
-        return Cgroup(self, 1)
+        return Cgroup(self, 1, "/")
 
     # ---- looking inside ----
 

@@ -16,6 +16,15 @@ cdef extern from *:
 cdef enum:
     MEM_CGROUP_FORCE_EMPTY_RETRIES = 5
 
+# What the files of a group's directory say, in bytes and pages.
+cdef struct MemCgroupStat:
+    u64 usage
+    u64 max_usage
+    u64 limit
+    u64 failcnt
+    u64 stat[4]                # MEM_CGROUP_STAT_NSTATS
+    u64 total_stat[4]          # with the children's
+
 # Whether the machine was booted without groups.
 cdef inline bint mem_cgroup_disabled() noexcept nogil:
     return likely(kernel().page_cgroup == NULL)
@@ -46,6 +55,9 @@ cdef int mem_cgroup_remove(i32 id) noexcept nogil
 cdef MemCgroup* get_mem_cgroup(i32 id) noexcept nogil
 cdef void css_get(MemCgroup* memcg) noexcept nogil
 cdef void css_put(MemCgroup* memcg) noexcept nogil
+cdef bint is_in_subtree(MemCgroup* memcg, MemCgroup* root) noexcept nogil
+cdef void mem_cgroup_get_total_stat(MemCgroup* memcg, u64* total) noexcept nogil
+cdef int mem_cgroup_read(i32 id, MemCgroupStat* out) noexcept nogil
 cdef int mem_cgroup_resize_limit(i32 id, u64 limit) noexcept nogil
 
 # ---- whose an address space is ----

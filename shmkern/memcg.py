@@ -182,6 +182,45 @@ def css_put(memcg):
     VM_BUG_ON(left == 0)
 
 
+def is_in_subtree(memcg, root):
+    """Whether a group is `root` or one of its descendants."""
+    while memcg != NULL and memcg != root:
+        memcg = memcg.parent
+    return memcg != NULL
+
+
+def mem_cgroup_get_total_stat(memcg, total):
+    """Sums up the numbers of a group and its descendants.  Holds cgroup_lock."""
+    k = kernel()
+    node = k.mem_cgroups.next
+    while node != addressof(k.mem_cgroups):
+        other = list_entry_mem_cgroup(node)
+        if is_in_subtree(other, memcg):
+            for item in range(MEM_CGROUP_STAT_NSTATS):
+                total[item] += READ_ONCE64(addressof(other.stat[item]))
+        node = node.next
+
+
+def mem_cgroup_read(id, out):
+    """Reads what a group says of itself into *out, which is zero.  Returns 0, -ENODEV or -ENOENT.
+    Takes cgroup_lock."""
+    if mem_cgroup_disabled():
+        return -ENODEV
+    k = kernel()
+    spin_lock(addressof(k.cgroup_lock))
+    memcg = find_mem_cgroup(id)
+    if memcg != NULL:
+        out.usage = READ_ONCE64(addressof(memcg.res.usage))
+        out.max_usage = READ_ONCE64(addressof(memcg.res.max_usage))
+        out.limit = READ_ONCE64(addressof(memcg.res.limit))
+        out.failcnt = READ_ONCE64(addressof(memcg.res.failcnt))
+        for item in range(MEM_CGROUP_STAT_NSTATS):
+            out.stat[item] = READ_ONCE64(addressof(memcg.stat[item]))
+        mem_cgroup_get_total_stat(memcg, out.total_stat)
+    spin_unlock(addressof(k.cgroup_lock))
+    return 0 if memcg != NULL else -ENOENT
+
+
 def mem_cgroup_resize_limit(id, limit):
     """Gives a group another limit.  Returns 0, -ENOENT, -EINVAL (the root has none) or -EBUSY (it
     uses more)."""

@@ -54,6 +54,8 @@ cdef class Syscalls:
     cpdef cgroup_remove(self, id)
     @cython.locals(rc=cython.int, arg0=i32, arg1=i32)
     cpdef cgroup_attach(self, id, pid=*)
+    @cython.locals(rc=cython.int, arg0=i32, stat=MemCgroupStat, item=cython.int)
+    cpdef cgroup_stat(self, id)
     @cython.locals(rc=cython.int, arg0=i32, arg1=u64)
     cpdef cgroup_set_limit(self, id, limit)
     @cython.locals(rc=cython.int, arg0=i32)

@@ -14,7 +14,7 @@ from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringA
 from cython.cimports.cpython.long import PyLong_AsLongLong, PyLong_AsUnsignedLong
 from cython.cimports.cpython.number import PyNumber_Index
 from cython.cimports.libc.errno import EINVAL, ENOMEM, ESRCH
-from cython.cimports.libc.string import memcpy
+from cython.cimports.libc.string import memcpy, memset
 
 from shmkern.errors import SegmentationFault
 
@@ -300,6 +300,23 @@ class Syscalls:
         rc = do_cgroup_attach(arg0, arg1)
         kernel_exit()
         check_errno(rc)
+
+    def cgroup_stat(self, id):
+        """What the files of a group say, a dict.  usage, max_usage and limit (None: none) in bytes,
+        and failcnt, the charges that its limit did not allow, are with the children's.  cache and
+        rss, in bytes, and pgpgin and pgpgout, pages charged and uncharged since it was made, are
+        without; total_cache and so on are with them.  Raises OSError: ENODEV, ENOENT."""
+        arg0 = id
+        memset(addressof(stat), 0, sizeof(MemCgroupStat))
+        kernel_enter()
+        rc = mem_cgroup_read(arg0, addressof(stat))
+        kernel_exit()
+        check_errno(rc)
+        found = {"usage": stat.usage, "max_usage": stat.max_usage, "failcnt": stat.failcnt,
+                 "limit": None if stat.limit == RESOURCE_MAX else stat.limit}
+        for item, name in enumerate(("cache", "rss", "pgpgin", "pgpgout")):
+            found[name], found["total_" + name] = stat.stat[item], stat.total_stat[item]
+        return found
 
     def cgroup_set_limit(self, id, limit):
         """Limits a group to so many bytes, rounded up to pages; None lifts the limit.  Raises

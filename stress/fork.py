@@ -46,14 +46,14 @@ def roots(options):
 
 def worker(task, run, number):
     """The root of a tree."""
-    space = Space(task, run, (number,))
+    space = Space(task, run, (number,), run.plan)
     space.make_heirloom()
     live(space, None)
 
 
 def descendant(task, run, space, key):
     """A forked task: it goes on with a copy of its parent's memory and shadow."""
-    live(Space(task, run, key, space), int(run.rng(*key, 0).geometric(1 / STEPS)))
+    live(Space(task, run, key, run.plan, space), int(run.rng(*key, 0).geometric(1 / STEPS)))
 
 
 def live(space, steps):
@@ -108,10 +108,11 @@ def collected(child):
 
 class Space:
     """An address space as it must be: areas, as (start, length, protection), and the shadow of
-    what they hold.  An area lies within one VMA of the kernel's, which may hold several."""
+    what they hold.  An area lies within one VMA of the kernel's, which may hold several.  It
+    keeps to `pages_max` pages, or a few more for a moment."""
 
-    def __init__(self, task, run, key, parent=None):
-        self.task, self.run, self.key = task, run, key
+    def __init__(self, task, run, key, pages_max, parent=None):
+        self.task, self.run, self.key, self.pages_max = task, run, key, pages_max
         self.rng = run.rng(*key)
         self.stream = int(self.rng.integers(1 << 62))
         self.areas = list(parent.areas) if parent else []
@@ -136,7 +137,7 @@ class Space:
         try:
             self.access()
             changes[self.rng.integers(len(changes))]()
-            if len(self.areas) > AREAS_MAX or self.pages() > self.run.plan:
+            if len(self.areas) > AREAS_MAX or self.pages() > self.pages_max:
                 self.drop()
         except OSError as error:
             if error.errno != errno.ENOMEM:
@@ -190,7 +191,7 @@ class Space:
 
     def map(self, protection=READ_WRITE):
         """A new area, where the kernel likes or at a place of its own."""
-        length = int(self.rng.integers(1, max(2, self.run.plan // 2))) * PAGE
+        length = int(self.rng.integers(1, max(2, self.pages_max // 2))) * PAGE
         flags = MAP_PRIVATE | MAP_ANONYMOUS
         if self.rng.random() < 0.5:
             start = self.task.mmap(length, protection, flags)

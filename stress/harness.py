@@ -220,7 +220,8 @@ class Supervision:
         """Runs the scenario.  Returns the result, a dict; see result()."""
         try:
             with shmkern.Machine(self.options.nodes, self.options.frames // self.options.nodes,
-                                 max_tasks=self.max_tasks) as self.machine:
+                                 max_tasks=self.max_tasks,
+                                 **getattr(self.scenario, "MACHINE", {})) as self.machine:
                 self.stage(self.start, self.watch)
                 if self.signals.number not in ENDING:
                     self.stage(self.settle)

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from helpers import C, PAGE, Puppet, is_running, kinds, node_at, page, page_at, pfn_at, until, until_waits
-from shmkern import boot as boot_module, cgroup, layout, worker
+from shmkern import boot as boot_module, layout, worker
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -562,7 +562,10 @@ def test_pages_of_many_groups_move_while_tasks_wander_and_groups_are_emptied(boo
 
 def row_of(group):
     """struct MemCgroup of a group, live."""
-    return next(row for row in cgroup.groups() if row.id == group.id)
+    at = layout.kernel().root_mem_cgroup
+    while layout.struct("MemCgroup", at).id != group.id:
+        at = layout.struct("MemCgroup", at).list["next"] - layout.offsetof("MemCgroup", "list")
+    return layout.struct("MemCgroup", at)
 
 
 @pytest.mark.parametrize("damage, what", [

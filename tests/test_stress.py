@@ -136,6 +136,27 @@ def test_fork_keeps_as_many_tasks_alive_as_there_are_workers():
     assert 12 <= max(alive) <= 18 and result["forks"] > 12 and result["cow_faults"] > 0
 
 
+def test_memcg_holds_while_limits_are_hit_and_groups_are_removed():
+    """More groups are made than there are at once, and tasks are refused memory; pages move."""
+    made = []
+    result = stress("memcg", "--workers", 9, "--seconds", 3, tick=lambda supervision: made.append(
+        layout.kernel().next_css_id))
+    assert result["failures"] == [] and result["audit"] == []
+    assert result["pages_migrated"] > 0 and result["out_of_frames"] > 0
+    # The root, two teams' and four below each.
+    assert made[-1] > 1 + 2 * 5
+
+
+def test_memcg_notices_a_charge_that_nobody_has():
+    """A group is charged for a page too many, and the audit names the group."""
+    def overcharge(supervision):
+        root = layout.struct("MemCgroup", layout.kernel().root_mem_cgroup)
+        root.res["usage"] += PAGE
+        return True
+    result = stress("memcg", tick=Once(overcharge))
+    assert_broken(result, "group '/'")
+
+
 def test_fork_holds_when_frames_run_out(monkeypatch):
     """Frames for a third of what the tasks want: -ENOMEM is theirs to bear, and nothing leaks."""
     monkeypatch.setattr(fork, "plan", lambda options: fork.PAGES_MAX)
@@ -170,7 +191,7 @@ def test_what_a_worker_does_follows_from_the_seed():
 
 # ---- planted damage ----
 
-@pytest.mark.parametrize("name", ["anon", "fork"])
+@pytest.mark.parametrize("name", ["anon", "fork", "memcg"])
 def test_bytes_changed_behind_the_tasks_backs_are_lost_writes(name):
     result = stress(name, tick=Once(flip_bytes))
     assert result["lost_writes"] > 0
@@ -324,7 +345,7 @@ def test_bad_options_are_a_sentence(name, given, says):
 
 
 def test_frames_that_are_said_to_do_will_do():
-    for name in ("anon", "threads", "fork"):
+    for name in ("anon", "threads", "fork", "memcg"):
         with pytest.raises(common.UsageError) as error:
             stress(name, "--frames", 10)
         enough = str(error.value).split("; ")[1].split()[0]
