@@ -2,7 +2,7 @@
 # Circular doubly linked lists, as include/linux/list.h.
 
 from shmkern.atomics cimport u64, VM_BUG_ON_PAGE
-from shmkern.mm_types cimport ListHead, Page, Slab, VmAreaStruct, MmStruct, MemCgroup, RbNode
+from shmkern.mm_types cimport ListHead, Page, Slab, VmAreaStruct, MmStruct, RbNode
 
 # Where a removed entry points, so that a second removal is seen.
 cdef enum:
@@ -47,9 +47,6 @@ cdef inline VmAreaStruct* list_entry_vma(ListHead* anon_vma_node) noexcept nogil
 
 cdef inline MmStruct* list_entry_mm(ListHead* mmlist) noexcept nogil:
     return <MmStruct*>(<u64>mmlist - <u64>&(<MmStruct*>0).mmlist)
-
-cdef inline MemCgroup* list_entry_mem_cgroup(ListHead* list) noexcept nogil:
-    return <MemCgroup*>(<u64>list - <u64>&(<MemCgroup*>0).list)
 
 cdef inline VmAreaStruct* rb_entry_vma(RbNode* node) noexcept nogil:
     return <VmAreaStruct*>(<u64>node - <u64>&(<VmAreaStruct*>0).vm_rb)

@@ -29,6 +29,9 @@ cdef struct MemCgroupStat:
 cdef inline bint mem_cgroup_disabled() noexcept nogil:
     return likely(kernel().page_cgroup == NULL)
 
+cdef inline MemCgroup* list_entry_mem_cgroup(ListHead* list) noexcept nogil:
+    return <MemCgroup*>(<u64>list - <u64>&(<MemCgroup*>0).list)
+
 cdef inline PageCgroup* lookup_page_cgroup(Page* page) noexcept nogil:
     return kernel().page_cgroup + page_to_pfn(page)
 
