@@ -349,17 +349,13 @@ def __mem_cgroup_cancel_charge(memcg):
 
 
 def __mem_cgroup_commit_charge(memcg, pc, flags):
-    """Makes a charge that of a page; if the page has one by now, this one is given back.  Takes
-    page_cgroup->lock."""
+    """Makes a charge that of a page, which has none.  Takes page_cgroup->lock."""
     spin_lock(addressof(pc.lock))
-    used = pc.flags & PCG_USED
-    if not used:
-        pc.mem_cgroup = memcg
-        pc.flags |= PCG_USED | flags
-        mem_cgroup_charge_statistics(memcg, flags, True)
+    VM_BUG_ON(pc.flags & PCG_USED)
+    pc.mem_cgroup = memcg
+    pc.flags |= PCG_USED | flags
+    mem_cgroup_charge_statistics(memcg, flags, True)
     spin_unlock(addressof(pc.lock))
-    if used:
-        __mem_cgroup_cancel_charge(memcg)
 
 
 def mem_cgroup_charge_common(page, mm, gfp, flags):

@@ -191,23 +191,29 @@ def test_only_root_moves_the_tasks_of_others(machine, tree):
     fails(errno.ESRCH, a.attach, 9999)
 
 
-def test_threads_that_fault_on_one_page_are_charged_for_it_once(machine, tree, meet):
+@pytest.mark.parametrize("what", ["untouched", "zero page", "shared"])
+def test_threads_that_fault_on_one_page_are_charged_for_it_once(machine, tree, what):
+    """Both have a frame of their own and wait to be charged for it; one is too late to map it."""
     parent, a, b = tree
-
-    def program(task, me, va):
-        for index in range(300):
-            meet(me)
-            task.fetch_add64(va + index * PAGE, 1)
-
-    def leader(task):
-        va = task.mmap(300 * PAGE)
-        other = task.clone(program, 1, va)
-        program(task, 0, va)
-        other.result(20)
-        mm = layout.struct("MmStruct", worker.slot(task.cpu).mm)
-        return layout.struct("MemCgroup", mm.mem_cgroup).res["usage"] // PAGE
-
-    assert machine.spawn(leader, cgroup=a).result(30) == 300 and usages(parent, a) == (0, 0)
+    one = member(machine, a)
+    touch(one, 0, 1)
+    va, thread, holder = one.va, one.clone(), Puppet(machine)
+    at = va + (PAGE if what == "shared" else 2 * PAGE)
+    child = one.fork() if what == "shared" else None
+    if what == "zero page":
+        one(lambda task: task.load(at, 1))
+    lock = worker.slot(one.cpu).mm + layout.offsetof("MmStruct", "memcg_lock")
+    holder(lambda task: ksym.spin_lock(lock))
+    for puppet in (one, thread):
+        puppet.begin(lambda task: task.fetch_add64(at, 1))
+        until_waits(puppet, "WAIT_SPINLOCK")
+    holder(lambda task: ksym.spin_unlock(lock))
+    first = 2 if what == "shared" else 0
+    assert sorted([one.reply(), thread.reply()]) == [first, first + 1]
+    assert usages(parent, a) == (3, 3)
+    machine.audit().raise_if_broken()
+    if child:
+        assert child(lambda task: task.load64(at)) == 2
 
 
 def test_who_is_killed_leaves_no_charge(machine, tree):
