@@ -280,8 +280,8 @@ def _add_stress(commands):
 
 def _add_soak(commands):
     """The soak command."""
-    parser = _command(commands, "soak", run_soak, SOAK,
-                      "shmkern soak anon 'fork --workers 16' --seconds 60")
+    parser = commands.add_parser("soak", help=SOAK)
+    parser.set_defaults(run=run_soak)
     soak = _scenarios(parser, "soak")
     soak.add_options(parser)
     parser.set_defaults(soak=soak)

@@ -372,7 +372,7 @@ class Machine:
             while freezer.tasks_in_kernel():
                 self.check()
                 if time.monotonic() >= deadline:
-                    raise TimeoutError("tasks do not leave the kernel:\n" + "\n".join(report.waiters()))
+                    raise TimeoutError("tasks do not leave the kernel:\n" + "\n".join(report.in_kernel() + report.waiters()))
                 time.sleep(0.001)
             return audit_module.audit(**options)
         finally:

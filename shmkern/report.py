@@ -8,7 +8,7 @@ import linecache
 import time
 from pathlib import Path
 
-from shmkern import layout, vmstat
+from shmkern import direct_map, layout, vmstat
 from shmkern.audit import page_flags_text
 
 C = layout.constants
@@ -111,6 +111,12 @@ def waiters():
             line += "".join(f", held by {holder}" for holder in holders(channel))
         lines.append(line)
     return lines
+
+
+def in_kernel():
+    """A line for each task that is in the kernel, with the state of its process, as ps shows it."""
+    return [f"{name_of(task)} is in the kernel; the host says {direct_map.process_stat(int(task['os_pid']))[0] or 'gone'}"
+            for task in running() if task["in_kernel"]]
 
 
 def held():

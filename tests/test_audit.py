@@ -92,7 +92,7 @@ def test_clean_while_tasks_and_a_migrator_work(boot):
 def test_a_task_that_stays_in_the_kernel_is_waited_for_and_then_named(machine):
     puppet = Puppet(machine)
     puppet(lambda task: ksym.kernel_enter())
-    with pytest.raises(TimeoutError, match="do not leave the kernel"):
+    with pytest.raises(TimeoutError, match=rf"do not leave the kernel:\ntask {puppet.pid} \(.*\) is in the kernel"):
         machine.audit(timeout=0.2)
     puppet(lambda task: ksym.kernel_exit())
     machine.audit().raise_if_broken()
