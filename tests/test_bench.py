@@ -48,7 +48,7 @@ def test_kernel_bench_without_root_says_so_and_measures_the_rest(run, kernel, mo
     assert rows["migration of 300 pages"]["host"] == "–" and rows["migration of 300 pages"]["ours"] > 1000
     fault = rows["anonymous fault, a first store"]
     assert fault["ratio"] == pytest.approx(fault["host"] / fault["ours"]) and fault["host"] > 50
-    assert 0 < rows["flushing it, of that"]["ours"] < 100
+    assert 0 < rows["flushing it, of that"]["ours"] < rows["copying it, of that"]["ours"]
     assert "could not be measured here" in (tmp_path / "k.html").read_text()
 
 
