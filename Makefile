@@ -45,6 +45,7 @@ bench: build
 	@$(VENV)/bin/python bench/migrate.py $(ARGS)
 	@$(VENV)/bin/python bench/fault.py $(ARGS)
 	@$(VENV)/bin/python bench/trace.py $(ARGS)
+	@$(VENV)/bin/python bench/top.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info shmkern/*.so .pytest_cache .hypothesis

@@ -43,12 +43,12 @@ def add_options(parser):
     parser.add_argument("--text", action="store_true", help="as ftrace prints it, instead of Perfetto's protobuf")
     parser.add_argument("-e", dest="events", action="append", metavar="EVENT",
                         help="only events of this name or pattern, as migrate:* or tlb_flush; may be repeated")
-    parser.add_argument("--seconds", type=command.positive_number, metavar="S", help="trace no longer than that")
+    parser.add_argument("--seconds", type=command.duration, metavar="S", help="trace no longer than that")
     parser.add_argument("--limit", type=command.positive, default=LIMIT, metavar="N",
                         help=f"trace no more than N events (default {LIMIT:,})")
     parser.add_argument("--buffer", type=command.positive, metavar="N",
                         help="events that each task may be ahead of the tracer, a power of two "
-                             f"(default {tracing.RING_EVENTS:,})")
+                             f"(default: what fits into {tracing.RINGS_BYTES >> 20} MiB, for all tasks together)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND",
                         help="a command of shmkern's, or a program, that makes a machine; or the NAME of a "
                              "machine that runs, as `shmkern ls` shows it")

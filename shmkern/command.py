@@ -17,7 +17,7 @@ def positive(text):
     return int(text)
 
 
-def positive_number(text):
+def duration(text):
     """An argparse type: times in seconds."""
     try:
         value = float(text)

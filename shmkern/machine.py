@@ -17,6 +17,7 @@ from shmkern import audit as audit_module
 from shmkern.cgroup import Cgroup
 from shmkern import boot, direct_map, freezer, layout, lifeline, report, vmstat, worker
 from shmkern.errors import KernelBug, TaskDied
+from shmkern.tracing import end_tracing, tracer_gone
 
 C = layout.constants
 MIN_FRAMES = 64
@@ -278,6 +279,8 @@ class Machine:
         now = time.monotonic()
         if at_once or now - self._checked >= worker.POLL_SECONDS:
             self._checked = now
+            if tracer_gone():
+                end_tracing()
             tasks = report.living()
             running = set(tasks["pid"][tasks["state"] == C["TASK_RUNNING"]].tolist())
             for task in tasks:

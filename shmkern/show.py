@@ -16,6 +16,7 @@ from rich.text import Text
 import shmkern
 from shmkern import command, layout, report, tracing, worker
 from shmkern.errors import UsageError
+from shmkern.peek import mm_at, page_at, pte_of, pte_pfn
 
 C = layout.constants
 PAGE = C["PAGE_SIZE"]
@@ -23,12 +24,11 @@ EXAMPLE = "shmkern show migrate"
 LIMIT = 20.0
 SUBJECTS = ("migrate",)
 BREAKS = ["migrate_stage", "set_migration_pte", "remove_migration_pte"]
-E = {event.name: number for number, event in tracing.EVENTS.items()}
-PTE_PFN_MASK = 0x000ffffffffff000
 FLAGS = {bit: name for bit, name in tracing.PAGE_FLAGS.items() if name not in ("waiters", "uptodate")}
 # Of the picture.
 LETTERS = {"locked": "L", "lru": "l", "active": "a", "dirty": "d", "swapbacked": ""}
 PARENT, CHILD = "parent", "child"
+CONTENTS = b"contents"
 
 # What is done when the mover stops, by the event it stops at: a tracepoint of a stage stands
 # before what it names.  (step, what it means)
@@ -98,7 +98,7 @@ def wait_until(machine, condition, what):
 def _serve_with_child(task, mine, childs):
     """A task's program: serves, and so does a child that it forks, with a page that both map."""
     va = task.mmap(PAGE)
-    task.store(va, b"contents")
+    task.store(va, CONTENTS)
     child = task.fork(worker.serve, childs)
     mine.send((va, child.pid, child.cpu))
     worker.serve(task, mine)
@@ -115,7 +115,7 @@ def start_sharers(machine):
     child = Led(machine, childs_here, pid, cpu)
     for sharer in (parent, child):
         # In its TLB, and so in need of being shot down.
-        sharer("load", va, 8)
+        sharer("load", va, len(CONTENTS))
     return va, parent, child
 
 
@@ -129,22 +129,6 @@ def start_mover(machine):
 
 
 # ---- looking ------------------------------------------------------------------------
-
-def page_at(pfn):
-    """struct Page of a frame, live."""
-    return layout.struct("Page", layout.kernel().mem_map + pfn * layout.sizeof("Page"))
-
-
-def pte_of(mm, va):
-    """The PTE at an address of an address space; 0 when there is no table for it."""
-    table = layout.struct("MmStruct", mm).pgd
-    for shift in (39, 30, 21):
-        entry = int(layout.view("u64", table + (va >> shift & 511) * 8)[()])
-        if not entry & C["_PAGE_PRESENT"]:
-            return 0
-        table = layout.kernel().frames_base + (entry & PTE_PFN_MASK)
-    return int(layout.view("u64", table + (va >> 12 & 511) * 8)[()])
-
 
 class Step(NamedTuple):
     """What was seen after a step: its name, what it means, and the state: a dict of cells by
@@ -162,9 +146,12 @@ class Stage:
         self.machine = machine
         self.va, self.parent, self.child = start_sharers(machine)
         self.mover = start_mover(machine)
-        self.frames = {"A": (pte_of(self.parent.slot.mm, self.va) & PTE_PFN_MASK) >> 12}
+        self.frames = {"A": pte_pfn(self._pte(self.parent))}
         self.said = {PARENT: "", CHILD: ""}
         self.sharers = {PARENT: self.parent, CHILD: self.child}
+
+    def _pte(self, sharer):
+        return pte_of(mm_at(sharer.slot.mm), self.va)
 
     def frame_name(self, pfn):
         return next((name for name, frame in self.frames.items() if frame == pfn), f"frame {pfn}")
@@ -181,13 +168,12 @@ class Stage:
 
     def pte(self, sharer):
         """A sharer's PTE in words."""
-        pte = pte_of(sharer.slot.mm, self.va)
+        pte = self._pte(sharer)
         if pte == 0:
             return ("none",)
         if pte & C["_PAGE_PRESENT"]:
-            access = "writable" if pte & C["_PAGE_RW"] else "read-only"
-            return (f"{self.frame_name((pte & PTE_PFN_MASK) >> 12)}, {access}",)
-        return (f"migration entry of {self.frame_name(pte >> C['SWP_OFFSET_SHIFT'])}",)
+            return (f"{self.frame_name(pte_pfn(pte))}, {'writable' if pte & C['_PAGE_RW'] else 'read-only'}",)
+        return (f"migration entry of {self.frame_name(pte_pfn(pte))}",)
 
     def task(self, name):
         """What a sharer does."""
@@ -216,58 +202,68 @@ class Stage:
     def touch(self, name):
         """A sharer loads from the page; returns when it has, or waits."""
         sharer = self.sharers[name]
-        sharer.begin("load", self.va, 8)
+        sharer.begin("load", self.va, len(CONTENTS))
         wait_until(self.machine, lambda: sharer.is_done() or sharer.slot.wait_kind == C["WAIT_PAGE_LOCK"],
                    f"the load of {name}")
         self.note(name)
+
+    def wait_for(self, name):
+        """Waits until a sharer that has touched the page has read it."""
+        if not self.said[name]:
+            wait_until(self.machine, self.sharers[name].is_done, f"the load of {name}")
+            self.note(name)
+
+    def stops(self):
+        """Has the mover move the page: yields (event or stage, arguments) where it stops."""
+        mover = self.mover
+        with tracing.Tracing(BREAKS) as trace:
+            tracing.set_breaks(mover.cpu, BREAKS)
+            mover.begin("move_pages", self.parent.pid, [self.va], [1], C["MPOL_MF_MOVE_ALL"])
+            while True:
+                wait_until(self.machine, lambda: mover.is_done() or tracing.is_stopped(mover.cpu), "the next step")
+                if not tracing.is_stopped(mover.cpu):
+                    mover.reply()
+                    return
+                event = trace.read()[-1]
+                what, args = tracing.EVENTS[int(event["event"])].name, event["args"]
+                if what == "migrate_stage":
+                    what = tracing.STAGES[int(args[0])]
+                if what == "lock":
+                    self.frames["B"] = int(args[2])
+                yield what, args
+                tracing.go_on(mover.cpu)
 
     def note(self, name):
         """Takes the result of a load, if it has come."""
         sharer = self.sharers[name]
         if sharer.is_done():
-            assert sharer.reply() == b"contents"
+            if sharer.reply() != CONTENTS:
+                raise RuntimeError(f"{name} has read something else than what was stored")
             self.said[name] = f"has read {self.pte(sharer)[0].split(',')[0]}"
 
 
 def migrate(machine, busy=False):
-    """Moves a page and stops after each step: yields Steps.  A task that touches the page waits.
-    With `busy` it comes before the page is copied, so that the first pass fails."""
+    """Moves a page and stops after each step: yields Steps.  The parent touches the page once it
+    is copied, and waits; the child when its PTE is back, and does not.  With `busy` the parent
+    comes before the page is copied, so that the first pass fails."""
     stage = Stage(machine)
     yield Step("before", "two tasks map the page, copy-on-write", 0, stage.look())
-    mover, pass_, restored, touched = stage.mover, 0, 0, False
-    with tracing.Tracing(BREAKS) as trace:
-        tracing.set_breaks(mover.cpu, BREAKS)
-        mover.begin("move_pages", stage.parent.pid, [stage.va], [1], C["MPOL_MF_MOVE_ALL"])
-        while True:
-            wait_until(machine, lambda: mover.is_done() or tracing.is_stopped(mover.cpu), "the mover's next step")
-            if not tracing.is_stopped(mover.cpu):
-                break
-            event = trace.read()[-1]
-            number, args = int(event["event"]), event["args"]
-            what = tracing.EVENTS[number].name
-            if number == E["migrate_stage"]:
-                what = tracing.STAGES[int(args[0])]
-                if what == "new_page":
-                    pass_, restored = pass_ + 1, 0
-                    if pass_ > 1:
-                        what = "again"
-                elif what == "lock":
-                    stage.frames["B"] = int(args[2])
-            restored += number == E["remove_migration_pte"]
-            name, meaning = meaning_of(what, args)
-            # Who comes once the page is copied waits; who comes when its PTE is back does not.
-            if not touched and what == ("move" if busy else "remap"):
-                touched = True
-                stage.touch(PARENT)
-            if restored == 2 and not stage.said[CHILD] and what == "remove_migration_pte" and not busy:
-                stage.touch(CHILD)
-            if what == "putback" and touched and not stage.said[PARENT]:
-                wait_until(machine, stage.parent.is_done, "the load")
-                stage.note(PARENT)
-            yield Step(name, meaning, pass_, stage.look())
-            tracing.go_on(mover.cpu)
-        assert mover.reply() == [1]
-    mover("migrate_prep")
+    pass_, restored, touched = 0, 0, False
+    for what, args in stage.stops():
+        if what == "new_page":
+            pass_, restored = pass_ + 1, 0
+            what = "new_page" if pass_ == 1 else "again"
+        elif what == "remove_migration_pte":
+            restored += 1
+        if not touched and what == ("move" if busy else "remap"):
+            touched = True
+            stage.touch(PARENT)
+        elif touched and what == "putback":
+            stage.wait_for(PARENT)
+        elif restored == 2 and what == "remove_migration_pte" and not busy:
+            stage.touch(CHILD)
+        yield Step(*meaning_of(what, args), pass_, stage.look())
+    stage.mover("migrate_prep")
     yield Step("lru_add_drain", "the new page is on the LRU, and only its mappings keep it", pass_, stage.look())
 
 
@@ -275,7 +271,7 @@ def meaning_of(what, args):
     """(step, what it means) of the tracepoint that the mover stands at."""
     if what in AT_PTE:
         return AT_PTE[what]
-    rc = tracing._signed(args[3])
+    rc = tracing.signed(args[3])
     if what == "remap" and rc:
         return "page_count", "somebody else has a reference: the entries become PTEs of the old page again"
     if what == "done" and rc:

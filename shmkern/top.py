@@ -19,13 +19,12 @@ import numpy as np
 from shmkern import command, direct_map, layout, report, vmstat
 from shmkern.audit import page_flags_text, pte_text
 from shmkern.errors import BootError, UsageError
+from shmkern.peek import in_block, mm_at, page_at, pte_of, pte_pfn, vmas
 
 C = layout.constants
 EXAMPLE = "shmkern top"
 INTERVAL = 2.0
 LOOKS_PER_SECOND = 10
-VMAS_MAX = 1000
-PTE_PFN_MASK = 0x000ffffffffff000
 # A task's rates: column, counter.
 TASK_RATES = {"faults": "PGFAULT", "flushes": "TLB_SHOOTDOWN", "migrated": "PGMIGRATE_SUCCESS",
               "accesses": "ACCESSES"}
@@ -37,12 +36,6 @@ NODE_COLUMNS = {"node": "node", "frames": "spanned", "free": "nr_free_pages", "m
                 "high": "high", "active_anon": "nr_active_anon", "inactive_anon": "nr_inactive_anon",
                 "active_file": "nr_active_file", "inactive_file": "nr_inactive_file",
                 "unevictable": "nr_unevictable", "page_tables": "nr_pagetable"}
-
-
-def in_block(address, size=8):
-    """Whether that is memory of the block: a pointer that was read while it changed, or from
-    freed memory, may be anything."""
-    return direct_map.BASE <= address and address + size <= direct_map.BASE + layout.header().size
 
 
 # ---- one look after another ---------------------------------------------------------
@@ -91,13 +84,10 @@ def machine_line():
 
 def task_row(task, before, seconds):
     """One task: who it is, what it waits for, its pages and its rates."""
-    pid, mm = int(task["pid"]), int(task["mm"])
+    pid, mm = int(task["pid"]), mm_at(int(task["mm"]))
     old = before.get(pid, task["vm_events"])
     row = {"pid": pid, "name": task["comm"].decode(errors="replace"), "cpu": int(task["cpu"]),
-           "os_pid": int(task["os_pid"]), "pages": 0}
-    if in_block(mm, layout.sizeof("MmStruct")):
-        mm = layout.struct("MmStruct", mm)
-        row["pages"] = mm.anon_rss + mm.file_rss
+           "os_pid": int(task["os_pid"]), "pages": mm.anon_rss + mm.file_rss if mm else 0}
     for column, item in TASK_RATES.items():
         row[column] = max(0, round((int(task["vm_events"][C[item]]) - int(old[C[item]])) / seconds))
     row["waits_for"], row["waits_ms"], row["held_by"] = wait_of(task)
@@ -134,29 +124,6 @@ def hottest(waits, looks):
 
 # ---- one task, one page --------------------------------------------------------------
 
-def vmas(mm):
-    """The areas of an address space: [(start, end, flags, pgoff)], as far as they can be followed."""
-    found, address = [], layout.struct("MmStruct", mm).mmap
-    while in_block(address, layout.sizeof("VmAreaStruct")) and len(found) < VMAS_MAX:
-        vma = layout.struct("VmAreaStruct", address)
-        found.append((vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff))
-        address = vma.vm_next
-    return found
-
-
-def pte_of(mm, va):
-    """The PTE at an address; 0 when there is no table for it."""
-    table = layout.struct("MmStruct", mm).pgd
-    for shift in (39, 30, 21):
-        slot = table + (va >> shift & 511) * 8
-        entry = int(layout.view("u64", slot)[()]) if in_block(slot) else 0
-        if not entry & C["_PAGE_PRESENT"]:
-            return 0
-        table = layout.kernel().frames_base + (entry & PTE_PFN_MASK)
-    slot = table + (va >> 12 & 511) * 8
-    return int(layout.view("u64", slot)[()]) if in_block(slot) else 0
-
-
 def task_lines(pid):
     """All about one task, as lines.  None when there is none."""
     found = [task for task in report.running() if task["pid"] == pid]
@@ -169,11 +136,10 @@ def task_lines(pid):
     held = [f"{report.HOW.get(entry & 3, '?')} {report.describe(entry & ~3)}"
             for entry in task["held_locks"][:min(int(task["nr_held"]), C["HELD_LOCKS_MAX"])].tolist()]
     lines.append(f"holds {', '.join(held) or 'no sleeping lock'}, {task['preempt_count']} spinlocks")
-    mm = int(task["mm"])
-    if in_block(mm, layout.sizeof("MmStruct")):
-        space = layout.struct("MmStruct", mm)
-        lines.append(f"mm {space.id}: {space.map_count} areas, {space.total_vm:,} pages, {space.anon_rss:,} anonymous, "
-                     f"{space.file_rss:,} of files, {space.mm_users} users")
+    mm = mm_at(int(task["mm"]))
+    if mm:
+        lines.append(f"mm {mm.id}: {mm.map_count} areas, {mm.total_vm:,} pages, {mm.anon_rss:,} anonymous, "
+                     f"{mm.file_rss:,} of files, {mm.mm_users} users")
         for start, end, flags, _pgoff in vmas(mm):
             access = "".join(letter if flags >> bit & 1 else "-" for bit, letter in enumerate("rwx"))
             lines.append(f"  {start:#014x}-{end:#014x} {access} {(end - start) // C['PAGE_SIZE']:,} pages")
@@ -187,23 +153,20 @@ def page_lines(pfn):
     kernel = layout.kernel()
     if not 0 <= pfn < kernel.max_pfn:
         return None
-    page = layout.view("Page", kernel.mem_map, kernel.max_pfn)[pfn]
-    lines = [f"page {pfn} on node {pfn // kernel.frames_per_node}", f"flags {page_flags_text(int(page['flags']))}",
-             f"count {page['_count']}, mapcount {int(page['_mapcount']) + 1}, index {int(page['index']):#x}, "
-             f"mapping {int(page['mapping']):#x}"]
-    lines += [f"lock held by {holder}" for holder in report.holders(kernel.mem_map + pfn * layout.sizeof("Page"))]
+    page = page_at(pfn)
+    lines = [f"page {pfn} on node {pfn // kernel.frames_per_node}", f"flags {page_flags_text(page.flags)}",
+             f"count {page._count}, mapcount {page._mapcount + 1}, index {page.index:#x}, mapping {page.mapping:#x}"]
+    lines += [f"lock held by {holder}" for holder in report.holders(page.address)]
     seen = set()
     for task in report.running():
-        mm = int(task["mm"])
-        if mm in seen or not in_block(mm, layout.sizeof("MmStruct")):
+        mm = mm_at(int(task["mm"]))
+        if not mm or mm.address in seen:
             continue
-        seen.add(mm)
+        seen.add(mm.address)
         for start, end, _flags, pgoff in vmas(mm):
-            va = start + ((int(page["index"]) - pgoff) << 12)
+            va = start + ((page.index - pgoff) << 12)
             pte = pte_of(mm, va) if start <= va < end else 0
-            mapped = pte & C["_PAGE_PRESENT"] and (pte & PTE_PFN_MASK) >> 12 == pfn
-            moving = pte and not pte & C["_PAGE_PRESENT"] and pte >> C["SWP_OFFSET_SHIFT"] == pfn
-            if mapped or moving:
+            if pte_pfn(pte) == pfn:
                 lines.append(f"{report.name_of(task)} at {va:#x}: {pte_text(pte)}")
     return lines
 
@@ -255,7 +218,7 @@ def add_options(parser):
     parser.add_argument("name", nargs="?", metavar="NAME",
                         help="as `shmkern ls` shows it (default: the machine that runs, if there is one)")
     parser.add_argument("--once", action="store_true", help="print what happens in one interval, and end")
-    parser.add_argument("--interval", type=command.positive_number, default=INTERVAL, metavar="S",
+    parser.add_argument("--interval", type=command.duration, default=INTERVAL, metavar="S",
                         help=f"seconds between two looks (default {INTERVAL:g})")
     parser.add_argument("--json", metavar="FILE",
                         help="write what happens in one interval to FILE, as JSON, and end; - is the standard output")

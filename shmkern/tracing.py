@@ -23,8 +23,9 @@ from shmkern.trace import go_on, read_ring      # noqa: F401 (go_on: for who set
 from shmkern.worker import slot
 
 C = layout.constants
-RING_EVENTS = 16384
 RING_EVENTS_MIN = 1024
+# What all rings together take unless somebody asks for more.
+RINGS_BYTES = 128 << 20
 ARGS = 6
 WAIT_NAMES = {C[name]: name.removeprefix("WAIT_").lower() for name in C if name.startswith("WAIT_")
               and name not in ("WAIT_TABLE_BITS", "WAIT_TABLE_SIZE", "WAIT_SLICE_NS", "WAIT_NONE")}
@@ -42,7 +43,7 @@ class TracingError(BootError):
     """A machine cannot be traced, or not like that; the text is one sentence."""
 
 
-def _signed(word):
+def signed(word):
     """A word of the kernel's as the int that was put there."""
     return int(word) - (1 << 64) if int(word) >> 63 else int(word)
 
@@ -58,16 +59,16 @@ def _task_text(args):
 
 def _page_ref_text(args):
     flags = "|".join(name for bit, name in PAGE_FLAGS.items() if int(args[1]) >> bit & 1)
-    return f"pfn={args[0]:#x} flags={flags} count={_signed(args[2])} mapcount={_signed(args[3])} val={_signed(args[4])}"
+    return f"pfn={args[0]:#x} flags={flags} count={signed(args[2])} mapcount={signed(args[3])} val={signed(args[4])}"
 
 
 def _stage_text(args):
-    stage, pfn, new, rc = STAGES[int(args[0])], args[1], _signed(args[2]), _signed(args[3])
+    stage, pfn, new, rc = STAGES[int(args[0])], args[1], signed(args[2]), signed(args[3])
     return f"pfn={pfn:#x} stage={stage}" + (f" new_pfn={new:#x}" if new >= 0 else "") + (f" rc={rc}" if rc else "")
 
 
 def _lru_text(args):
-    mapped = "M" if _signed(args[3]) >= 0 else " "
+    mapped = "M" if signed(args[3]) >= 0 else " "
     swapbacked = "b" if int(args[2]) >> C["PG_swapbacked"] & 1 else " "
     anon = "a" if swapbacked == "b" else "f"
     return f"pfn={args[0]:#x} lru={args[1]} flags={mapped}{anon} {swapbacked}  "
@@ -82,9 +83,9 @@ class Event(NamedTuple):
 
 EVENTS = {C[f"TRACE_{event.name.upper()}"]: event for event in (
     Event("exceptions", "page_fault_user", lambda a: f"address={a[0]:#x} error_code={a[1]:#x}"),
-    Event("exceptions", "page_fault_user_exit", lambda a: f"address={a[0]:#x} ret={_signed(a[1])}"),
+    Event("exceptions", "page_fault_user_exit", lambda a: f"address={a[0]:#x} ret={signed(a[1])}"),
     Event("lock", "contention_begin", lambda a: f"{a[0]:#x} (flags={CONTENTION_FLAGS[int(a[1])]})"),
-    Event("lock", "contention_end", lambda a: f"{a[0]:#x} (ret={_signed(a[1])})"),
+    Event("lock", "contention_end", lambda a: f"{a[0]:#x} (ret={signed(a[1])})"),
     Event("sched", "wait_begin", lambda a: f"channel={a[0]:#x} for={WAIT_NAMES.get(int(a[1]), a[1])}"),
     Event("sched", "wait_end", lambda a: f"channel={a[0]:#x} for={WAIT_NAMES.get(int(a[1]), a[1])}"),
     Event("sched", "sched_waking", lambda a: f"channel={a[0]:#x}"),
@@ -92,14 +93,14 @@ EVENTS = {C[f"TRACE_{event.name.upper()}"]: event for event in (
     Event("sched", "sched_process_exit", _task_text),
     Event("migrate", "mm_migrate_pages_start", lambda a: "mode=MIGRATE_SYNC"),
     Event("migrate", "mm_migrate_pages",
-          lambda a: f"nr_succeeded={a[0]} nr_failed={max(0, _signed(a[1]))} ret={_signed(a[1])} mode=MIGRATE_SYNC"),
+          lambda a: f"nr_succeeded={a[0]} nr_failed={max(0, signed(a[1]))} ret={signed(a[1])} mode=MIGRATE_SYNC"),
     Event("migrate", "migrate_stage", _stage_text),
     Event("migrate", "set_migration_pte", lambda a: f"addr={a[0]:x}, pte={a[1]:x} order=0"),
     Event("migrate", "remove_migration_pte", lambda a: f"addr={a[0]:x}, pte={a[1]:x} order=0"),
     Event("tlb", "tlb_flush", lambda a: f"pages:{a[1]} reason:remote ipi send ({a[0]})"),
     Event("page_ref", "page_ref_freeze", lambda a: f"{_page_ref_text(a)} ret={a[5]}"),
     Event("page_ref", "page_ref_unfreeze", _page_ref_text),
-    Event("kmem", "mm_page_alloc", lambda a: f"pfn={_signed(a[0]):#x} order={a[1]} gfp_flags={a[2]:#x}"),
+    Event("kmem", "mm_page_alloc", lambda a: f"pfn={signed(a[0]):#x} order={a[1]} gfp_flags={a[2]:#x}"),
     Event("kmem", "mm_page_free", lambda a: f"pfn={a[0]:#x} order={a[1]}"),
     Event("pagemap", "mm_lru_insertion", _lru_text),
 )}
@@ -157,9 +158,37 @@ class Reader:
         return events
 
 
+def _rings(size):
+    """Offset and length in the block of rings with `size` events each."""
+    kernel = layout.kernel()
+    return kernel.trace_rings - direct_map.BASE, kernel.max_tasks * size * layout.sizeof("TraceEvent")
+
+
+def default_ring_events():
+    """Events a ring, so that all rings take RINGS_BYTES or less, if that can be."""
+    most = RINGS_BYTES // (layout.kernel().max_tasks * layout.sizeof("TraceEvent"))
+    return min(max(1 << most.bit_length() - 1, RING_EVENTS_MIN), C["TRACE_RING_EVENTS_MAX"])
+
+
+def tracer_gone():
+    """Whether somebody began to trace and was killed."""
+    kernel = layout.kernel()
+    return kernel.trace_owner != 0 and direct_map.process_gone(kernel.trace_owner, kernel.trace_owner_start)
+
+
+def end_tracing():
+    """Ends tracing and gives the rings' memory back."""
+    kernel = layout.kernel()
+    kernel.trace_events = 0
+    # Who is still writing an event gets a new page for it.
+    direct_map.give_back(direct_map.mapped, *_rings(kernel.trace_ring_events))
+    kernel.trace_owner = 0
+
+
 class Tracing:
     """Tracing, from `with` to its end.  `events` are patterns (see event_mask; all by default),
-    `ring_events` how many events of each CPU are kept until they are read.
+    `ring_events` how many events of each CPU are kept until they are read (by default as many as
+    fit into RINGS_BYTES).
 
     The rings get memory the first time a machine is traced and keep that size; the memory is
     given back when tracing ends.  Raises TracingError, and BootError when the host has none.
@@ -167,21 +196,21 @@ class Tracing:
 
     def __init__(self, events=("*",), ring_events=None):
         self._mask = event_mask(events)
-        self._kernel = layout.kernel()
+        self._kernel, self._block = layout.kernel(), direct_map.mapped
         self._wanted = ring_events
 
     def __enter__(self):
-        kernel, owner = self._kernel, self._kernel.trace_owner
-        if owner and not direct_map.process_gone(owner, kernel.trace_owner_start):
-            raise TracingError(f"the machine is being traced by process {owner}")
+        kernel = self._kernel
+        if kernel.trace_owner and not tracer_gone():
+            raise TracingError(f"the machine is being traced by process {kernel.trace_owner}")
         size = kernel.trace_ring_events
         if size and self._wanted not in (None, size):
             raise TracingError(f"the machine was traced before and its rings have {size} events each")
-        size = size or self._wanted or RING_EVENTS
+        size = size or self._wanted or default_ring_events()
         if not RING_EVENTS_MIN <= size <= C["TRACE_RING_EVENTS_MAX"] or size & (size - 1):
             raise TracingError(f"a ring of {size} events; it must be a power of two from {RING_EVENTS_MIN} to "
                                f"{C['TRACE_RING_EVENTS_MAX']}")
-        direct_map.reserve(direct_map.mapped, *self._range(size))
+        direct_map.reserve(self._block, *_rings(size))
         kernel.trace_owner_start = direct_map.process_start(os.getpid())
         kernel.trace_owner = os.getpid()
         kernel.trace_ring_events = size
@@ -189,11 +218,6 @@ class Tracing:
         self._reader = Reader()
         kernel.trace_events = self._mask
         return self
-
-    def _range(self, size):
-        """Offset and length of the rings in the block."""
-        return self._kernel.trace_rings - direct_map.BASE, \
-            self._kernel.max_tasks * size * layout.sizeof("TraceEvent")
 
     def read(self):
         """What was written since the last call, as Reader.read(); `names` learns from it."""
@@ -212,10 +236,9 @@ class Tracing:
         self._kernel.trace_events = 0
 
     def __exit__(self, *_exception):
-        self.stop()
-        # Who still writes one event gets a new page for it.
-        direct_map.give_back(direct_map.mapped, *self._range(self._kernel.trace_ring_events))
-        self._kernel.trace_owner = 0
+        # A machine that was closed meanwhile has taken all of it along.
+        if direct_map.mapped is self._block:
+            end_tracing()
 
 
 # ---- stopping at tracepoints ------------------------------------------------------

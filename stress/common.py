@@ -17,6 +17,7 @@ import signal
 import sys
 
 import shmkern
+from shmkern.command import duration
 from shmkern_stress.board import enter      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say
 
@@ -70,17 +71,6 @@ def whole(low, high):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
         return value
     return parse
-
-
-def duration(text):
-    """An argparse type: seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e7:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
-    return value
 
 
 class Parser(argparse.ArgumentParser):

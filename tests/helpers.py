@@ -171,6 +171,13 @@ def until_waits(puppet, kind):
     return slot.wait_channel
 
 
+def until_asleep(puppet, kind):
+    """until_waits, and until its process sleeps: then it has said so, and has to be woken."""
+    channel = until_waits(puppet, kind)
+    until(lambda: direct_map.process_stat(puppet.os_pid)[0] == "S", f"the sleep of task {puppet.pid}")
+    return channel
+
+
 # ---- looks inside -------------------------------------------------------------
 
 def mm_of(puppet):

@@ -14,8 +14,8 @@ import pexpect
 import pyte
 import pytest
 
-from helpers import PAGE, Puppet, page_at, pfn_at, until_waits
-from shmkern import cli, direct_map, layout, top
+from helpers import PAGE, Puppet, mm_of, page_at, pfn_at, until_waits
+from shmkern import cli, direct_map, layout, peek, top
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -310,10 +310,10 @@ def test_a_machine_left_behind_is_not_watched(machine):
 
 def test_pointers_that_lead_nowhere_are_not_followed(machine, tasks):
     """A list that changes while it is read, or memory that was freed, may hold anything."""
-    mm = layout.struct("MmStruct", int(top.report.running()[1]["mm"]))
+    mm = mm_of(tasks[0])
     before = mm.mmap
     for wild in (0, 0xdeadbeef, direct_map.BASE + layout.header().size - 8, (1 << 64) - 4096):
         mm.mmap = wild
-        assert top.vmas(mm.address) == []
+        assert peek.vmas(mm) == []
         assert top.task_lines(tasks[0].pid) is not None
     mm.mmap = before

@@ -4,12 +4,13 @@ as lost, whatever the reader does."""
 import errno
 import os
 import re
+import signal
 
 import multiprocess
 import numpy as np
 import pytest
 
-from helpers import C, PAGE, Puppet, is_present, migration_entry, page_at, pte_of, until_waits
+from helpers import C, PAGE, Puppet, is_present, migration_entry, page_at, pte_of, until_asleep, until_waits
 from shmkern import calibrate, direct_map, layout, tracing, vmstat, worker
 from shmkern.kallsyms import ksym
 
@@ -84,7 +85,7 @@ def test_who_waits_for_a_page_is_traced_and_so_is_who_wakes_it(machine, owner):
     mover(lambda task: ksym.lock_page(page))
     with tracing.Tracing(["wait_*", "sched_waking"]) as trace:
         owner.begin(lambda task: ksym.lock_page(page))
-        until_waits(owner, "WAIT_PAGE_LOCK")
+        until_asleep(owner, "WAIT_PAGE_LOCK")
         mover(lambda task: ksym.unlock_page(page))
         owner.reply()
         events = trace.read()
@@ -115,6 +116,17 @@ def test_contention_of_a_lock_has_linuxs_names(machine):
     assert events["args"][:, 0].tolist() == [lock, lock, sem, sem]
     texts = [tracing.text(event, trace.names) for event in events]
     assert "(flags=SPIN)" in texts[0] and "(flags=WRITE)" in texts[2] and "(ret=0)" in texts[3]
+
+
+def test_the_end_of_a_wait_can_be_traced_without_its_beginning(machine, owner):
+    mover, page = Puppet(machine), page_at(owner, owner.va).address
+    mover(lambda task: ksym.lock_page(page))
+    with tracing.Tracing(["wait_end"]) as trace:
+        owner.begin(lambda task: ksym.wait_on_page_locked(page))
+        until_asleep(owner, "WAIT_PAGE_LOCK")
+        mover(lambda task: ksym.unlock_page(page))
+        owner.reply()
+        assert names(trace.read()) == ["wait_end"]
 
 
 def test_frozen_references_are_traced_with_what_the_page_was(machine, owner):
@@ -276,9 +288,29 @@ def test_a_machine_is_traced_by_one_until_that_one_is_gone(machine):
         pass
     other.kill()
     other.join()
+    assert layout.kernel().trace_events != 0
     with tracing.Tracing() as trace:
         Puppet(machine)
         assert len(trace.read())
+
+
+def test_a_killed_tracers_machine_stops_writing_events(machine):
+    def trace_and_die():
+        tracing.Tracing().__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    other = multiprocess.get_context("fork").Process(target=trace_and_die)
+    other.start()
+    other.join()
+    assert layout.kernel().trace_events != 0
+    machine.check(at_once=True)
+    assert layout.kernel().trace_events == 0 and layout.kernel().trace_owner == 0
+
+
+def test_a_machine_closed_while_it_is_traced_takes_the_rings_along(boot):
+    machine = boot()
+    with tracing.Tracing():
+        machine.close()
 
 
 # ---- stopping at a tracepoint -------------------------------------------------------
@@ -302,7 +334,8 @@ def test_a_task_stops_at_a_tracepoint_with_what_it_holds(machine, owner, until):
 
 def test_the_audit_knows_the_trace_rings(machine):
     kernel = layout.kernel()
-    with tracing.Tracing(ring_events=1024):
+    # What nobody does here, for a ring of that size would be written anywhere.
+    with tracing.Tracing(["page_ref_freeze"], ring_events=1024):
         machine.audit().raise_if_broken()
         kernel.trace_ring_events = 1 << 20
         assert "trace rings" in str(machine.audit())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
 
-from helpers import PAGE, Puppet, page_at, until, until_waits
+from helpers import PAGE, Puppet, page_at, until, until_asleep
 from shmkern import cli, cli_trace, direct_map, layout, perfetto_trace, tracing
 from shmkern.kallsyms import ksym
 
@@ -121,7 +121,7 @@ def test_an_arrow_leads_from_an_unlock_to_each_task_that_it_woke(machine, tmp_pa
             puppet.begin(lambda task: ksym.wait_on_page_locked(page))
         stranger.begin(lambda task: ksym.wait_on_page_locked(other))
         for puppet in (*waiters, stranger):
-            until_waits(puppet, "WAIT_PAGE_LOCK")
+            until_asleep(puppet, "WAIT_PAGE_LOCK")
         holder(lambda task: ksym.unlock_page(page))
         for puppet in waiters:
             puppet.reply()
