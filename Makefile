@@ -10,11 +10,12 @@
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
+FUZZ_CALLS ?= 1000000
 PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build ready test stress soak bench clean distclean FORCE
+.PHONY: help build ready test stress soak bench fuzz selftest clean distclean FORCE
 
 help:
 	@echo 'make build       set everything up in .venv; then .venv/bin/shmkern is the command'
@@ -22,6 +23,8 @@ help:
 	@echo 'make test        build, and run the tests'
 	@echo 'make soak        build, and run all scenarios in turn for an hour: shmkern soak'
 	@echo 'make bench       build, and run the benchmarks'
+	@echo 'make fuzz        build, and make a million random system calls'
+	@echo 'make selftest    build, and run what the selftest mm/migration of the kernel does, 20 s for each part'
 	@echo 'make clean       remove what was compiled'
 	@echo 'make distclean   remove that and .venv'
 	@echo
@@ -46,6 +49,12 @@ bench: build
 	@$(VENV)/bin/python bench/fault.py $(ARGS)
 	@$(VENV)/bin/python bench/trace.py $(ARGS)
 	@$(VENV)/bin/python bench/top.py $(ARGS)
+
+fuzz: build
+	@FUZZ_CALLS=$(FUZZ_CALLS) $(VENV)/bin/pytest tests/test_fuzz.py $(ARGS)
+
+selftest: build
+	@SELFTEST_SECONDS=20 $(VENV)/bin/pytest tests/test_ltp.py -k selftest $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info shmkern/*.so .pytest_cache .hypothesis

@@ -18,7 +18,7 @@ from shmkern.errors import BootError, KernelBug, SegmentationFault, TaskDied
 from shmkern.machine import Machine
 from shmkern.worker import Child, Task
 
-_PREFIXES = ("PROT_", "MAP_", "MREMAP_", "MPOL_")
+_PREFIXES = ("PROT_", "MAP_", "MREMAP_", "MPOL_", "MCL_")
 _CONSTANTS = {name: value for name, value in _layout.constants.items() if name.startswith(_PREFIXES)}
 globals().update(_CONSTANTS)
 

@@ -70,8 +70,8 @@ class Finding:
     """One thing that does not hold.
 
     `kind` is the promise broken: block, zone, task, mm, vma, rbtree, anon_vma, pagetable,
-    policy, cpuset, pte, migration_entry, rmap, mapcount, refcount, leak, owner, flags, free_page, buddy,
-    free_list, lru, pagevec, counter, tlb, lock, slab, rcu, poison, memcg.  `page` is a page frame
+    policy, cpuset, pte, device, mlock, migration_entry, rmap, mapcount, refcount, leak, owner, flags,
+    free_page, buddy, free_list, lru, pagevec, counter, tlb, lock, slab, rcu, poison, memcg.  `page` is a page frame
     number, `task` a pid, `mm` an address space's id, `address` a virtual address or that of
     a kernel object.
     """
@@ -720,7 +720,8 @@ def find_vmas(m):
 
 def check_vmas(m):
     """VMAs are whole pages of user addresses, in ascending order without overlap; they know
-    their address space, which counts them (map_count) and their pages (total_vm)."""
+    their address space, which counts them (map_count) and their pages (total_vm, and locked_vm
+    of those that are locked)."""
     start, end = m.vma["vm_start"], m.vma["vm_end"]
 
     def vma(i, **details):
@@ -741,7 +742,9 @@ def check_vmas(m):
     count = np.bincount(m.vma_mm, minlength=len(m.mm))
     pages = np.zeros(len(m.mm), np.uint64)
     np.add.at(pages, m.vma_mm, (end - start) >> PAGE_SHIFT)
-    for field, expected in (("map_count", count), ("total_vm", pages)):
+    locked = np.zeros(len(m.mm), np.uint64)
+    np.add.at(locked, m.vma_mm, np.where(m.vma["vm_flags"] & C["VM_LOCKED"], (end - start) >> PAGE_SHIFT, 0))
+    for field, expected in (("map_count", count), ("total_vm", pages), ("locked_vm", locked)):
         m.report.each(m.mm[field] != expected, "vma", lambda i, field=field, expected=expected: (
             f"{field} is not what the VMAs of {m.mm_text(i)} add up to",
             {**m.whose(i), "expected": expected[i], "found": m.mm[field][i]}))
@@ -1062,14 +1065,32 @@ def check_ptes(m):
         {**found(i), "page": int(m.pte[i]) >> C["SWP_OFFSET_SHIFT"]}))
     m.report.each(~m.pte_present & ~migration, "pte", lambda i: (
         "neither a frame nor a migration entry", found(i)))
-    m.report.each(m.pte_present & (m.pte_pfn >= m.max_pfn), "pte", lambda i: (
+    of_device = find_device_ptes(m)
+    m.report.each(m.pte_present & (m.pte_pfn >= m.max_pfn) & ~of_device, "pte", lambda i: (
         "a PTE maps a frame that does not exist", found(i)))
     zero = m.pte_pfn == m.kernel.zero_pfn
     special = (m.pte & SPECIAL) != 0
-    m.report.each(m.pte_present & (zero != special), "pte", lambda i: (
+    m.report.each(m.pte_present & (zero != special) & ~of_device, "pte", lambda i: (
         "SPECIAL is for the zero page, and the zero page for it", found(i)))
     m.report.each(m.pte_present & zero & ((m.pte & RW) != 0), "pte", lambda i: (
         "the zero page is mapped writable", found(i)))
+
+
+def find_device_ptes(m):
+    """Mask of the PTEs that map a device's frames: in VM_PFNMAP areas, which map nothing else, each
+    frame once, and those that nobody maps are free."""
+    pfnmap = np.append(m.vma["vm_flags"] & C["VM_PFNMAP"] != 0, False)[m.pte_vma]
+    banks = m.kernel.nr_nodes * C["DEVICE_FRAMES"]
+    frame = m.pte_pfn - m.max_pfn
+    good = m.pte_present & pfnmap & (frame >= 0) & (frame < banks) & ((m.pte & SPECIAL) != 0)
+    m.report.each(pfnmap & ~good, "device", lambda i: (
+        "an area of a device's maps something else", {**m.pte_details(i), "found": pte_text(int(m.pte[i]))}))
+    mapped = np.bincount(frame[good], minlength=banks)
+    free = m.kernel.device_free[:m.kernel.nr_nodes, None] >> np.arange(C["DEVICE_FRAMES"], dtype=np.uint64) & 1
+    m.report.each(mapped + free.ravel().astype(np.int64) != 1, "device", lambda i: (
+        "a device's frame is mapped more than once, or neither mapped nor free, or both",
+        {"expected": 1, "found": f"{mapped[i]} mappings, {'free' if free.ravel()[i] else 'in use'}"}))
+    return good
 
 
 def check_pte_protection(m):
@@ -1223,6 +1244,26 @@ def check_page_flags(m):
     m.report.each(mapped & ~lru & (m.nr_held == 0), "lru", found(
         "a mapped page is on no LRU list and in no pagevec"))
     m.report.each(lru & ~mapped & ~m.free, "lru", found("a page on an LRU list is not mapped"))
+
+
+def check_mlocked(m):
+    """A page is PG_mlocked exactly when a VM_LOCKED area maps it, and nothing else is on the
+    unevictable list."""
+    locked_vma = np.append(m.vma["vm_flags"] & C["VM_LOCKED"] != 0, False)
+    locked = np.zeros(m.max_pfn, bool)
+    locked[m.map_pfn[locked_vma[m.pte_vma[m.maps]]]] = True
+
+    def found(message, expected):
+        def one(pfn):
+            text, where = m.mapped_by(pfn)
+            return f"{message}: {text}", {**where, "expected": expected, "found": page_flags_text(int(m.flags[pfn]))}
+        return one
+
+    mlocked = m.has("PG_mlocked")
+    m.report.each(locked & ~mlocked, "mlock", found("a locked area maps a page that is not PG_mlocked", "PG_mlocked"))
+    m.report.each(mlocked & ~locked & ~m.free, "mlock", found("a PG_mlocked page that no locked area maps", "not PG_mlocked"))
+    m.report.each(m.has("PG_unevictable") & ~mlocked & ~m.free, "mlock", found(
+        "a page on the unevictable list could be evicted", "PG_mlocked"))
 
 
 def page_lock_text(m, pfn):
@@ -1397,6 +1438,7 @@ def check_zone_counters(m):
     expected["NR_ANON_PAGES"] = m.per_zone(mapped & anon)
     expected["NR_FILE_MAPPED"] = m.per_zone(mapped & ~anon)
     expected["NR_PAGETABLE"] = m.per_zone(m.table)
+    expected["NR_MLOCK"] = m.per_zone(m.has("PG_mlocked") & ~m.free)
     for item, sums in expected.items():
         m.report.each(found[:, C[item]] != sums, "counter", lambda nid, item=item, sums=sums: (
             f"zone {nid}: {item} is wrong", {"expected": sums[nid], "found": found[nid, C[item]]}))
@@ -1546,7 +1588,7 @@ def audit(strict_tlb=True, check_poison=False):
                  check_anon_vmas, find_policies, check_cpusets, audit_memcg.find_mem_cgroups,
                  find_page_tables, check_page_tables, find_pagevecs,
                  find_free_blocks, check_ptes, check_pte_protection, check_rmap, check_rss,
-                 check_counts, check_owners, check_page_flags,
+                 check_counts, check_owners, check_page_flags, check_mlocked,
                  check_buddies, check_free_pages, check_free_counts,
                  check_page_lists, check_zone_counters, audit_memcg.check_mem_cgroup_tree,
                  audit_memcg.check_page_cgroups, audit_memcg.check_mem_cgroup_counters,

@@ -33,7 +33,7 @@ def carve(nr_nodes, frames_per_node, max_tasks, memcg, layout):
     layout.slab_end = layout.slab + arena
     # A 2 MiB boundary lets the host back frames with huge pages if it likes to.
     layout.frames = align_up(layout.slab_end, cast(u64, 2) << 20)
-    layout.end = layout.frames + nr_frames * PAGE_SIZE
+    layout.end = layout.frames + (nr_frames + nr_nodes * DEVICE_FRAMES) * PAGE_SIZE
     layout.trace_end = layout.end + max_tasks * TRACE_RING_EVENTS_MAX * sizeof(TraceEvent)
 
 
@@ -82,6 +82,8 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     BUG_ON(zero == NULL)
     __SetPageReserved(zero)
     k.zero_pfn = page_to_pfn(zero)
+    for nid in range(nr_nodes):
+        k.device_free[nid] = (cast(u64, 1) << DEVICE_FRAMES) - 1
     # init is to be pid 1.
     k.next_pid = 0
     fold_vm_events(k.tasks)

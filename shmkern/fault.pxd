@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Page faults.  May use: mm, migrate and below.
+# Page faults.  May use: device and below.
 
 cimport cython
-from shmkern.mm cimport *
-from shmkern.migrate cimport migration_entry_wait
+from shmkern.device cimport *
 from shmkern.freezer cimport *
 
 cdef enum:

@@ -126,6 +126,11 @@ def wp_page_copy(mm, vma, address, ptep, ptl, pte):
         mem_cgroup_uncharge_page(new_page)
         put_page(new_page)
     elif old_page != NULL:
+        if vma.vm_flags & VM_LOCKED:
+            # This area has the copy locked now, and no claim to the page.
+            lock_page(old_page)
+            munlock_vma_page(old_page)
+            unlock_page(old_page)
         # The PTE's reference.
         put_page(old_page)
     return 0
@@ -165,6 +170,11 @@ def handle_pte_fault(mm, vma, address, pmd, ptep, write):
     -ENOMEM."""
     pte = READ_PTE(ptep)
     ptl = pte_lockptr(pmd)
+    if pte_none(pte) and vma.vm_flags & VM_PFNMAP:
+        # Its owner is just moving it, under the split lock.
+        spin_lock(ptl)
+        spin_unlock(ptl)
+        return 0
     if pte_none(pte):
         return do_anonymous_page(mm, vma, address, ptep, ptl, write)
     if not pte_present(pte):
@@ -192,7 +202,11 @@ def handle_mm_fault(mm, vma, address, write):
 
 def get_user_page(vma, address, write, rc):
     """The page at `address`, faulted in if it is not there (for writing, if it cannot be written),
-    with a reference taken; NULL with -ENOMEM in *rc.  Holds mmap_sem; sleeps (get_user_pages)."""
+    with a reference taken; NULL with -ENOMEM in *rc, or -EFAULT where there are no struct pages.
+    Holds mmap_sem; sleeps (get_user_pages)."""
+    if vma.vm_flags & VM_PFNMAP:
+        rc[0] = -EFAULT
+        return NULL
     while True:
         page = follow_page(vma, address, write)
         if page != NULL:

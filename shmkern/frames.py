@@ -341,6 +341,8 @@ def free_area_init_node(nid, memoryless, movable):
         free_area_online(zone)
     pgdat = k.nodes + nid
     pgdat.node_id = nid
+    pgdat.memoryless = memoryless
+    pgdat.movable = movable
     k.node_states[N_POSSIBLE] |= node_bit(nid)
     k.node_states[N_ONLINE] |= node_bit(nid)
     if not memoryless:

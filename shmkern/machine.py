@@ -23,7 +23,7 @@ C = layout.constants
 MIN_FRAMES = 64
 # Sixteen GiB a node; the TLB's frame numbers have 28 bits for all of them.
 MAX_FRAMES = 1 << 22
-MAX_PFN = 1 << 28
+MAX_PFN = (1 << 28) - C["MAX_NUMNODES"] * C["DEVICE_FRAMES"]
 
 
 def _whole(name, value, low, high):
@@ -176,14 +176,16 @@ class Machine:
 
     # ---- processes ----
 
-    def spawn(self, program, *args, uid=0, caps=None, mems_allowed=None, cpuset=0, cgroup=None):
+    def spawn(self, program, *args, uid=0, caps=None, mems_allowed=None, cpuset=0, cgroup=None,
+              rlimit_memlock=C["MLOCK_LIMIT"]):
         """Runs program(task, *args) in a new process, as a task with an empty address space.
         Returns its worker.Child.  Raises OSError(EAGAIN) when all slots are taken.
 
         uid: its user id.  caps: names of the capabilities it has (all by default for uid 0, and
         none for others), such as {"CAP_SYS_NICE"}.  cpuset: the group it is in, from
         create_cpuset; mems_allowed: nodes, for a group of that kind.  cgroup: the memory control
-        group that pays for it, a Cgroup; the root by default.  Its children inherit all this.
+        group that pays for it, a Cgroup; the root by default.  rlimit_memlock: bytes that it may lock
+        without CAP_IPC_LOCK.  Its children inherit all this.
         """
         self._mine()
         uid = _whole("uid", uid, 0, (1 << 32) - 2)
@@ -195,6 +197,7 @@ class Machine:
             raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
         slot = worker.slot(cpu)
         slot.cpuset = cpuset
+        slot.rlimit_memlock = _whole("rlimit_memlock", rlimit_memlock, 0, _ALL_CAPS)
         slot.uid = slot.euid = slot.suid = uid
         slot.cap_permitted = slot.cap_effective = caps
         try:
@@ -235,6 +238,16 @@ class Machine:
     def attach(self, cpuset, pid):
         """Puts a task in a group.  Raises OSError: ENOENT, ESRCH."""
         self.init.request("_cpuset_attach", cpuset, pid)
+
+    def offline(self, node, timeout=10.0):
+        """Takes a node's memory offline: everything on it moves to other nodes.  Raises OSError:
+        EINVAL (it has none), EBUSY (something will not move, as page tables on a node that is not
+        movable; or has not within `timeout` seconds), ENOMEM (the other nodes have no room)."""
+        self.init.request("offline_node", node, timeout)
+
+    def online(self, node):
+        """Brings the memory of an offline node back.  Raises OSError(EINVAL)."""
+        self.init.request("online_node", node)
 
     def _cpuset_of(self, mems):
         """The group below the first that was made for tasks with these nodes."""

@@ -73,7 +73,8 @@ def check_range(mm, start, end, queue):
     while vma != NULL and vma.vm_start < end:
         if vma.vm_start > reached and not queue.flags & MPOL_MF_DISCONTIG_OK:
             return -EFAULT
-        if queue.flags & (MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
+        if queue.flags & MPOL_MF_STRICT or \
+                (queue.flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) and vma_migratable(vma)):
             if check_area(vma, max(vma.vm_start, start), min(vma.vm_end, end), queue) != 0:
                 return -EIO
         reached = vma.vm_end
@@ -310,8 +311,8 @@ def do_migrate_pages(mm, from_nodes, to_nodes, flags):
     for reading."""
     migrate_prep()
     busy = 0
-    rc = 0
     down_read(addressof(mm.mmap_sem))
+    rc = migrate_vmas(mm, to_nodes, from_nodes, flags)
     left = from_nodes
     dest = 0
     while rc >= 0 and left:

@@ -35,7 +35,7 @@ def next_pmd(mm, address, end):
 
 def follow_page(vma, address, write):
     """The page mapped at `address`, with a reference taken (FOLL_GET); NULL when none is, or none
-    that can be written if that is asked for.  The zero page counts as one.  Takes the split lock.  Holds mmap_sem for reading."""
+    that can be written if that is asked for, or what is mapped has no struct page.  The zero page counts as one.  Takes the split lock.  Holds mmap_sem for reading."""
     pmd = walk_to_pmd(vma.vm_mm, address)
     if pmd == NULL:
         return NULL
@@ -43,7 +43,7 @@ def follow_page(vma, address, write):
     spin_lock(ptl)
     pte = READ_PTE(pte_offset(pmd, address))
     page = cast(pointer(Page), NULL)
-    if pte_present(pte) and (pte_write(pte) or not write):
+    if pte_present(pte) and (pte_write(pte) or not write) and pte_pfn(pte) < kernel().max_pfn:
         page = pte_page(pte)
         get_page(page)
     spin_unlock(ptl)

@@ -46,7 +46,7 @@ cdef void mpol_rebind_nodemask(Mempolicy* pol, u64 nodes) noexcept nogil
 cdef void mpol_rebind_preferred(Mempolicy* pol, u64 nodes) noexcept nogil
 cdef void mpol_rebind_policy(Mempolicy* pol, u64 nodes) noexcept nogil
 cdef int policy_node(u64 gfp, Mempolicy* pol) noexcept nogil
-cdef u64 policy_nodemask(Mempolicy* pol) noexcept nogil
+cdef u64 policy_nodemask(u64 gfp, Mempolicy* pol) noexcept nogil
 cdef int interleave_nodes(Mempolicy* pol) noexcept nogil
 cdef int offset_il_node(Mempolicy* pol, u64 offset) noexcept nogil
 cdef Page* alloc_page_vma(u64 gfp, VmAreaStruct* vma, u64 address) noexcept nogil

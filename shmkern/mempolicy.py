@@ -147,12 +147,17 @@ def policy_node(gfp, pol):
     return nid
 
 
-def policy_nodemask(pol):
-    """The nodes that a policy allows: MPOL_BIND's, if the task may use any of them."""
+def policy_nodemask(gfp, pol):
+    """The nodes that a policy allows: MPOL_BIND's.  It is set aside when the task may use none of
+    them, and for the kernel's own memory when all are movable nodes (apply_policy_zone)."""
     if pol == NULL or pol.mode != MPOL_BIND:
         return NODE_MASK_ALL
     nodes = READ_ONCE64(addressof(pol.nodes))
-    return nodes if nodes & current().mems_allowed else NODE_MASK_ALL
+    if nodes & current().mems_allowed == 0:
+        return NODE_MASK_ALL
+    if not gfp & __GFP_MOVABLE and nodes & kernel().node_states[N_NORMAL_MEMORY] == 0:
+        return NODE_MASK_ALL
+    return nodes
 
 
 def interleave_nodes(pol):
@@ -194,7 +199,7 @@ def alloc_page_vma(gfp, vma, address):
         else:
             nid = offset_il_node(pol, vma.vm_pgoff + ((address - vma.vm_start) >> PAGE_SHIFT))
         return alloc_pages_node(nid, gfp, 0)
-    return alloc_pages_nodemask(policy_node(gfp, pol), gfp, 0, policy_nodemask(pol))
+    return alloc_pages_nodemask(policy_node(gfp, pol), gfp, 0, policy_nodemask(gfp, pol))
 
 
 def alloc_pages_current(gfp, order):
@@ -204,4 +209,4 @@ def alloc_pages_current(gfp, order):
         return alloc_pages_node(numa_node_id(), gfp, order)
     if pol.mode == MPOL_INTERLEAVE:
         return alloc_pages_node(interleave_nodes(pol), gfp, order)
-    return alloc_pages_nodemask(policy_node(gfp, pol), gfp, order, policy_nodemask(pol))
+    return alloc_pages_nodemask(policy_node(gfp, pol), gfp, order, policy_nodemask(gfp, pol))

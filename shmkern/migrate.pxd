@@ -43,6 +43,8 @@ cdef int migrate_pages(ListHead* pagelist, new_page_t get_new_page, u64 private)
 cdef int migrate_list(ListHead* pagelist, new_page_t get_new_page, u64 private) noexcept nogil
 cdef Page* alloc_on_node(Page* page, u64 private, int** result) noexcept nogil
 @cython.locals(pagelist=ListHead)
-cdef int migrate_pfn_range(u64 pfn, u64 end, int node, u64* done) noexcept nogil
+cdef int migrate_pfn_range(u64 pfn, u64 end, new_page_t get_new_page, u64 private, u64* done) noexcept nogil
+@cython.locals(rc=cython.int)
+cdef int migrate_vmas(MmStruct* mm, u64 to_nodes, u64 from_nodes, u64 flags) noexcept nogil
 
 ctypedef int* pointer_to_int

@@ -165,6 +165,10 @@ def migrate_page_copy(newpage, page):
     # instruction: what the new page takes over, which nobody else can see yet, and what
     # the old page loses, whose waiters may be setting PG_waiters.
     newpage.flags |= READ_ONCE64(addressof(page.flags)) & page_flags_carried()
+    if PageMlocked(newpage):
+        # mlock_migrate_page: the bit stands still under the page lock.
+        dec_zone_page_state(page, NR_MLOCK)
+        inc_zone_page_state(newpage, NR_MLOCK)
     fetch_and64(addressof(page.flags), ~page_flags_stripped())
     page.private = 0
     WRITE_ONCE64(addressof(page.mapping), 0)
@@ -358,10 +362,10 @@ def alloc_on_node(page, private, result):
     return alloc_pages_node(cast(i32, private), GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0)
 
 
-def migrate_pfn_range(pfn, end, node, done):
-    """Moves up to NR_OFFLINE_AT_ONCE_PAGES movable pages of the frames from `pfn` to
-    `end`, all of one zone, to `node`; leaves in *done the frame to go on with.  No mmap_sem: the pages are
-    found by frame, as when memory is taken offline (do_migrate_range).
+def migrate_pfn_range(pfn, end, get_new_page, private, done):
+    """Moves up to NR_OFFLINE_AT_ONCE_PAGES movable pages of the frames from `pfn` to `end`, all of
+    one zone, to where `get_new_page` says; leaves in *done the frame to go on with.  No mmap_sem: the
+    pages are found by frame, as when memory is taken offline (do_migrate_range).
 
     Returns as migrate_pages.
     """
@@ -369,4 +373,19 @@ def migrate_pfn_range(pfn, end, node, done):
     done[0] = isolate_lru_pages(pfn, end, NR_OFFLINE_AT_ONCE_PAGES, addressof(pagelist))
     if list_empty(addressof(pagelist)):
         return 0
-    return migrate_pages(addressof(pagelist), alloc_on_node, node)
+    return migrate_pages(addressof(pagelist), get_new_page, private)
+
+
+# ---- what has no pages to move -------------------------------------------------
+
+def migrate_vmas(mm, to_nodes, from_nodes, flags):
+    """Has the owners of areas that know how to move their memory do it.  Returns 0, or the first
+    error.  Lines 1102-1118, but for their end: they leave the last area out, and follow a NULL in
+    an empty address space.  Holds mmap_sem for reading."""
+    rc = 0
+    vma = mm.mmap
+    while vma != NULL and rc == 0:
+        if vma.vm_ops != NULL and vma_ops(vma).migrate != NULL:
+            rc = vma_ops(vma).migrate(vma, to_nodes, from_nodes, flags)
+        vma = vma.vm_next
+    return rc

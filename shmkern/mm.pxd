@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Address spaces.  May use: memory and below.
+# Address spaces.  May use: mlock and below.
 
 cimport cython
-from shmkern.memory cimport *
+from shmkern.mlock cimport *
 
 cdef extern from *:
     """
@@ -24,6 +24,7 @@ cdef u64 get_unmapped_area(MmStruct* mm, u64 length) noexcept nogil
 cdef void unmap_region(MmStruct* mm, VmAreaStruct* first, VmAreaStruct* after, u64 floor) noexcept nogil
 cdef int carve_range(MmStruct* mm, u64 start, u64 end) noexcept nogil
 cdef void merge_boundary(MmStruct* mm, u64 address) noexcept nogil
+cdef void close_area(VmAreaStruct* vma) noexcept nogil
 cdef void remove_areas(MmStruct* mm, u64 start, u64 end) noexcept nogil
 cdef int munmap_locked(MmStruct* mm, u64 start, u64 length) noexcept nogil
 @cython.locals(vm_flags=u64)

@@ -11,7 +11,7 @@ step that can run out of memory; then whole areas are changed, and merged again 
 they have become equal to.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EACCES, EFAULT, EINVAL, ENODEV, ENOMEM, EPERM
+from cython.cimports.libc.errno import EACCES, EAGAIN, EFAULT, EINVAL, ENODEV, ENOMEM, EPERM
 
 
 # ---- life and death ----------------------------------------------------------
@@ -69,7 +69,11 @@ def dup_mmap(mm, oldmm):
     with what was copied left for its exit_mmap.  Holds the parent's mmap_sem for writing."""
     vma = oldmm.mmap
     while vma != NULL:
-        child = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff)
+        if vma.vm_flags & VM_DONTCOPY:
+            vma = vma.vm_next
+            continue
+        # What is locked is the parent's.
+        child = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags & ~cast(u64, VM_LOCKED), vma.vm_pgoff)
         if child == NULL:
             return -ENOMEM
         if vma.vm_policy != NULL:
@@ -166,6 +170,15 @@ def unmap_region(mm, first, after, floor):
         first = vma
 
 
+def close_area(vma):
+    """What an area must do before its pages are unmapped: unlock them, or give back what only its
+    owner knows of."""
+    if vma.vm_flags & VM_LOCKED:
+        munlock_vma_pages_range(vma, vma.vm_start, vma.vm_end)
+    if vma.vm_ops != NULL and vma_ops(vma).close != NULL:
+        vma_ops(vma).close(vma)
+
+
 def remove_areas(mm, start, end):
     """Unmaps all areas of [start, end); none crosses its bounds."""
     prev = cast(pointer(VmAreaStruct), NULL)
@@ -175,6 +188,7 @@ def remove_areas(mm, start, end):
     while vma != NULL and vma.vm_start < end:
         following = vma.vm_next
         detach_vma(mm, vma)
+        close_area(vma)
         vma.vm_next = NULL
         if last != NULL:
             last.vm_next = vma
@@ -243,7 +257,13 @@ def mmap_locked(mm, addr, length, prot, flags):
                 return -ENOMEM
     if mm.map_count >= MAX_MAP_COUNT:
         return -ENOMEM
-    vm_flags = (prot & VM_ACCESS_FLAGS) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    vm_flags = (prot & VM_ACCESS_FLAGS) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | mm.def_flags
+    if flags & MAP_LOCKED:
+        if not can_do_mlock():
+            return -EPERM
+        vm_flags |= VM_LOCKED
+    if vm_flags & VM_LOCKED and not may_lock(mm.locked_vm + (length >> PAGE_SHIFT)):
+        return -EAGAIN
     vma = vma_alloc(mm, addr, addr + length, vm_flags, addr >> PAGE_SHIFT)
     if vma == NULL:
         return -ENOMEM
@@ -261,7 +281,7 @@ def do_mmap(mm, addr, length, prot, flags):
     """mmap(2) of anonymous memory.
 
     Other bits of `prot` and `flags` are ignored, as Linux does.  Returns the address;
-    -EINVAL (empty, neither or both of MAP_SHARED and MAP_PRIVATE, unaligned with MAP_FIXED), -ENODEV (nothing to map: shared, or a file),
+    -EAGAIN (locked memory beyond RLIMIT_MEMLOCK), -EINVAL (empty, neither or both of MAP_SHARED and MAP_PRIVATE, unaligned with MAP_FIXED), -ENODEV (nothing to map: shared, or a file),
     -EPERM (below 64 KiB with MAP_FIXED), -ENOMEM (no room, no memory, too many areas).
     """
     down_write(addressof(mm.mmap_sem))
@@ -332,6 +352,7 @@ def move_vma(mm, old_addr, old_len, new_addr, new_len):
     new_vma.vm_file = vma.vm_file
     mpol_get(vma.vm_policy)
     new_vma.vm_policy = vma.vm_policy
+    new_vma.vm_ops = vma.vm_ops
     new_vma.anon_vma = vma.anon_vma
     anon_vma_link(new_vma)
     insert_vm_struct(mm, new_vma)
@@ -349,7 +370,8 @@ def move_vma(mm, old_addr, old_len, new_addr, new_len):
 
 
 def mremap_check(mm, addr, old_len, new_len, flags, new_addr):
-    """What mremap(2) says to its arguments: 0, -EINVAL or -EFAULT.  Lengths are aligned."""
+    """What mremap(2) says to its arguments: 0, -EINVAL, -EFAULT, or -EAGAIN when it would lock too
+    much.  Lengths are aligned."""
     if flags & ~cast(u64, MREMAP_MAYMOVE | MREMAP_FIXED) or addr & ~PAGE_MASK or \
             old_len == 0 or new_len == 0:
         return -EINVAL
@@ -364,6 +386,11 @@ def mremap_check(mm, addr, old_len, new_len, flags, new_addr):
     vma = find_vma(mm, addr)
     if vma == NULL or vma.vm_start > addr or min(old_len, new_len) > vma.vm_end - addr:
         return -EFAULT
+    if new_len > old_len and vma.vm_flags & VM_DONTEXPAND:
+        return -EFAULT
+    if new_len > old_len and vma.vm_flags & VM_LOCKED and \
+            not may_lock(mm.locked_vm + ((new_len - old_len) >> PAGE_SHIFT)):
+        return -EAGAIN
     return 0
 
 

@@ -74,7 +74,8 @@ cdef enum:
     NR_FILE_MAPPED = 7
     NR_FILE_PAGES = 8
     NR_PAGETABLE = 9
-    NR_VM_ZONE_STAT_ITEMS = 10
+    NR_MLOCK = 10              # PG_mlocked pages
+    NR_VM_ZONE_STAT_ITEMS = 11
     VM_STAT_STRIDE = 16        # counters of one zone in Task.vm_stat_diff
     VM_STAT_DIFFS = 1024       # MAX_NUMNODES * VM_STAT_STRIDE
 
@@ -171,16 +172,18 @@ cdef struct Zone:
     u64 present_pages          # 0 for a node without memory, or offline
     u64 watermark[3]           # NR_WMARK
     FreeArea free_area[11]     # MAX_ORDER
-    u64 vm_stat[10]            # NR_VM_ZONE_STAT_ITEMS; without the CPUs' vm_stat_diff
+    u64 vm_stat[11]            # NR_VM_ZONE_STAT_ITEMS; without the CPUs' vm_stat_diff
     Spinlock lru_lock
     u32 isolated               # going offline: what is freed stays free
     ListHead lru[5]            # NR_LRU_LISTS
-    u64 _pad1[4]
+    u64 _pad1[3]
 
 cdef struct PgData:
     i32 node_id
-    i32 _pad0
+    u32 memoryless             # never had memory
     Zone* node_zone
+    u32 movable                # only what moves may be here
+    u32 _pad0
     i32 zonelist[64]           # MAX_NUMNODES, nearest first, -1 past the end
 
 cdef struct KmemCache:
@@ -293,6 +296,7 @@ cdef struct VmAreaStruct:
     u64 vm_pgoff
     AddressSpace* vm_file
     Mempolicy* vm_policy       # NULL: its task's
+    void* vm_ops               # VmOperations*; NULL for anonymous memory
 
 cdef struct MmStruct:
     VmAreaStruct* mmap         # sorted list
@@ -305,6 +309,8 @@ cdef struct MmStruct:
     i32 id
     ListHead mmlist            # all address spaces, from Kernel.init_mmlist
     u64 total_vm               # pages
+    u64 locked_vm              # of them, those of VM_LOCKED areas
+    u64 def_flags              # VM_LOCKED after mlockall(MCL_FUTURE)
     u64 anon_rss
     u64 file_rss
     u64 nr_ptes
@@ -342,6 +348,7 @@ cdef enum:
 
 cdef enum:
     NR_CPUSETS = 64
+    DEVICE_FRAMES = 32         # of a device's bank, one beside each node; 64 at most
     CS_MEM_HARDWALL = 1        # of the kernel's own allocations as well
     CS_MEMORY_MIGRATE = 2      # pages follow the tasks
 
@@ -402,6 +409,7 @@ cdef struct Task:
     u32 addr_limit             # KERNEL_DS while a system call is done with kernel pointers
     u32 cpuset                 # its number
     i32 il_next                # where its interleaving goes on
+    u64 rlimit_memlock         # bytes
     u64 mems_allowed           # shared: the cpuset's nodes that have memory
     Mempolicy* mempolicy       # changed under alloc_lock
     Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
@@ -440,8 +448,12 @@ cdef struct Kernel:
     WaitQueueHead* wait_table
     u64 zero_pfn
     u64 node_states[4]         # NR_NODE_STATES, a bit for each node
+    RwSem hotplug_sem          # one node at a time goes offline or comes back
     RwSem cpuset_sem           # for writing: no task changes its cpuset, none is forked
     Cpuset cpusets[64]         # NR_CPUSETS
+    Spinlock device_lock
+    u32 _pad1
+    u64 device_free[64]        # MAX_NUMNODES: a bit for each frame of a bank
     i32 next_pid
     i32 next_mm_id
     u32 freezing               # 1 while the audit wants the machine still

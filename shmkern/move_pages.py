@@ -35,7 +35,7 @@ def add_page_for_migration(mm, pp, migrate_all, pagelist):
     page), -ENOENT (nothing mapped), -EACCES (shared with another address space), -EBUSY.
     Lines 850-904.  Holds mmap_sem for reading."""
     vma = find_vma(mm, pp.addr)
-    if vma == NULL or pp.addr < vma.vm_start:
+    if vma == NULL or pp.addr < vma.vm_start or not vma_migratable(vma):
         return -EFAULT
     page = follow_page(vma, pp.addr, 0)
     if page == NULL:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# System calls about nodes, as Python methods.  May use: cpuset, syscalls and below.
+# System calls about nodes, as Python methods.  May use: hotplug, syscalls and below.
 
 cimport cython
 from shmkern.syscalls cimport *
-from shmkern.cpuset cimport *
+from shmkern.hotplug cimport *
 
 cdef u64 node_mask(nodes) except? 0xffffffffffffffff
 cdef list nodes_of(u64 mask)
@@ -25,6 +25,12 @@ cdef class NumaSyscalls(Syscalls):
     cpdef get_mempolicy(self, addr=*, flags=*)
     @cython.locals(rc=cython.int, arg0=i32, old=u64, new=u64)
     cpdef migrate_pages(self, pid, old_nodes, new_nodes)
+    @cython.locals(rc=i64, arg0=u64, arg1=cython.int)
+    cpdef mmap_device(self, length, node)
+    @cython.locals(rc=cython.int, arg0=cython.int, arg1=u64)
+    cpdef offline_node(self, node, timeout=*)
+    @cython.locals(rc=cython.int, arg0=cython.int)
+    cpdef online_node(self, node)
     @cython.locals(rc=cython.int, arg0=i32, arg1=u64, arg2=u32)
     cpdef _cpuset_create(self, parent, mems, flags)
     @cython.locals(rc=cython.int, arg0=u32)

@@ -109,6 +109,33 @@ class NumaSyscalls(Syscalls):
         kernel_exit()
         return check_errno(rc)
 
+    # ---- memory that comes and goes, and a device's ----
+
+    def mmap_device(self, length, node):
+        """Maps memory of the device, from its bank beside a node.  Returns the address.  Raises
+        OSError: EINVAL, ENOMEM."""
+        arg0, arg1 = unsigned(length), node
+        kernel_enter()
+        rc = do_device_mmap(arg0, arg1)
+        kernel_exit()
+        return check_errno(rc)
+
+    def offline_node(self, node, timeout=10.0):
+        """Takes a node's memory offline; see Machine.offline."""
+        arg0, arg1 = node, int(timeout * 1e9)
+        kernel_enter()
+        rc = offline_node(arg0, arg1)
+        kernel_exit()
+        check_errno(rc)
+
+    def online_node(self, node):
+        """Brings a node's memory back; see Machine.online."""
+        arg0 = node
+        kernel_enter()
+        rc = online_node(arg0)
+        kernel_exit()
+        check_errno(rc)
+
     # ---- cpusets, for Machine ----
 
     def _cpuset_create(self, parent, mems, flags):

@@ -6,6 +6,9 @@ from shmkern.mm cimport *
 from shmkern.cred cimport *
 from shmkern.freezer cimport *
 
+cdef enum:
+    MLOCK_LIMIT = 65536        # include/linux/resource.h
+
 # What a system call on another task's memory takes from that task, all at one moment.
 cdef struct TaskMemory:
     MmStruct* mm

@@ -34,6 +34,7 @@ def alloc_task():
             set_creds(task, 0, ~cast(u64, 0))
             task.security = 0
             task.addr_limit = 0
+            task.rlimit_memlock = MLOCK_LIMIT
             task.trace_breaks = 0
             task.trace_stopped = 0
             task.cpuset = 0
@@ -154,6 +155,7 @@ def copy_process(parent, share_mm, out):
         return -EAGAIN
     task.parent_pid = parent.pid
     copy_creds(task, parent)
+    task.rlimit_memlock = parent.rlimit_memlock
     # Until the child has all that is rebound when a cpuset changes, none does.
     down_read(addressof(kernel().cpuset_sem))
     task.cpuset = parent.cpuset

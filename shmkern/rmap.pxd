@@ -11,6 +11,11 @@ cdef enum:
     SWAP_SUCCESS = 0
     SWAP_AGAIN = 1
     SWAP_FAIL = 2
+    SWAP_MLOCK = 3
+
+# include/linux/mm.h; the others are in vma.pxd.
+cdef enum:
+    VM_LOCKED = 0x2000
 
 cdef inline AnonVma* page_anon_vma(Page* page) noexcept nogil:
     return <AnonVma*>(<u64>page.mapping - PAGE_MAPPING_ANON)
@@ -43,6 +48,8 @@ cdef void set_page_dirty(Page* page) noexcept nogil
 @cython.locals(ptl=pointer_to_spinlock)
 cdef int try_to_unmap_one(Page* page, VmAreaStruct* vma, bint migration) noexcept nogil
 cdef int try_to_unmap_anon(Page* page, bint migration) noexcept nogil
+@cython.locals(ptl=pointer_to_spinlock)
+cdef int try_to_munlock(Page* page) noexcept nogil
 cdef int try_to_unmap(Page* page, bint migration) noexcept nogil
 
 ctypedef Spinlock* pointer_to_spinlock

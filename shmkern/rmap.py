@@ -164,11 +164,17 @@ def page_move_anon_rmap(page, vma, address):
 
 def page_add_new_anon_rmap(page, vma, address):
     """Counts the first mapping of a page that nobody else has seen, and sends it to the
-    active list.  Holds the split lock."""
+    active list, or locks it when its area is locked.  Holds the split lock."""
     VM_BUG_ON(address < vma.vm_start or address >= vma.vm_end)
     __SetPageSwapBacked(page)
     page._mapcount = 0
     __page_set_anon_rmap(page, vma, address)
+    if vma.vm_flags & VM_LOCKED:
+        # Nobody else has it, so this needs no page lock.
+        page.flags |= cast(u64, 1) << PG_mlocked
+        inc_zone_page_state(page, NR_MLOCK)
+        add_page_to_unevictable_list(page)
+        return
     get_page(page)
     lru_cache_add_lru(page, LRU_ACTIVE_ANON)
 
@@ -239,6 +245,28 @@ def try_to_unmap_anon(page, migration):
     node = anon_vma.head.next
     while node != addressof(anon_vma.head) and ret == SWAP_AGAIN and page_mapped(page):
         ret = try_to_unmap_one(page, list_entry_vma(node), migration)
+        node = node.next
+    page_unlock_anon_vma(anon_vma)
+    return ret
+
+
+def try_to_munlock(page):
+    """Whether some area with VM_LOCKED maps the page: SWAP_MLOCK, or SWAP_AGAIN.  The page is
+    locked, so that no mapping of it is a migration entry.  Takes anon_vma->lock."""
+    VM_BUG_ON_PAGE(not PageLocked(page), page)
+    anon_vma = page_lock_anon_vma(page)
+    if anon_vma == NULL:
+        return SWAP_AGAIN
+    ret = SWAP_AGAIN
+    node = anon_vma.head.next
+    while node != addressof(anon_vma.head) and ret == SWAP_AGAIN:
+        vma = list_entry_vma(node)
+        if vma.vm_flags & VM_LOCKED:
+            address = vma_address(page, vma)
+            ptl = NULL
+            if address != 0 and page_check_address(page, vma.vm_mm, address, addressof(ptl)) != NULL:
+                spin_unlock(ptl)
+                ret = SWAP_MLOCK
         node = node.next
     page_unlock_anon_vma(anon_vma)
     return ret

@@ -4,6 +4,7 @@
 
 cimport cython
 from shmkern.uaccess cimport *
+from shmkern.populate cimport *
 from shmkern.process cimport *
 from shmkern.migrate cimport *
 from shmkern.move_pages cimport *
@@ -39,6 +40,14 @@ cdef class Syscalls:
     cpdef mprotect(self, addr, length, prot)
     @cython.locals(rc=i64, arg0=u64, arg1=u64, arg2=u64, arg3=u64, arg4=u64)
     cpdef mremap(self, old_address, old_size, new_size, flags=*, new_address=*)
+    @cython.locals(rc=i64, arg0=u64, arg1=u64)
+    cpdef mlock(self, addr, length)
+    @cython.locals(rc=i64, arg0=u64, arg1=u64)
+    cpdef munlock(self, addr, length)
+    @cython.locals(rc=i64, arg0=u64)
+    cpdef mlockall(self, flags)
+    @cython.locals(rc=i64)
+    cpdef munlockall(self)
     @cython.locals(rc=cython.int, args=MovePagesArgs, target=i32, how=cython.int)
     cpdef sys_move_pages(self, pid, nr_pages, pages, nodes, status, flags)
     @cython.locals(rc=cython.int, args=MovePagesArgs)

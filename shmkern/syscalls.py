@@ -170,6 +170,9 @@ class Syscalls:
         arg0, arg1, arg2, arg3 = unsigned(addr), unsigned(length), unsigned(prot), unsigned(flags)
         kernel_enter()
         rc = do_mmap(current().mm, arg0, arg1, arg2, arg3)
+        # If it is locked, its pages had better be there; if they cannot, that is no error.
+        if rc > 0 and current().mm.locked_vm:
+            mm_populate(current().mm, rc, rc + PAGE_ALIGN(arg1))
         kernel_exit()
         return check_errno(rc)
 
@@ -195,8 +198,42 @@ class Syscalls:
         arg3, arg4 = unsigned(flags), unsigned(new_address)
         kernel_enter()
         rc = do_mremap(current().mm, arg0, arg1, arg2, arg3, arg4)
+        if rc > 0 and current().mm.locked_vm:
+            mm_populate(current().mm, rc, rc + PAGE_ALIGN(arg2))
         kernel_exit()
         return check_errno(rc)
+
+    def mlock(self, addr, length):
+        """mlock(2).  Raises OSError: EPERM, EINVAL, ENOMEM, EAGAIN."""
+        arg0, arg1 = unsigned(addr), unsigned(length)
+        kernel_enter()
+        rc = do_mlock(arg0, arg1)
+        kernel_exit()
+        check_errno(rc)
+
+    def munlock(self, addr, length):
+        """munlock(2).  Raises OSError: EINVAL, ENOMEM."""
+        arg0, arg1 = unsigned(addr), unsigned(length)
+        kernel_enter()
+        rc = do_munlock(arg0, arg1)
+        kernel_exit()
+        check_errno(rc)
+
+    def mlockall(self, flags):
+        """mlockall(2) with MCL_CURRENT, MCL_FUTURE or both.  Raises OSError: EINVAL, EPERM,
+        ENOMEM."""
+        arg0 = unsigned(flags)
+        kernel_enter()
+        rc = do_mlockall(arg0)
+        kernel_exit()
+        check_errno(rc)
+
+    def munlockall(self):
+        """munlockall(2)."""
+        kernel_enter()
+        rc = do_munlockall()
+        kernel_exit()
+        check_errno(rc)
 
     # ---- migration ----
 
@@ -245,7 +282,7 @@ class Syscalls:
             check_errno(-EINVAL)
         done = first
         kernel_enter()
-        rc = migrate_pfn_range(first, last, target, addressof(done))
+        rc = migrate_pfn_range(first, last, alloc_on_node, target, addressof(done))
         kernel_exit()
         return done, rc
 

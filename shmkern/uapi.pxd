@@ -14,6 +14,11 @@ cdef enum:
     MAP_TYPE = 0x0f
     MAP_FIXED = 0x10
     MAP_ANONYMOUS = 0x20
+    MAP_LOCKED = 0x2000
+
+cdef enum:
+    MCL_CURRENT = 1
+    MCL_FUTURE = 2
 
 cdef enum:
     MREMAP_MAYMOVE = 1

@@ -92,6 +92,13 @@ def find_vma_intersection(mm, start, end):
 
 # ---- insert, remove ----------------------------------------------------------
 
+def account_pages(mm, vm_flags, pages):
+    """Counts pages that an area with these flags gains, or loses."""
+    mm.total_vm += pages
+    if vm_flags & VM_LOCKED:
+        mm.locked_vm += pages
+
+
 def insert_vm_struct(mm, vma):
     """Enters an area, for which there is room, in list and tree."""
     link = addressof(mm.mm_rb.rb_node)
@@ -114,7 +121,7 @@ def insert_vm_struct(mm, vma):
         mm.mmap = vma
     rb_insert(addressof(mm.mm_rb), addressof(vma.vm_rb), parent, link)
     mm.map_count += 1
-    mm.total_vm += vma_pages(vma)
+    account_pages(mm, vma.vm_flags, vma_pages(vma))
 
 
 def detach_vma(mm, vma):
@@ -127,7 +134,7 @@ def detach_vma(mm, vma):
         mm.mmap = vma.vm_next
     rb_erase(addressof(mm.mm_rb), addressof(vma.vm_rb))
     mm.map_count -= 1
-    mm.total_vm -= vma_pages(vma)
+    account_pages(mm, vma.vm_flags, -cast(i64, vma_pages(vma)))
 
 
 def vma_set_end(mm, vma, end):
@@ -135,9 +142,9 @@ def vma_set_end(mm, vma, end):
     anon_vma = vma.anon_vma
     if anon_vma != NULL:
         spin_lock(addressof(anon_vma.lock))
-    mm.total_vm -= vma_pages(vma)
+    account_pages(mm, vma.vm_flags, -cast(i64, vma_pages(vma)))
     vma.vm_end = end
-    mm.total_vm += vma_pages(vma)
+    account_pages(mm, vma.vm_flags, vma_pages(vma))
     if anon_vma != NULL:
         spin_unlock(addressof(anon_vma.lock))
 
@@ -158,12 +165,13 @@ def split_vma(mm, vma, address):
     high.anon_vma = vma.anon_vma
     mpol_get(vma.vm_policy)
     high.vm_policy = vma.vm_policy
+    high.vm_ops = vma.vm_ops
     anon_vma = vma.anon_vma
     if anon_vma != NULL:
         # A walk finds each page in exactly one half.
         spin_lock(addressof(anon_vma.lock))
         __anon_vma_link(high)
-    mm.total_vm -= vma_pages(high)
+    account_pages(mm, vma.vm_flags, -cast(i64, vma_pages(high)))
     vma.vm_end = address
     if anon_vma != NULL:
         spin_unlock(addressof(anon_vma.lock))
@@ -175,7 +183,7 @@ def can_vma_merge(low, high):
     """Whether two areas could be one: they touch, agree in all that a PTE depends on, and
     count their pages alike; and at most one anon_vma is between them."""
     return low.vm_end == high.vm_start and low.vm_flags == high.vm_flags and \
-        low.vm_file == high.vm_file and mpol_equal(low.vm_policy, high.vm_policy) and \
+        low.vm_file == high.vm_file and low.vm_ops == high.vm_ops and mpol_equal(low.vm_policy, high.vm_policy) and \
         low.vm_pgoff + vma_pages(low) == high.vm_pgoff and \
         (low.anon_vma == NULL or high.anon_vma == NULL or low.anon_vma == high.anon_vma)
 
@@ -192,7 +200,7 @@ def vma_absorb(mm, low, high):
             __anon_vma_link(low)
         if high.anon_vma != NULL:
             __anon_vma_merge(low, high)
-    mm.total_vm += vma_pages(high)
+    account_pages(mm, low.vm_flags, vma_pages(high))
     low.vm_end = high.vm_end
     if anon_vma != NULL:
         spin_unlock(addressof(anon_vma.lock))

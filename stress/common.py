@@ -4,8 +4,8 @@ printed result, the JSON file, the exit status.
 
 A scenario is a module with NAME, worker(task, run, number), plan(options), which gives what
 the workers need and checks the options, and perhaps roots(options): how many workers the
-supervisor starts, if they start others; and MACHINE, more arguments of its Machine.  What the
-run itself does is in harness.py, what tasks have at hand in board.py.
+supervisor starts, if they start others, and machine_options(options): more arguments of its
+Machine.  What the run itself does is in harness.py, what tasks have at hand in board.py.
 """
 import argparse
 import contextlib
@@ -26,6 +26,8 @@ SCENARIOS = {
     "threads": "workers share address spaces and increment shared counters; the sums must be exact",
     "fork": "trees of forks with copy-on-write, unmapping, moving, protecting and exiting",
     "memcg": "workers wander between control groups, whose limits they hit, which are emptied and removed",
+    "move_pages": "every task moves every other task's pages, and what move_pages says of them is checked",
+    "offline": "nodes are emptied and brought back under load",
     "trace": "each worker replays the memory accesses of a real program",
 }
 HELD, BROKEN, BAD_USE = 0, 1, 2

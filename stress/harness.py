@@ -219,9 +219,9 @@ class Supervision:
     def supervise(self):
         """Runs the scenario.  Returns the result, a dict; see result()."""
         try:
+            more = self.scenario.machine_options(self.options) if hasattr(self.scenario, "machine_options") else {}
             with shmkern.Machine(self.options.nodes, self.options.frames // self.options.nodes,
-                                 max_tasks=self.max_tasks,
-                                 **getattr(self.scenario, "MACHINE", {})) as self.machine:
+                                 max_tasks=self.max_tasks, **more) as self.machine:
                 self.stage(self.start, self.watch)
                 if self.signals.number not in ENDING:
                     self.stage(self.settle)

@@ -14,7 +14,6 @@ from shmkern_stress.board import PAGE, Broken
 from shmkern_stress.fork import AREAS_MAX, HEIRLOOM_PAGES, PAGES_MAX, TABLES, Space
 
 NAME = "memcg"
-MACHINE = {"memcg": True}
 TEAM, GROUPS = 8, 4
 FORK_CHANCE, WANDER_CHANCE, LEAD_CHANCE = 0.03, 0.2, 0.3
 CHILD_STEPS = 6
@@ -35,6 +34,11 @@ class Plan:
     def team_limit(self):
         """Pages that a team may have: less than it would like to."""
         return TEAM * self.pages // 2
+
+
+def machine_options(options):
+    """It has memory control groups."""
+    return {"memcg": True}
 
 
 def plan(options):

@@ -146,6 +146,7 @@ class Synthetic:
             node["node_id"] = nid
             node["node_zone"] = self.kernel.zones + nid * layout.sizeof("Zone")
         self.kernel.node_states[:] = (1 << len(self.zones)) - 1
+        self.kernel.device_free[:len(self.zones)] = (1 << C["DEVICE_FRAMES"]) - 1
         self.kernel.cpusets["in_use"][0], self.kernel.cpusets["parent"][0] = 1, -1
         self.kernel.cpusets["mems_allowed"][0] = self.tasks["mems_allowed"][:] = (1 << len(self.zones)) - 1
         self.kernel.zero_pfn = zero = self.take_frames(0, 1)[0]
@@ -261,6 +262,7 @@ class Synthetic:
         self.vmas[mm.address].append(vma)
         mm.map_count += 1
         mm.total_vm += nr_pages
+        mm.locked_vm += nr_pages if vm_flags & C["VM_LOCKED"] else 0
         return vma
 
     # -- frames and page tables
@@ -385,6 +387,7 @@ class Synthetic:
             self.link_ring(zone + lru * layout.sizeof("ListHead"),
                            self.page_address(0) + pfns.astype(np.uint64) * layout.sizeof("Page") +
                            layout.offsetof("Page", "lru"))
+        self.zones["vm_stat"][nid, C["NR_MLOCK"]] = np.count_nonzero(flags & flag("PG_mlocked"))
 
     def free_the_rest(self, nid):
         index = self.next_frame[nid] - nid * self.frames_per_node
@@ -417,7 +420,7 @@ def small_machine():
     read, write = C["VM_READ"], C["VM_READ"] | C["VM_WRITE"]
     s.heap = s.new_vma(s.parent, HEAP, 8, write, s.heap_anon)
     s.rom = s.new_vma(s.parent, ROM, 4, read)
-    s.guard = s.new_vma(s.parent, GUARD, 2, 0, s.guard_anon)
+    s.guard = s.new_vma(s.parent, GUARD, 2, C["VM_LOCKED"], s.guard_anon)
     s.stack = s.new_vma(s.parent, STACK, 4, write, s.stack_anon, pgoff=77)
     s.extra = [s.new_vma(s.parent, 0x30000000 + i * 0x10000, 1, write) for i in range(3)]
     s.child_heap = s.new_vma(s.child, HEAP, 8, write, s.heap_anon)
@@ -777,6 +780,27 @@ def policy_names_a_node_that_is_none(s):
     give_policy(s, nodes=0b1000)
 
 
+@damage("device", expected=1, found="0 mappings, in use")
+def devices_frame_is_lost(s):
+    s.kernel.device_free[1] ^= 4
+
+
+@damage("mlock", "counter", page=256)
+def mlocked_page_is_in_no_locked_area(s):
+    s.pages["flags"][256] |= flag("PG_mlocked")
+
+
+@damage("mlock", task=1, mm=1)
+def locked_area_maps_a_page_that_is_not(s):
+    s.heap.vm_flags |= C["VM_LOCKED"]
+    s.parent.locked_vm += 8
+
+
+@damage("vma", mm=1, expected=2, found=3)
+def locked_vm_is_wrong(s):
+    s.parent.locked_vm = 3
+
+
 @damage("slab", expected=0, found=1)
 def policy_is_nobodys(s):
     s.slab_alloc("Mempolicy")
@@ -984,7 +1008,7 @@ def pgd_goes_astray(s):
     s.child.pgd += 8
 
 
-@damage("pagetable", "leak", "counter", "refcount", "mapcount", "lru", "tlb", task=1)
+@damage("pagetable", "leak", "counter", "refcount", "mapcount", "lru", "mlock", "tlb", task=1)
 def table_entry_points_to_no_frame(s):
     s.frames[(s.parent.pgd - s.kernel.frames_base) // PAGE, 0] = s.max_pfn << 12 | C["_PAGE_TABLE"]
 

@@ -95,6 +95,7 @@ def test_version():
 
 
 @pytest.mark.parametrize("command", [[], ["stress"], ["stress", "anon"], ["stress", "threads"], ["stress", "fork"],
+                                     ["stress", "move_pages"], ["stress", "offline"],
                                      ["stress", "trace"], ["soak"], ["record"], ["ls"], ["rm"], ["bench"],
                                      ["trace"], ["show"], ["top"]])
 def test_help_shows_an_example(command, capsys):

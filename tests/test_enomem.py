@@ -219,20 +219,20 @@ def test_a_store_across_pages_stores_what_comes_before_the_failure(machine):
 
 
 def test_move_pages(machine, puppet):
-    """A page for each; the first that cannot be had ends the call, and what had moved by then
-    has moved."""
+    """A frame for the request, then one for each page; the first that cannot be had ends the call,
+    and what had moved by then has moved."""
     machine.init.move_pages(puppet.pid, ALL, [0] * 8)
     machine.init.migrate_prep()
     free, before = free_frames(machine), state_of(puppet, machine, ALL)
-    for nth in range(1, 9):
+    for nth in range(1, 10):
         machine.init.move_pages(puppet.pid, ALL, [0] * 8)
         error, reached = puppet(attempt(lambda task: task.move_pages(0, ALL, [1] * 8, MPOL_MF_MOVE_ALL), nth))
         assert (error, reached) == (errno.ENOMEM, True)
-        assert [node_at(puppet, place) for place in ALL] == [1] * (nth - 1) + [0] * (9 - nth)
+        assert [node_at(puppet, place) for place in ALL] == [1] * max(nth - 2, 0) + [0] * min(10 - nth, 8)
         assert state_of(puppet, machine, ALL) == before and free_frames(machine) == free
         machine.audit().raise_if_broken()
     machine.init.move_pages(puppet.pid, ALL, [0] * 8)
-    assert puppet(attempt(lambda task: task.move_pages(0, ALL, [1] * 8, MPOL_MF_MOVE_ALL), 9)) == (None, False)
+    assert puppet(attempt(lambda task: task.move_pages(0, ALL, [1] * 8, MPOL_MF_MOVE_ALL), 10)) == (None, False)
     assert [node_at(puppet, place) for place in ALL] == [1] * 8
 
 

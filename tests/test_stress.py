@@ -98,7 +98,7 @@ def assert_broken(result, *words):
 
 # ---- a machine that is whole ----
 
-@pytest.mark.parametrize("name", ["anon", "threads", "fork"])
+@pytest.mark.parametrize("name", ["anon", "threads", "fork", "move_pages"])
 def test_scenario_holds_and_tasks_meet_migration_entries(name):
     result = stress(name)
     assert result["failures"] == [] and result["audit"] == [] and result["lost_writes"] == 0
@@ -108,6 +108,14 @@ def test_scenario_holds_and_tasks_meet_migration_entries(name):
     assert result["pages_migrated"] > 100 and result["accesses"] > 10000 and result["faults"] > 0
     assert (result["scenario"], result["seed"], result["workers"], result["nodes"]) == (name, 77, 3, 2)
     assert 0.9 < result["seconds"] < 30
+
+
+def test_nodes_go_offline_and_come_back_under_load():
+    emptied = []
+    result = stress("offline", "--workers", 4, "--seconds", 2, "--nodes", 3,
+                    tick=lambda supervision: emptied.append(int(supervision.board.rows["passes"].max())))
+    assert common.status_of(result) == common.HELD
+    assert max(emptied) >= 2 and result["pages_migrated"] > 100 and result["accesses"] > 10000
 
 
 def test_trace_holds(trace_file):
@@ -345,7 +353,7 @@ def test_bad_options_are_a_sentence(name, given, says):
 
 
 def test_frames_that_are_said_to_do_will_do():
-    for name in ("anon", "threads", "fork", "memcg"):
+    for name in ("anon", "threads", "fork", "memcg", "move_pages", "offline"):
         with pytest.raises(common.UsageError) as error:
             stress(name, "--frames", 10)
         enough = str(error.value).split("; ")[1].split()[0]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Locked pages: PG_mlocked, and the unevictable list (mm/mlock.c).
+
+A page is PG_mlocked exactly while some area with VM_LOCKED maps it.  The bit changes under the
+page lock, so that it stands still while a page migrates, and an area's VM_LOCKED changes
+before the bits of its pages: whoever clears the bit then looks for other locked areas
+(try_to_munlock) and puts it back, and one that is unlocked at the same moment comes to the page
+later itself.  (Linux lets both be inexact, and has reclaim put it right.)
+
+Locks: mmap_sem, then PG_locked, then what rmap takes.
+"""
+from cython import NULL, address as addressof, cast, pointer
+
+
+# ---- limits ------------------------------------------------------------------
+
+def can_do_mlock():
+    """Whether the current task may lock anything."""
+    return capable(CAP_IPC_LOCK) or current().rlimit_memlock != 0
+
+
+def may_lock(pages):
+    """Whether the current task may have that many pages locked."""
+    return capable(CAP_IPC_LOCK) or pages <= current().rlimit_memlock >> PAGE_SHIFT
+
+
+# ---- pages -------------------------------------------------------------------
+
+def mlock_vma_page(page):
+    """Locks a page that an area with VM_LOCKED maps, and moves it to the unevictable list if
+    nobody else has it off its list just now.  The page is locked."""
+    VM_BUG_ON_PAGE(not PageLocked(page), page)
+    if not PageMlocked(page):
+        SetPageMlocked(page)
+        inc_zone_page_state(page, NR_MLOCK)
+        if isolate_lru_page(page) == 0:
+            putback_lru_page(page)
+
+
+def munlock_vma_page(page):
+    """Unlocks a page that an area does not map any more, or that is unlocked, unless another locked
+    area maps it.  Back on the evictable lists it comes, by us or by who has it isolated.  The page
+    is locked."""
+    VM_BUG_ON_PAGE(not PageLocked(page), page)
+    if not TestClearPageMlocked(page):
+        return
+    dec_zone_page_state(page, NR_MLOCK)
+    if try_to_munlock(page) == SWAP_MLOCK:
+        SetPageMlocked(page)
+        inc_zone_page_state(page, NR_MLOCK)
+    elif isolate_lru_page(page) == 0:
+        putback_lru_page(page)
+
+
+def page_is_mapped_at(page, mm, address):
+    """Whether the PTE at `address` maps the page."""
+    ptl = cast(pointer(Spinlock), NULL)
+    if page_check_address(page, mm, address, addressof(ptl)) == NULL:
+        return False
+    spin_unlock(ptl)
+    return True
+
+
+def munlock_one(vma, page, address):
+    """munlock_vma_page for a page that was just seen mapped at `address`, with a reference of the
+    caller's, which it drops.  Takes the page lock."""
+    lock_page(page)
+    # While we waited, a write may have replaced it; that write has looked after it.
+    if page_is_mapped_at(page, vma.vm_mm, address):
+        munlock_vma_page(page)
+    unlock_page(page)
+    put_page(page)
+
+
+def munlock_pte_range(vma, pmd, address, end):
+    """munlock_one for one table's part of [address, end)."""
+    while address < end:
+        pte = READ_PTE(pte_offset(pmd, address))
+        if is_swap_pte(pte) and is_migration_entry(pte_to_swp_entry(pte)):
+            # The bit goes with the page, so wait until it has landed.
+            migration_entry_wait(vma.vm_mm, pmd, address)
+            continue
+        if pte_present(pte) and not pte_special(pte):
+            page = follow_page(vma, address, 0)
+            if page == NULL:
+                continue
+            munlock_one(vma, page, address)
+        address += PAGE_SIZE
+
+
+def munlock_vma_pages_range(vma, start, end):
+    """Unlocks the pages of [start, end), which `vma` holds and which is no longer VM_LOCKED or about
+    to be unmapped.  Holds mmap_sem for writing, or is the last user; sleeps."""
+    vma.vm_flags &= ~cast(u64, VM_LOCKED)
+    at = start
+    while True:
+        pmd = next_pmd(vma.vm_mm, addressof(at), end)
+        if pmd == NULL:
+            break
+        stop = addr_end(at, end, PMD_MASK)
+        munlock_pte_range(vma, pmd, at, stop)
+        at = stop

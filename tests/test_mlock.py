@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Locked memory (mm/mlock.c): PG_mlocked and the unevictable list, over faults, forks, copies and
+migration (mlock_migrate_page and unevictable_migrate_page, seed lines 356 and 374); limits and
+errnos.  Each machine is audited at the end: PG_mlocked is on exactly what locked areas map."""
+import errno
+
+import pytest
+
+from helpers import C, PAGE, Puppet, counter, flags, mm_of, node_at, page_at, until_waits, vmas
+from shmkern import (MAP_LOCKED, MCL_CURRENT, MCL_FUTURE, MPOL_MF_MOVE_ALL, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
+                     PROT_WRITE)
+from shmkern.kallsyms import ksym
+
+pytestmark = pytest.mark.timeout(60)
+
+RW = PROT_READ | PROT_WRITE
+PAGES = 6
+A = 0x10_0000_0000
+
+
+def errno_of(call):
+    """The name of the errno that a call fails with; None when it does not."""
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+
+def locked(puppet, va, count=PAGES):
+    """For each page whether it is PG_mlocked."""
+    return [bool(page_at(puppet, va + i * PAGE).flags & flags("PG_mlocked")) for i in range(count)]
+
+
+def area(puppet, count=PAGES):
+    """An area of pages that are there, page i full of i."""
+    va = puppet(lambda task: task.mmap(count * PAGE))
+    puppet(lambda task: task.store(va, b"".join(bytes([i]) * PAGE for i in range(count))))
+    return va
+
+
+def test_locked_pages_are_there_and_on_the_unevictable_list(machine):
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(PAGES * PAGE))
+    count = counter(machine)
+    puppet(lambda task: task.mlock(va, PAGES * PAGE))
+    assert locked(puppet, va) == [True] * PAGES
+    assert count("nr_mlock") == PAGES and count("nr_unevictable") == PAGES and mm_of(puppet).locked_vm == PAGES
+    # Not one fault more.
+    assert count("pgfault_anon") == PAGES
+    puppet(lambda task: [task.store64(va + i * PAGE, i) for i in range(PAGES)])
+    assert count("pgfault_anon") == PAGES and count("pgfault_cow") == 0
+    machine.audit().raise_if_broken()
+    puppet(lambda task: task.munlock(va, PAGES * PAGE))
+    assert locked(puppet, va) == [False] * PAGES
+    machine.init.migrate_prep()
+    assert count("nr_mlock") == count("nr_unevictable") == 0 and mm_of(puppet).locked_vm == 0
+
+
+def test_pages_that_were_there_already_move_to_the_unevictable_list(machine):
+    puppet = Puppet(machine)
+    va = area(puppet)
+    count = counter(machine)
+    puppet(lambda task: task.mlock(va + PAGE + 5, 2 * PAGE))
+    # Rounded to whole pages.
+    assert locked(puppet, va) == [False, True, True, True, False, False]
+    assert count("nr_unevictable") == 3 and [end - start for start, end, _ in vmas(puppet)] == [PAGE, 3 * PAGE, 2 * PAGE]
+    puppet(lambda task: task.munlock(va + 2 * PAGE, PAGE))
+    assert locked(puppet, va) == [False, True, False, True, False, False]
+    machine.audit().raise_if_broken()
+    puppet(lambda task: task.munlock(va, PAGES * PAGE))
+    assert len(vmas(puppet)) == 1
+
+
+def test_what_a_locked_area_faults_in_later_is_locked_from_the_start(machine):
+    puppet = Puppet(machine)
+    puppet(lambda task: task.mlockall(MCL_FUTURE))
+    va = puppet(lambda task: task.mmap(PAGES * PAGE))
+    assert locked(puppet, va) == [True] * PAGES
+    grown = puppet(lambda task: task.mremap(va, PAGES * PAGE, 2 * PAGES * PAGE, MREMAP_MAYMOVE))
+    assert locked(puppet, grown, 2 * PAGES) == [True] * 2 * PAGES and mm_of(puppet).locked_vm == 2 * PAGES
+    machine.audit().raise_if_broken()
+    puppet(lambda task: task.munlockall())
+    other = puppet(lambda task: task.mmap(PAGE))
+    puppet(lambda task: task.store(other, b"x"))
+    assert locked(puppet, other, 1) == [False] and locked(puppet, grown, 2 * PAGES) == [False] * 2 * PAGES
+    assert mm_of(puppet).locked_vm == 0
+
+
+def test_mlockall_locks_what_there_is_and_map_locked_what_comes(machine):
+    puppet = Puppet(machine)
+    va = area(puppet)
+    puppet(lambda task: task.mlockall(MCL_CURRENT))
+    assert locked(puppet, va) == [True] * PAGES
+    plain = area(puppet, 1)
+    assert locked(puppet, plain, 1) == [False]
+    kept = puppet(lambda task: task.mmap(PAGE, RW, 0x22 | MAP_LOCKED))
+    assert locked(puppet, kept, 1) == [True]
+
+
+def test_a_fork_inherits_no_locks_and_takes_none_away(machine):
+    puppet = Puppet(machine)
+    va = area(puppet)
+    puppet(lambda task: task.mlock(va, PAGES * PAGE))
+    child = puppet.fork()
+    assert mm_of(child).locked_vm == 0
+    assert locked(puppet, va) == [True] * PAGES
+    # The child's copies are not locked, the parent's are.
+    child(lambda task: task.store64(va, 7))
+    assert locked(child, va) == [False] + [True] * (PAGES - 1)
+    puppet(lambda task: task.store64(va + PAGE, 8))
+    assert locked(puppet, va) == [True] * PAGES and locked(child, va)[:3] == [False, False, True]
+    machine.audit().raise_if_broken()
+    child.exit()
+    assert locked(puppet, va) == [True] * PAGES
+    machine.audit().raise_if_broken()
+
+
+def test_a_page_that_two_have_locked_stays_locked_until_both_let_go(machine):
+    """try_to_munlock."""
+    puppet = Puppet(machine)
+    va = area(puppet)
+    child = puppet.fork()
+    # Read-only, so that locking it copies nothing.
+    for one in (puppet, child):
+        one(lambda task: task.mprotect(va, PAGES * PAGE, PROT_READ))
+        one(lambda task: task.mlock(va, PAGES * PAGE))
+    assert page_at(puppet, va).address == page_at(child, va).address
+    puppet(lambda task: task.munlock(va, PAGES * PAGE))
+    assert locked(puppet, va) == [True] * PAGES
+    machine.audit().raise_if_broken()
+    child(lambda task: task.munmap(va, 2 * PAGE))
+    assert locked(puppet, va) == [False, False] + [True] * (PAGES - 2)
+    machine.audit().raise_if_broken()
+    child.exit()
+    assert locked(puppet, va) == [False] * PAGES
+
+
+def test_a_write_to_a_shared_locked_page_leaves_it_to_who_else_has_it_locked(machine):
+    """do_wp_page: the copy is this area's, and the page goes back unless others keep it."""
+    puppet = Puppet(machine)
+    va = area(puppet)
+    child = puppet.fork()
+    for one in (puppet, child):
+        one(lambda task: task.mprotect(va, PAGES * PAGE, PROT_READ))
+    puppet(lambda task: task.mlock(va, PAGES * PAGE))
+    child(lambda task: task.mlock(va, PAGE))
+    puppet(lambda task: (task.mprotect(va, PAGES * PAGE, RW), task.store64(va, 1), task.store64(va + PAGE, 1)))
+    assert locked(puppet, va)[:2] == [True, True]
+    assert locked(child, va)[:3] == [True, False, True]
+    machine.audit().raise_if_broken()
+
+
+def test_a_locked_page_is_locked_where_it_arrives(machine):
+    """Lines 356 and 374."""
+    puppet = Puppet(machine)
+    va = area(puppet)
+    puppet(lambda task: task.mlock(va, PAGES * PAGE))
+    node = node_at(puppet, va)
+    before = machine.zoneinfo()
+    places = [va + i * PAGE for i in range(PAGES)]
+    assert machine.init.move_pages(puppet.pid, places, [1 - node] * PAGES) == [1 - node] * PAGES
+    assert locked(puppet, va) == [True] * PAGES
+    assert all(page_at(puppet, place).flags & flags("PG_unevictable") for place in places)
+    machine.audit().raise_if_broken()
+    after = machine.vmstat()
+    assert after["nr_mlock"] == after["nr_unevictable"] == PAGES and before[node]["nr_unevictable"] == PAGES
+    assert machine.zoneinfo()[1 - node]["nr_unevictable"] == PAGES
+    puppet(lambda task: task.munlock(va, PAGES * PAGE))
+    assert machine.vmstat()["nr_mlock"] == 0
+    assert puppet(lambda task: task.load(va, PAGES * PAGE)) == b"".join(bytes([i]) * PAGE for i in range(PAGES))
+
+
+def test_unlocking_a_page_in_the_air_waits_until_it_is_back(machine):
+    """The bit goes with the page.  Whoever waits has a reference, so this time it does not land."""
+    puppet, mover = Puppet(machine), Puppet(machine)
+    va = area(puppet, 1)
+    puppet(lambda task: task.mlock(va, PAGE))
+    old, node = page_at(puppet, va).address, node_at(puppet, va)
+    gfp = C["GFP_HIGHUSER_MOVABLE"] | C["__GFP_THISNODE"]
+    mover(lambda task: (ksym.isolate_lru_page(old), ksym.lock_page(old), ksym.rcu_read_lock(), ksym.try_to_unmap(old, 1)))
+    puppet.begin(lambda task: task.munlock(va, PAGE))
+    assert until_waits(puppet, "WAIT_PAGE_LOCK") == old
+
+    def land(task):
+        new = ksym.alloc_pages_node(1 - node, gfp, 0)
+        rc = ksym.move_to_new_page(new, old)
+        ksym.remove_migration_ptes(old, old)
+        ksym.rcu_read_unlock()
+        ksym.unlock_page(old)
+        ksym.putback_lru_page(old)
+        ksym.putback_lru_page(new)
+        return rc
+
+    assert mover(land) == -errno.EAGAIN
+    puppet.reply()
+    assert locked(puppet, va, 1) == [False] and node_at(puppet, va) == node
+    machine.init.migrate_prep()
+    assert machine.vmstat()["nr_mlock"] == machine.vmstat()["nr_unevictable"] == 0
+
+
+def test_a_page_that_is_unlocked_while_isolated_comes_back_to_an_evictable_list(machine):
+    """putback_lru_page looks again: munlock found the page on no list."""
+    puppet, other = Puppet(machine), Puppet(machine)
+    va = area(puppet, 1)
+    puppet(lambda task: task.mlock(va, PAGE))
+    page = page_at(puppet, va).address
+    other(lambda task: ksym.isolate_lru_page(page))
+    puppet(lambda task: task.munlock(va, PAGE))
+    other(lambda task: ksym.putback_lru_page(page))
+    machine.init.migrate_prep()
+    assert page_at(puppet, va).flags & flags("PG_unevictable") == 0 and page_at(puppet, va).flags & flags("PG_lru")
+
+
+def test_unmapping_exiting_and_mapping_over_unlock(machine):
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(PAGES * PAGE, RW, 0x32, A))
+    puppet(lambda task: task.mlock(va, PAGES * PAGE))
+    puppet(lambda task: task.munmap(va, PAGE))
+    puppet(lambda task: task.mmap(2 * PAGE, RW, 0x32, va + PAGE))
+    assert mm_of(puppet).locked_vm == PAGES - 3 and machine.vmstat()["nr_mlock"] == PAGES - 3
+    machine.audit().raise_if_broken()
+    puppet.exit()
+    assert machine.vmstat()["nr_mlock"] == machine.vmstat()["nr_unevictable"] == 0
+
+
+def test_limits_and_errnos(machine):
+    def failures(task):
+        va = task.mmap(40 * PAGE, RW, 0x32, A)
+        task.munmap(va + 20 * PAGE, PAGE)
+        none = task.mmap(PAGE, PROT_NONE)
+        return [errno_of(call) for call in (
+            lambda: task.mlock(va, 17 * PAGE),
+            lambda: task.mlock(va, 16 * PAGE),
+            lambda: task.mlock(va + 16 * PAGE, PAGE),
+            lambda: task.mmap(PAGE, RW, 0x22 | MAP_LOCKED),
+            lambda: task.mremap(va, 16 * PAGE, 18 * PAGE, MREMAP_MAYMOVE),
+            lambda: task.munlock(va, 16 * PAGE),
+            lambda: task.mlock(va + 18 * PAGE, 5 * PAGE),
+            lambda: task.munlock(va + 18 * PAGE, 5 * PAGE),
+            lambda: task.mlock(va, (1 << 64) - PAGE),
+            lambda: task.munlock(va, (1 << 64) - PAGE),
+            lambda: task.mlock(va, 0),
+            lambda: task.mlock(none, PAGE),
+            lambda: task.munlockall(),
+            lambda: task.mlockall(0),
+            lambda: task.mlockall(4),
+            lambda: task.mlockall(MCL_CURRENT),
+            lambda: task.mlockall(MCL_FUTURE))]
+
+    user = Puppet(machine, uid=1000)
+    assert user(failures) == ["ENOMEM", None, "ENOMEM", "EAGAIN", "EAGAIN", None, "ENOMEM", "ENOMEM", "EINVAL", "EINVAL",
+                              None, "EAGAIN", None, "EINVAL", "EINVAL", "ENOMEM", None]
+    machine.audit().raise_if_broken()
+    nothing = Puppet(machine, uid=1000, rlimit_memlock=0)
+    va = area(nothing, 1)
+    assert nothing(lambda task: [errno_of(call) for call in (
+        lambda: task.mlock(va, PAGE), lambda: task.mlockall(MCL_CURRENT),
+        lambda: task.mmap(PAGE, RW, 0x22 | MAP_LOCKED))]) == ["EPERM"] * 3
+    able = Puppet(machine, uid=1000, caps={"CAP_IPC_LOCK"})
+    assert able(lambda task: errno_of(lambda: task.mlock(task.mmap(40 * PAGE), 40 * PAGE))) is None
+
+
+def test_a_hole_ends_mlock_and_what_lies_before_is_locked(machine):
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(PAGES * PAGE, RW, 0x32, A))
+    puppet(lambda task: (task.store(va, b"x" * 3 * PAGE), task.munmap(va + 4 * PAGE, PAGE)))
+    assert puppet(lambda task: errno_of(lambda: task.mlock(va, PAGES * PAGE))) == "ENOMEM"
+    assert locked(puppet, va, 4) == [True] * 4 and mm_of(puppet).locked_vm == 4
+    machine.audit().raise_if_broken()
+
+
+def test_without_frames_mlock_says_so_and_what_is_there_is_locked(boot):
+    machine = boot(nodes=1, frames_per_node=128)
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(200 * PAGE))
+    puppet(lambda task: task.store(va + 199 * PAGE, b"x"))
+    assert puppet(lambda task: errno_of(lambda: task.mlock(va, 200 * PAGE))) == "EAGAIN"
+    assert locked(puppet, va + 199 * PAGE, 1) == [True]
+    machine.audit().raise_if_broken()
+
+
+def test_locking_while_pages_move_and_are_copied_stays_exact(machine):
+    """Threads of one address space write, a child shares, a migrator moves, and the parent locks
+    and unlocks; the audit knows which pages must be PG_mlocked."""
+    puppet = Puppet(machine)
+    va = area(puppet, 32)
+    thread, child = puppet.clone(), puppet.fork()
+    migrator = machine.start_migrator()
+    for turn in range(25):
+        thread.begin(lambda task: [task.fetch_add64(va + i * PAGE, 1) for i in range(32)])
+        child.begin(lambda task: [task.fetch_add64(va + i * PAGE, 1) for i in range(turn, 32)])
+        puppet(lambda task: (task.mlock(va + turn * PAGE, 8 * PAGE), task.munlock(va + 4 * PAGE, turn * PAGE)))
+        thread.reply(), child.reply()
+        machine.audit().raise_if_broken()
+        if turn % 8 == 0:
+            child.exit()
+            child = puppet.fork()
+    migrator.stop(20)
+    machine.init.move_pages(puppet.pid, [va], [1], MPOL_MF_MOVE_ALL)
