@@ -91,6 +91,9 @@ cdef inline pte_t pte_wrprotect(pte_t pte) noexcept nogil:
 cdef inline pte_t pte_mkdirty(pte_t pte) noexcept nogil:
     return pte | _PAGE_DIRTY
 
+cdef inline pte_t pte_mkclean(pte_t pte) noexcept nogil:
+    return pte & ~<u64>_PAGE_DIRTY
+
 cdef inline pte_t pte_mkyoung(pte_t pte) noexcept nogil:
     return pte | _PAGE_ACCESSED
 

@@ -6,10 +6,15 @@ anon_vma has a list of all VMAs that may map such pages: that VMA, what was spli
 it, moved from it or forked from it.  The page's index and a VMA's start and pgoff say
 at which address to look.
 
-Locks: anon_vma->lock, then a split page-table lock.  A VMA's vm_start and vm_pgoff
-change under its anon_vma's lock, so that a walk computes with either the old or the new.
+A page of a file points to its address_space, which has a tree of all VMAs that map the
+file, i_mmap; the index is the page's place in the file.  A private VMA of a file may have
+pages of both sorts, and then is found in both ways.
 
-The order of the list matters: a forked VMA stands behind the one it was copied from,
+Locks: i_mmap_lock, then anon_vma->lock, then a split page-table lock.  A VMA's vm_start,
+vm_end and vm_pgoff change under the locks of whatever it can be found by, so that a walk
+computes with either the old or the new.
+
+The order of list and tree matters: a forked VMA stands behind the one it was copied from,
 for the same reason that fork links it before it copies the entries; see
 remove_anon_migration_ptes.
 """
@@ -103,12 +108,15 @@ def vma_address(page, vma):
 
 def page_address_in_vma(page, vma):
     """vma_address, or 0 when the VMA belongs to another mapping than the page."""
-    if not PageAnon(page) or vma.anon_vma != page_anon_vma(page):
+    if PageAnon(page):
+        if vma.anon_vma != page_anon_vma(page):
+            return 0
+    elif page.mapping == NULL or page_mapping(page) != vma_mapping(vma):
         return 0
     return vma_address(page, vma)
 
 
-def page_check_address(page, mm, address, ptlp):
+def page_check_address(page, mm, address, ptlp, sync):
     """The PTE at `address` if it maps the page, with its split lock taken and left in
     *ptlp; NULL and no lock otherwise.
 
@@ -118,8 +126,9 @@ def page_check_address(page, mm, address, ptlp):
     if pmd == NULL:
         return NULL
     ptep = pte_offset(pmd, address)
-    # A quick look without the lock; nobody but us unmaps a page to which it matters.
-    if not pte_present(READ_PTE(ptep)):
+    # A quick look without the lock.  It misses a PTE that is being changed (mprotect), which
+    # only matters to who would not look again: that is what `sync` is for.
+    if not sync and not pte_present(READ_PTE(ptep)):
         return NULL
     ptl = pte_lockptr(pmd)
     spin_lock(ptl)
@@ -157,7 +166,7 @@ def page_move_anon_rmap(page, vma, address):
     unmapped it again; until it is done it has a reference.)  So nobody else can be counting now,
     and no locked instruction is needed.
     """
-    WRITE_ONCE32(addressof(page._count), 2)
+    get_page(page)
     WRITE_ONCE32(addressof(page._mapcount), 0)
     __page_set_anon_rmap(page, vma, address)
 
@@ -173,6 +182,12 @@ def page_add_new_anon_rmap(page, vma, address):
     lru_cache_add_lru(page, LRU_ACTIVE_ANON)
 
 
+def page_add_file_rmap(page):
+    """Counts a mapping of a page of a file.  Holds the split lock."""
+    if cast(i32, atomic_add_return32(addressof(page._mapcount), 1)) == 0:
+        inc_zone_page_state(page, NR_FILE_MAPPED)
+
+
 def page_dup_rmap(page):
     """Counts one more mapping at fork.  Holds the parent's split lock."""
     VM_BUG_ON_PAGE(page_mapcount(page) <= 0, page)
@@ -186,31 +201,70 @@ def page_remove_rmap(page):
     VM_BUG_ON_PAGE(left < -1, page)
     if left == -1:
         mem_cgroup_uncharge_page(page)
-        dec_zone_page_state(page, NR_ANON_PAGES)
+        dec_zone_page_state(page, NR_ANON_PAGES if PageAnon(page) else NR_FILE_MAPPED)
 
 
-def set_page_dirty(page):
-    """Marks a page without an address_space dirty (mm/page-writeback.c)."""
-    if not PageDirty(page):
-        TestSetPageDirty(page)
+# ---- writing noticed ---------------------------------------------------------
+#
+# A page of a file can only be written through a PTE if it is dirty: the first write to a clean
+# one faults, and makes it dirty before it makes the PTE writable.  So who cleans a page, to
+# write it back, takes writing away from all PTEs first.
+
+def page_mkclean_one(page, vma):
+    """Takes writing away from the page's PTE in one VMA, and its dirty bit.  Says whether there
+    was either.  Holds i_mmap_lock; takes a split lock."""
+    address = vma_address(page, vma)
+    if address == 0:
+        return False
+    ptl = cast(pointer(Spinlock), NULL)
+    ptep = page_check_address(page, vma.vm_mm, address, addressof(ptl), True)
+    if ptep == NULL:
+        return False
+    pte = READ_PTE(ptep)
+    was = pte_dirty(pte) or pte_write(pte)
+    if was:
+        pte = ptep_clear_flush(vma.vm_mm, address, ptep)
+        set_pte_at(ptep, pte_mkclean(pte_wrprotect(pte)))
+    spin_unlock(ptl)
+    return was
+
+
+def page_mkclean(page):
+    """Takes writing away from all shared mappings of a locked page of a file.  Says whether it may
+    have been written through one of them since.  Takes i_mmap_lock."""
+    BUG_ON(not PageLocked(page))
+    mapping = page_mapping(page)
+    if mapping == NULL or not page_mapped(page):
+        return False
+    was = 0
+    spin_lock(addressof(mapping.i_mmap_lock))
+    vma = vma_interval_tree_iter_first(addressof(mapping.i_mmap), page.index, page.index)
+    while vma != NULL:
+        if vma.vm_flags & VM_SHARED and page_mkclean_one(page, vma):
+            was = 1
+        vma = vma_interval_tree_iter_next(vma, page.index, page.index)
+    spin_unlock(addressof(mapping.i_mmap_lock))
+    return was
 
 
 # ---- unmapping ---------------------------------------------------------------
 
 def try_to_unmap_one(page, vma, migration):
     """Takes away the page's PTE in one VMA, if it has one there, and leaves a migration
-    entry.  Drops that mapping's reference.  Holds anon_vma->lock; takes a split lock.
+    entry.  Drops that mapping's reference.  Holds i_mmap_lock or anon_vma->lock; takes a split
+    lock.
 
-    Returns SWAP_AGAIN: there may be more mappings.  Without `migration` an anonymous
-    page would need a place in swap, which it does not have: SWAP_FAIL.
+    Returns SWAP_AGAIN: there may be more mappings.  Without `migration` a page of a file is in
+    its file, and the PTE is left empty; an anonymous page would need a place in swap, which it
+    does not have: SWAP_FAIL.
     """
     address = vma_address(page, vma)
     if address == 0:
         return SWAP_AGAIN
-    if not migration:
+    if not migration and PageAnon(page):
         return SWAP_FAIL
     ptl = cast(pointer(Spinlock), NULL)
-    ptep = page_check_address(page, vma.vm_mm, address, addressof(ptl))
+    ptep = page_check_address(page, vma.vm_mm, address, addressof(ptl), False)
     if ptep == NULL:
         return SWAP_AGAIN
     # Not a plain clear: until every CPU has dropped the translation, a store through it
@@ -219,14 +273,31 @@ def try_to_unmap_one(page, vma, migration):
     # The dirty bit would go with the PTE.
     if pte_dirty(pte):
         set_page_dirty(page)
-    pte = swp_entry_to_pte(make_migration_entry(page, pte_write(pte)))
-    set_pte_at(ptep, pte)
-    trace_set_migration_pte(address, pte)
+    if migration:
+        pte = swp_entry_to_pte(make_migration_entry(page, pte_write(pte)))
+        set_pte_at(ptep, pte)
+        trace_set_migration_pte(address, pte)
+    else:
+        atomic_add_return64(addressof(vma.vm_mm.file_rss), -1)
     page_remove_rmap(page)
     # Not the last reference: whoever unmaps a page has one.
     put_page(page)
     spin_unlock(ptl)
     return SWAP_AGAIN
+
+
+def try_to_unmap_file(page, migration):
+    """Unmaps a page of a file from every VMA that maps its index.  The page is locked, which
+    keeps its mapping.  Takes i_mmap_lock."""
+    mapping = page_mapping(page)
+    ret = SWAP_AGAIN
+    spin_lock(addressof(mapping.i_mmap_lock))
+    vma = vma_interval_tree_iter_first(addressof(mapping.i_mmap), page.index, page.index)
+    while vma != NULL and ret == SWAP_AGAIN and page_mapped(page):
+        ret = try_to_unmap_one(page, vma, migration)
+        vma = vma_interval_tree_iter_next(vma, page.index, page.index)
+    spin_unlock(addressof(mapping.i_mmap_lock))
+    return ret
 
 
 def try_to_unmap_anon(page, migration):
@@ -252,9 +323,10 @@ def try_to_unmap(page, migration):
     cannot be unmapped.
     """
     VM_BUG_ON_PAGE(not PageLocked(page), page)
-    ret = SWAP_AGAIN
     if PageAnon(page):
         ret = try_to_unmap_anon(page, migration)
+    else:
+        ret = try_to_unmap_file(page, migration)
     if not page_mapped(page):
         ret = SWAP_SUCCESS
     return ret

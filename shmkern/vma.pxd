@@ -6,17 +6,14 @@ from shmkern.rmap cimport *
 from shmkern.rbtree cimport *
 from shmkern.uapi cimport *
 
-# include/linux/mm.h
 cdef enum:
-    VM_READ = 0x01
-    VM_WRITE = 0x02
-    VM_EXEC = 0x04
-    VM_SHARED = 0x08
-    VM_MAYREAD = 0x10
-    VM_MAYWRITE = 0x20
-    VM_MAYEXEC = 0x40
-    VM_ACCESS_FLAGS = 7        # VM_READ | VM_WRITE | VM_EXEC, equal to the PROT_ bits
     MAX_MAP_COUNT = 65536      # /proc/sys/vm/max_map_count
+
+# What a fault does where nothing is mapped: numbers in VmAreaStruct.vm_ops.
+cdef enum:
+    VM_OPS_ANON = 0            # a page of its own
+    VM_OPS_FILE = 1            # the file's page
+    VM_OPS_SHMEM = 2           # the page of shared anonymous memory
 
 cdef inline u64 vma_pages(VmAreaStruct* vma) noexcept nogil:
     return (vma.vm_end - vma.vm_start) >> PAGE_SHIFT
@@ -25,8 +22,15 @@ cdef inline bint is_cow_mapping(u64 flags) noexcept nogil:
     return (flags & (VM_SHARED | VM_MAYWRITE)) == VM_MAYWRITE
 
 cdef u64 vm_get_page_prot(u64 vm_flags) noexcept nogil
-cdef VmAreaStruct* vma_alloc(MmStruct* mm, u64 start, u64 end, u64 vm_flags, u64 pgoff) noexcept nogil
-cdef void vma_free(VmAreaStruct* vma) noexcept nogil
+cdef bint vma_wants_writenotify(VmAreaStruct* vma) noexcept nogil
+cdef void vma_set_page_prot(VmAreaStruct* vma) noexcept nogil
+cdef void get_file(File* file) noexcept nogil
+cdef VmAreaStruct* vma_alloc(MmStruct* mm, u64 start, u64 end, u64 vm_flags, u64 pgoff, File* file, u64 vm_ops) noexcept nogil
+cdef void vma_link_file(VmAreaStruct* vma) noexcept nogil
+cdef void vma_link_file_after(VmAreaStruct* vma, VmAreaStruct* prev) noexcept nogil
+cdef void unlink_file_vma(VmAreaStruct* vma) noexcept nogil
+cdef void lock_rmap(AddressSpace* mapping, AnonVma* anon_vma) noexcept nogil
+cdef void unlock_rmap(AddressSpace* mapping, AnonVma* anon_vma) noexcept nogil
 cdef VmAreaStruct* find_vma_prev(MmStruct* mm, u64 address, VmAreaStruct** prev_out) noexcept nogil
 cdef VmAreaStruct* find_vma(MmStruct* mm, u64 address) noexcept nogil
 cdef VmAreaStruct* find_vma_intersection(MmStruct* mm, u64 start, u64 end) noexcept nogil

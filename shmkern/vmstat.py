@@ -7,12 +7,13 @@ from shmkern import layout
 C = layout.constants
 ZONE_ITEMS = ["NR_INACTIVE_ANON", "NR_ACTIVE_ANON", "NR_INACTIVE_FILE", "NR_ACTIVE_FILE",
               "NR_UNEVICTABLE", "NR_FREE_PAGES", "NR_ANON_PAGES", "NR_FILE_MAPPED",
-              "NR_FILE_PAGES", "NR_PAGETABLE"]
+              "NR_FILE_PAGES", "NR_PAGETABLE", "NR_FILE_DIRTY", "NR_WRITEBACK"]
 EVENTS = ["PGALLOC", "PGFREE", "PGFAULT", "PGFAULT_ANON", "PGFAULT_COW", "PGFAULT_REUSE",
           "PGFAULT_ZERO", "PGFAULT_SEGV", "PGFAULT_OOM", "PGMIGRATE_SUCCESS",
           "PGMIGRATE_FAIL", "PGMIGRATE_RETRY", "MIGRATION_ENTRY_WAIT",
           "MIGRATION_ENTRY_RETRY", "TLB_MISS", "TLB_SHOOTDOWN", "TLB_ACK_WAIT", "ACCESSES",
-          "SPIN_PARK", "PAGE_LOCK_WAIT", "RWSEM_WAIT", "FUTEX_WAIT"]
+          "SPIN_PARK", "PAGE_LOCK_WAIT", "RWSEM_WAIT", "FUTEX_WAIT", "PGMAJFAULT",
+          "PGFAULT_SIGBUS", "PGPGIN", "PGPGOUT"]
 HISTOGRAMS = {"migration wait": "wait_buckets", "fault": "fault_buckets", "lock wait": "lock_wait_buckets"}
 
 
