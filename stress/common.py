@@ -25,6 +25,8 @@ SCENARIOS = {
     "threads": "workers share address spaces and increment shared counters; the sums must be exact",
     "fork": "trees of forks with copy-on-write, unmapping, moving, protecting and exiting",
     "memcg": "workers wander between control groups, whose limits they hit, which are emptied and removed",
+    "file": "workers map files, shared and private, sync and truncate them; memory and disk must agree",
+    "buffers": "the same on files with buffer heads of every size",
     "trace": "each worker replays the memory accesses of a real program",
 }
 HELD, BROKEN, BAD_USE = 0, 1, 2
