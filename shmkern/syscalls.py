@@ -443,10 +443,14 @@ class Syscalls:
             task.mm = mm_alloc(cast(pointer(MmStruct), NULL))
             if task.mm != NULL:
                 activate_mm(task.mm)
+            kernel_exit()
+        # Who begins in a group has been given an address space, and nothing else.
+        if task.files == NULL:
+            kernel_enter()
             task.files = files_alloc()
             kernel_exit()
-            if task.mm == NULL or task.files == NULL:
-                check_errno(-ENOMEM)
+        if task.mm == NULL or task.files == NULL:
+            check_errno(-ENOMEM)
 
     def _prepare_mm(self, cpu, id):
         """Gives the task that is going to run in slot `cpu` an address space in a group."""
