@@ -25,7 +25,8 @@ def carve(nr_nodes, frames_per_node, max_tasks, memcg, layout):
     layout.wait_table = align_up(layout.nodes + nr_nodes * sizeof(PgData), PAGE_SIZE)
     layout.mem_map = align_up(layout.wait_table + WAIT_TABLE_SIZE * sizeof(WaitQueueHead), PAGE_SIZE)
     layout.page_cgroup = align_up(layout.mem_map + nr_frames * sizeof(Page), PAGE_SIZE)
-    layout.slabs = align_up(layout.page_cgroup + (nr_frames * sizeof(PageCgroup) if memcg else 0), PAGE_SIZE)
+    layout.swap_maps = align_up(layout.page_cgroup + (nr_frames * sizeof(PageCgroup) if memcg else 0), PAGE_SIZE)
+    layout.slabs = align_up(layout.swap_maps + nr_frames * SWAP_SLOTS_PER_FRAME * 2, PAGE_SIZE)
     # Room for 24 KiB of kernel objects a task; for an area every eight frames, which a program
     # that unmaps every second page of a small machine comes near to; and for a page tree with
     # eight pages a node, or the buffers of pages in 4 KiB blocks.
@@ -55,6 +56,9 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.nodes = cast(pointer(PgData), DIRECT_MAP_BASE + layout.nodes)
     k.wait_table = cast(pointer(WaitQueueHead), DIRECT_MAP_BASE + layout.wait_table)
     k.frames_base = DIRECT_MAP_BASE + layout.frames
+    k.swap_maps = cast(pointer(u16), DIRECT_MAP_BASE + layout.swap_maps)
+    k.swap_maps_size = k.max_pfn * SWAP_SLOTS_PER_FRAME
+    k.swapper_space.a_ops = AOPS_SWAP
     k.slabs = cast(pointer(Slab), DIRECT_MAP_BASE + layout.slabs)
     INIT_LIST_HEAD(addressof(k.slabs_free))
     k.trace_rings = DIRECT_MAP_BASE + layout.end
@@ -85,6 +89,7 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     for nid in range(nr_nodes):
         free_area_init_node(nid, node_isset(nid, memoryless), node_isset(nid, movable))
     setup_per_zone_pages_min()
+    setup_per_zone_inactive_ratio()
     zero = alloc_pages_node(0, GFP_KERNEL | __GFP_ZERO, 0)
     BUG_ON(zero == NULL)
     __SetPageReserved(zero)

@@ -17,7 +17,12 @@ cdef void map_file_page(MmStruct* mm, VmAreaStruct* vma, Page* page, pte_t* ptep
 cdef void map_cow_page(MmStruct* mm, VmAreaStruct* vma, u64 address, Page* page, pte_t* ptep, Spinlock* ptl) noexcept nogil
 @cython.locals(page=pointer_to_page)
 cdef int do_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, bint write) noexcept nogil
-cdef int do_swap_page(MmStruct* mm, u64* pmd, u64 address, pte_t pte) noexcept nogil
+@cython.locals(same=bint)
+cdef bint pte_unmap_same(pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
+@cython.locals(entry=swp_entry_t, memcg=pointer_to_memcg, same=bint)
+cdef int do_swap_page_locked(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, pte_t pte, Page* page, bint write) noexcept nogil
+@cython.locals(page=pointer_to_page, entry=swp_entry_t)
+cdef int do_swap_page(MmStruct* mm, VmAreaStruct* vma, u64 address, u64* pmd, pte_t* ptep, Spinlock* ptl, pte_t pte, bint write) noexcept nogil
 cdef bint wp_page_reuse(VmAreaStruct* vma, pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
 cdef int wp_page_copy(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
 cdef int wp_page_shared(VmAreaStruct* vma, pte_t* ptep, Spinlock* ptl, pte_t pte, Page* page) noexcept nogil
@@ -29,3 +34,5 @@ cdef Page* get_user_page(VmAreaStruct* vma, u64 address, bint write, int* rc) no
 cdef bint access_error(VmAreaStruct* vma, bint write) noexcept nogil
 @cython.locals(entered=bint)
 cdef int do_page_fault(u64 address, bint write) noexcept nogil
+
+ctypedef MemCgroup* pointer_to_memcg

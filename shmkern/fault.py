@@ -154,13 +154,73 @@ def do_fault(mm, vma, address, ptep, ptl, write):
 
 # ---- entries that are no mappings ------------------------------------------------
 
-def do_swap_page(mm, pmd, address, pte):
-    """A PTE that is neither none nor present: waits out a migration.  There is no other
-    kind of entry."""
+def pte_unmap_same(ptep, ptl, pte):
+    """Whether a PTE that is not present still is what it was.  Takes the split lock."""
+    spin_lock(ptl)
+    same = READ_PTE(ptep) == pte
+    spin_unlock(ptl)
+    return same
+
+
+def do_swap_page_locked(mm, vma, address, ptep, ptl, pte, page, write):
+    """Maps a locked page in place of its swap entry.  Takes the split lock.
+
+    Returns 0, also when the page is not (any longer) what the entry stands for, and the access
+    must begin anew; -ENOMEM when its group's limit does not allow it; -VM_FAULT_SIGBUS when it
+    could not be read.
+    """
     entry = pte_to_swp_entry(pte)
-    BUG_ON(not is_migration_entry(entry))
-    migration_entry_wait(mm, pmd, address)
+    # While we waited for the lock the page may have left the cache, and even come back under
+    # another entry; or somebody else was faster.  (2.6.30 does not look: fixed by Linux commit
+    # 4969c1192d15.)
+    if not PageSwapCache(page) or page.private != entry:
+        return 0
+    memcg = NULL
+    if mem_cgroup_try_charge_swapin(page, mm, GFP_KERNEL, addressof(memcg)) != 0:
+        return -ENOMEM
+    spin_lock(ptl)
+    if READ_PTE(ptep) != pte or not PageUptodate(page):
+        same = READ_PTE(ptep) == pte
+        spin_unlock(ptl)
+        mem_cgroup_cancel_charge_swapin(memcg)
+        return -VM_FAULT_SIGBUS if same else 0
+    get_page(page)
+    atomic_add_return64(addressof(mm.anon_rss), 1)
+    atomic_add_return64(addressof(mm.swap_ents), -1)
+    new = mk_pte(page, vma.vm_page_prot)
+    # The entry is still counted, so this says whether we are alone.
+    if write and reuse_swap_page(page):
+        new = pte_mkwrite(pte_mkdirty(new))
+    page_add_anon_rmap(page, vma, address)
+    mem_cgroup_commit_charge_swapin(page, memcg)
+    set_pte_at(ptep, new)
+    swap_free(entry)
+    spin_unlock(ptl)
+    if vm_swap_full():
+        try_to_free_swap(page)
     return 0
+
+
+def do_swap_page(mm, vma, address, pmd, ptep, ptl, pte, write):
+    """A PTE that is neither none nor present: waits out a migration, or brings the page back from
+    swap.  Returns 0 when the access may be tried again, -ENOMEM, or -VM_FAULT_SIGBUS when
+    the page could not be read."""
+    entry = pte_to_swp_entry(pte)
+    if is_migration_entry(entry):
+        migration_entry_wait(mm, pmd, address)
+        return 0
+    page = lookup_swap_cache(entry)
+    if page == NULL:
+        page = read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE, vma, address)
+        if page == NULL:
+            # Without memory; or somebody else was faster, and the entry is gone.
+            return -ENOMEM if pte_unmap_same(ptep, ptl, pte) else 0
+        count_vm_event(PGMAJFAULT)
+    lock_page(page)
+    rc = do_swap_page_locked(mm, vma, address, ptep, ptl, pte, page, write)
+    unlock_page(page)
+    put_page(page)
+    return rc
 
 
 # ---- writing to what is mapped read-only -------------------------------------
@@ -260,7 +320,7 @@ def do_wp_page(mm, vma, address, ptep, ptl, pte):
     copy = 0
     if not PageAnon(page) and vma.vm_flags & VM_SHARED:
         rc = wp_page_shared(vma, ptep, ptl, pte, page)
-    elif PageAnon(page) and page_mapcount(page) == 1:
+    elif PageAnon(page) and reuse_swap_page(page):
         # Only we could add a mapping of ours, and a fork of ours waits for mmap_sem.
         wp_page_reuse(vma, ptep, ptl, pte)
     else:
@@ -284,7 +344,7 @@ def handle_pte_fault(mm, vma, address, pmd, ptep, write):
             return do_fault(mm, vma, address, ptep, ptl, write)
         return do_anonymous_page(mm, vma, address, ptep, ptl, write)
     if not pte_present(pte):
-        return do_swap_page(mm, pmd, address, pte)
+        return do_swap_page(mm, vma, address, pmd, ptep, ptl, pte, write)
     if write and not pte_write(pte):
         spin_lock(ptl)
         now = READ_PTE(ptep)

@@ -4,6 +4,7 @@
 cimport cython
 from shmkern.mempolicy cimport *
 from shmkern.inode cimport *
+from shmkern.swapops cimport *
 
 cdef enum:
     # A file page's answer to an access that it has no byte for; a signal in Linux.
@@ -12,12 +13,16 @@ cdef enum:
 # The mapping that a page is in: a file's, or the swap cache's; NULL for a page in none.
 cdef inline AddressSpace* page_mapping(Page* page) noexcept nogil:
     cdef u64 mapping = READ_ONCE64(&page.mapping)
+    if unlikely(PageSwapCache(page)):
+        return &kernel().swapper_space
     if mapping & PAGE_MAPPING_ANON:
         return NULL
     return <AddressSpace*>mapping
 
 # A page's place in its mapping.
 cdef inline u64 page_index(Page* page) noexcept nogil:
+    if unlikely(PageSwapCache(page)):
+        return swp_index(page.private)
     return page.index
 
 cdef inline bint mapping_cap_account_dirty(AddressSpace* mapping) noexcept nogil:

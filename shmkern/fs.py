@@ -9,6 +9,8 @@
               close, and a dirty page cannot be moved (-EINVAL)
     fixed     as page, but its pages cannot be moved at all (fail_migrate_page)
     shmem     shared anonymous memory; no file of the host
+    swap      the swap cache; nothing looks for its dirty pages but reclaim, which comes to them
+              by the LRU
 
 An operation that a kind has not is NULL in the table.
 """
@@ -43,6 +45,10 @@ def fill_a_ops():
     a_ops_of(AOPS_BUFFER).migratepage = buffer_migrate_page
     a_ops_of(AOPS_FIXED).migratepage = fail_migrate_page
     a_ops_of(AOPS_SHMEM).migratepage = migrate_page
+    swap = a_ops_of(AOPS_SWAP)
+    swap.writepage = swap_writepage
+    swap.set_page_dirty = __set_page_dirty_no_writeback
+    swap.migratepage = migrate_page
 
 
 fill_a_ops()

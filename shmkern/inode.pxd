@@ -14,6 +14,7 @@ cdef enum:
     AOPS_RAMFS = 4             # neither migratepage nor writepage
     AOPS_FIXED = 5             # fail_migrate_page
     AOPS_SHMEM = 6             # shared anonymous memory
+    AOPS_SWAP = 7              # the swap cache
     NR_AOPS = 16
 
 # How much of a mapping shall be written (include/linux/writeback.h).

@@ -169,6 +169,7 @@ class Machine:
         self._checked = 0.0
         self.init = None
         self.children = []
+        self.kswapds = []
         atexit.register(self.close)
         try:
             lifeline.open_lifeline()
@@ -289,6 +290,28 @@ class Machine:
         if not 0 < interval < 1e6:
             raise ValueError(f"interval is {interval!r}; it must be a time in seconds")
         return Flusher(self, interval)
+
+    def swapon(self, path, pages):
+        """Lets memory overflow into a file of the host, which is made if there is none and keeps
+        room for `pages` pages from now on; anonymous pages that are not in use go there when frames
+        are short.  The first call starts a kswapd for each node, which are tasks as well.
+
+        Returns the area's number.  Raises OSError: whatever the host says to the file; EINVAL (no
+        pages), EPERM (there are 30 areas), ENOMEM (all areas together are more than four times the
+        frames), EAGAIN (all slots for tasks are taken).
+        """
+        self._mine()
+        pages = _whole("pages", pages, 1, 1 << 30)
+        for node in range(len(self.kswapds), layout.kernel().nr_nodes):
+            self.kswapds.append(self.spawn(worker.kswapd, node))
+        return self.init.request("_swapon", os.path.abspath(path), pages)
+
+    def swapoff(self, area):
+        """Gives an area back, once everything in it is in memory again.  Raises OSError: EINVAL (there
+        is no such area), ENOMEM (it does not fit), EIO (the host does not read it); then nothing has
+        changed."""
+        self._mine()
+        self.init.request("_swapoff", _whole("area", area, 0, C["MAX_SWAPFILES"] - 1))
 
     def check(self, at_once=False):
         """Looks after the tasks: cleans up after those that were killed, and raises KernelBug

@@ -3,6 +3,7 @@
 
 cimport cython
 from shmkern.vma cimport *
+from shmkern.swap_state cimport *
 
 cdef Page* follow_page(VmAreaStruct* vma, u64 address, bint write) noexcept nogil
 cdef void zap_pte(MmuGather* tlb, VmAreaStruct* vma, pte_t* ptep) noexcept nogil

@@ -4,7 +4,8 @@ move (mm/memory.c, mm/mprotect.c, mm/mremap.c).
 
 All of it meets migration entries, for a range may be unmapped, forked, protected or
 moved while a migrator has pages of it in the air.  A migration entry holds no reference
-and no mapping of its page: the page must be left alone, it belongs to the migrator.
+and no mapping of its page: the page must be left alone, it belongs to the migrator.  A swap
+entry is a use of its slot, and nothing else.
 
 The caller has mmap_sem for writing, or is the only user of the address space left.
 Locks taken: the split page-table lock; the copy takes the child's, then the parent's;
@@ -72,13 +73,17 @@ def zap_pte(tlb, vma, ptep):
             set_page_dirty(page)
         atomic_add_return64(rss_of(mm, page), -1)
         page_remove_rmap(page)
+        free_swap_cache(page)
         tlb_remove_page(tlb, page)
     elif not pte_none(pte):
+        entry = pte_to_swp_entry(pte)
+        if not is_migration_entry(entry):
+            atomic_add_return64(addressof(mm.swap_ents), -1)
+            free_swap_and_cache(entry)
+            return
         # A migration entry.  Its page was counted when it was mapped and has lost its
         # rmap and reference since; only this mm's share of the count is left to give
         # back.  (2.6.30 forgets it: fixed by Linux commit 9f9f1acd713d.)
-        entry = pte_to_swp_entry(pte)
-        VM_BUG_ON(not is_migration_entry(entry))
         atomic_add_return64(rss_of(mm, migration_entry_to_page(entry)), -1)
 
 
@@ -86,7 +91,8 @@ def is_file_pte(pte):
     """Whether an entry maps, or is going to map, a page of a file, and not a private copy."""
     if pte_present(pte):
         return not pte_special(pte) and not PageAnon(pte_page(pte))
-    return not PageAnon(migration_entry_to_page(pte_to_swp_entry(pte)))
+    entry = pte_to_swp_entry(pte)
+    return is_migration_entry(entry) and not PageAnon(migration_entry_to_page(entry))
 
 
 def zap_pte_range(tlb, vma, pmd, address, end, even_cows):
@@ -204,7 +210,11 @@ def copy_one_pte(dst_mm, dst, src, vm_flags):
     pte = READ_PTE(src)
     if not pte_present(pte):
         entry = pte_to_swp_entry(pte)
-        VM_BUG_ON(not is_migration_entry(entry))
+        if not is_migration_entry(entry):
+            BUG_ON(not swap_duplicate(entry))
+            atomic_add_return64(addressof(dst_mm.swap_ents), 1)
+            set_pte_at(dst, pte)
+            return
         if is_write_migration_entry(entry) and is_cow_mapping(vm_flags):
             # When the page arrives, neither may write it without copying.
             pte = swp_entry_to_pte(make_migration_entry_read(entry))

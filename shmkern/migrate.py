@@ -126,7 +126,12 @@ def remove_file_migration_ptes(old, new):
 
 def remove_migration_ptes(old, new):
     """Replaces every migration entry for `old` by a PTE of `new`, which is `old` itself
-    when the migration failed.  Lines 206-216."""
+    when the migration failed.  Lines 206-216.
+
+    A page of the swap cache has none: its PTEs have become swap entries.  (Nor may one look for
+    them, for it may have had no PTE to begin with, and then its anon_vma may be gone.)"""
+    if PageSwapCache(new):
+        return
     if PageAnon(new):
         remove_anon_migration_ptes(old, new)
     else:
@@ -384,8 +389,8 @@ def unmap_and_move_locked(newpage, page):
     mapped again as before.
     """
     if page.mapping == NULL:
-        # An orphan: taken out of its file while its buffers were busy, or not mapped yet.
-        # Nothing but freeing its buffers frees it.
+        # An orphan, taken out of its file while its buffers were busy: nothing but freeing those
+        # frees it.  Or a page that has just been read into the swap cache, and not mapped yet.
         if PagePrivate(page):
             try_to_free_buffers(page)
         return -EAGAIN
@@ -393,12 +398,15 @@ def unmap_and_move_locked(newpage, page):
         return unmap_and_move_mapped(newpage, page)
     # The walk that restores the PTEs needs the anon_vma, and once the page is unmapped
     # nothing else keeps it.  It is not freed before rcu_read_unlock if the page is mapped
-    # after rcu_read_lock; if not, its last VMA may be gone and the anon_vma with it, and
-    # there is nothing to move (later kernels: commit 3fe2011ff51e).
+    # after rcu_read_lock; if not, its last VMA may be gone and the anon_vma with it.  Then there is
+    # nothing to move, or a page that only swap entries lead to: the swap cache says where it is,
+    # and no PTE has to be restored (later kernels: commit 3fe2011ff51e).
     rcu_read_lock()
     rc = -EAGAIN
     if page_mapped(page):
         rc = unmap_and_move_mapped(newpage, page)
+    elif PageSwapCache(page):
+        rc = move_to_new_page(newpage, page)
     rcu_read_unlock()
     return rc
 

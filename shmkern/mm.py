@@ -46,7 +46,7 @@ def exit_mmap(mm):
     """Unmaps everything.  Nobody runs the address space any more."""
     remove_areas(mm, 0, TASK_SIZE)
     VM_BUG_ON(mm.mmap != NULL or mm.map_count != 0 or mm.total_vm != 0)
-    VM_BUG_ON(mm.nr_ptes != 0 or mm.anon_rss != 0 or mm.file_rss != 0)
+    VM_BUG_ON(mm.nr_ptes != 0 or mm.anon_rss != 0 or mm.file_rss != 0 or mm.swap_ents != 0)
 
 
 def mmput(mm):

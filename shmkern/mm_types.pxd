@@ -122,7 +122,16 @@ cdef enum:
     PGFAULT_SIGBUS = 23
     PGPGIN = 24                # pages read from host files
     PGPGOUT = 25               # and written
-    NR_VM_EVENTS = 32
+    PSWPIN = 26
+    PSWPOUT = 27
+    PGACTIVATE = 28
+    PGDEACTIVATE = 29
+    PGSCAN_KSWAPD = 30
+    PGSCAN_DIRECT = 31
+    PGSTEAL_KSWAPD = 32
+    PGSTEAL_DIRECT = 33
+    ALLOCSTALL = 34            # direct reclaims
+    NR_VM_EVENTS = 40
 
 cdef enum:
     NR_WAIT_BUCKETS = 128      # of a histogram of ns, four to an octave
@@ -184,16 +193,21 @@ cdef struct Zone:
     u64 watermark[3]           # NR_WMARK
     FreeArea free_area[11]     # MAX_ORDER
     u64 vm_stat[12]            # NR_VM_ZONE_STAT_ITEMS; without the CPUs' vm_stat_diff
+    u64 recent_rotated[2]      # anonymous, file: of the pages looked at, those in use
+    u64 recent_scanned[2]
     Spinlock lru_lock
     u32 isolated               # going offline: what is freed stays free
     ListHead lru[5]            # NR_LRU_LISTS
-    u64 _pad1[2]
+    u64 inactive_ratio         # active anonymous pages for each inactive one
+    u64 _pad1[5]
 
 cdef struct PgData:
     i32 node_id
     i32 _pad0
     Zone* node_zone
     i32 zonelist[64]           # MAX_NUMNODES, nearest first, -1 past the end
+    i32 kswapd_pid             # 0: none
+    u32 kswapd_wait            # 1: kswapd is wanted; it sleeps on the word while it is 0
 
 cdef struct KmemCache:
     Spinlock lock
@@ -330,6 +344,25 @@ cdef struct Inode:
     u32 i_blkbits              # log2 of the size of its buffers
     RwSem i_mutex              # writing, truncating, fsync: only ever taken for writing
 
+# A swap area: slots of one page each in a host file (include/linux/swap.h).
+cdef enum:
+    SWP_USED = 1
+    SWP_WRITEOK = 2            # slots may be given out
+    SWAP_MAP_BAD = 0x8000      # no slot
+    SWAP_MAP_MAX = 0x7fff
+    SWAP_SLOTS_PER_FRAME = 4   # room for swap maps, which is laid by at boot
+
+cdef struct SwapInfo:
+    u64 flags                  # SWP_*
+    u64 max                    # slots, with slot 0, which is never given out
+    u64 inuse_pages
+    u64 lowest_bit             # no slot below it is free, nor any above highest_bit
+    u64 highest_bit
+    u64 cluster_next           # where the search goes on
+    u64 cluster_nr             # how many more it takes in a row
+    u16* swap_map              # uses of each slot: entries in page tables, and the swap cache
+    Inode swap_file            # only for its host file
+
 # An open file; a descriptor and each area that maps it has a reference.
 cdef struct File:
     i32 f_count
@@ -394,6 +427,7 @@ cdef struct MmStruct:
     u64 total_vm               # pages
     u64 anon_rss
     u64 file_rss
+    u64 swap_ents              # PTEs that are swap entries
     u64 nr_ptes
     u64 cpu_vm_mask[16]        # CPU_MASK_WORDS: CPUs whose TLB may hold this mm
     Spinlock memcg_lock
@@ -411,6 +445,8 @@ cdef enum:
     TASK_RUNNING = 2
 
 cdef enum:
+    PF_MEMALLOC = 0x00000800   # frees memory, and may use what is kept for that
+    PF_KSWAPD = 0x00040000
     PF_SWAPWRITE = 0x00800000
 
 # include/linux/capability.h
@@ -496,7 +532,7 @@ cdef struct Task:
     RadixTreeNode* radix_tree_preloads[11]     # RADIX_TREE_PRELOAD_SIZE
     FilesStruct* files
     Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
-    u64 vm_events[32]          # NR_VM_EVENTS
+    u64 vm_events[40]          # NR_VM_EVENTS
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
     u64 lock_wait_buckets[128] # of waits for spinlocks (once parked), page locks, rwsems
     u64 fault_buckets[128]     # of one fault in FAULT_SAMPLE
@@ -568,6 +604,19 @@ cdef struct Kernel:
     u32 _pad1
     ListHead inodes
     u64 next_inode_id
+    # swap
+    Spinlock swap_lock         # the areas, their maps and the counts of slots
+    u32 nr_swapfiles           # areas, of which some may be unused again
+    u16* swap_maps             # of all areas
+    u64 swap_maps_size
+    u64 nr_swap_pages          # free slots
+    u64 total_swap_pages
+    SwapInfo swap_info[30]     # MAX_SWAPFILES
+    AddressSpace swapper_space
+    u32 nr_reclaimers          # tasks that are freeing memory
+    u32 reclaim_sequence       # advanced when one is done
+    u32 reclaim_waiters
+    u32 _pad2
     # RCU
     u64 rcu_epoch
     Spinlock rcu_lock
@@ -577,7 +626,7 @@ cdef struct Kernel:
     # counters of tasks that are gone
     Spinlock events_lock
     u32 _pad0
-    u64 vm_events[32]          # NR_VM_EVENTS
+    u64 vm_events[40]          # NR_VM_EVENTS
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS
     u64 lock_wait_buckets[128]
     u64 fault_buckets[128]

@@ -18,10 +18,15 @@ from cython.cimports.libc.errno import EEXIST, ENOMEM
 
 
 def radix_tree_preload():
-    """Lays nodes by for one insertion of the current task.  Returns 0 or -ENOMEM."""
+    """Lays nodes by for one insertion of the current task.  Returns 0 or -ENOMEM.  May sleep."""
     me = current()
     while me.nr_preloads < RADIX_TREE_PRELOAD_SIZE:
         node = cast(pointer(RadixTreeNode), kmem_cache_alloc(kernel().radix_tree_node_cachep))
+        if node == NULL:
+            # Many that were taken out of trees may be waiting for a reader that lost its CPU.
+            synchronize_rcu()
+            rcu_process_callbacks()
+            node = cast(pointer(RadixTreeNode), kmem_cache_alloc(kernel().radix_tree_node_cachep))
         if node == NULL:
             return -ENOMEM
         me.radix_tree_preloads[me.nr_preloads] = node

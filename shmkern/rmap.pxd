@@ -7,6 +7,7 @@ from shmkern.rcu cimport *
 from shmkern.memcg cimport *
 from shmkern.filemap cimport *
 from shmkern.interval_tree cimport *
+from shmkern.swapfile cimport *
 
 # Returns of try_to_unmap (include/linux/rmap.h).
 cdef enum:
@@ -42,6 +43,13 @@ cdef void page_remove_rmap(Page* page) noexcept nogil
 @cython.locals(ptl=pointer_to_spinlock)
 cdef bint page_mkclean_one(Page* page, VmAreaStruct* vma) noexcept nogil
 cdef bint page_mkclean(Page* page) noexcept nogil
+cdef bint page_referenced_one(Page* page, VmAreaStruct* vma) noexcept nogil
+@cython.locals(referenced=bint)
+cdef bint page_referenced_anon(Page* page) noexcept nogil
+@cython.locals(referenced=bint)
+cdef bint page_referenced_file(Page* page) noexcept nogil
+@cython.locals(referenced=bint)
+cdef bint page_referenced(Page* page, bint locked) noexcept nogil
 @cython.locals(ptl=pointer_to_spinlock)
 cdef int try_to_unmap_one(Page* page, VmAreaStruct* vma, bint migration) noexcept nogil
 cdef int try_to_unmap_file(Page* page, bint migration) noexcept nogil

@@ -247,38 +247,120 @@ def page_mkclean(page):
     return was
 
 
+# ---- in use or not -----------------------------------------------------------
+
+def page_referenced_one(page, vma):
+    """Whether the page was accessed through its PTE in one VMA since somebody asked.  Holds
+    anon_vma->lock or i_mmap_lock; takes a split lock."""
+    address = vma_address(page, vma)
+    if address == 0:
+        return False
+    ptl = cast(pointer(Spinlock), NULL)
+    ptep = page_check_address(page, vma.vm_mm, address, addressof(ptl), False)
+    if ptep == NULL:
+        return False
+    young = ptep_clear_flush_young(vma.vm_mm, address, ptep)
+    spin_unlock(ptl)
+    return young
+
+
+def page_referenced_anon(page):
+    """page_referenced_one in every VMA of an anonymous page.  Takes anon_vma->lock, within
+    rcu_read_lock."""
+    anon_vma = page_lock_anon_vma(page)
+    if anon_vma == NULL:
+        return False
+    referenced = False
+    node = anon_vma.head.next
+    while node != addressof(anon_vma.head):
+        if page_referenced_one(page, list_entry_vma(node)):
+            referenced = True
+        node = node.next
+    page_unlock_anon_vma(anon_vma)
+    return referenced
+
+
+def page_referenced_file(page):
+    """page_referenced_one in every VMA that maps a page of a file.  The page is locked.  Takes
+    i_mmap_lock."""
+    mapping = page_mapping(page)
+    if mapping == NULL:
+        return False
+    referenced = False
+    spin_lock(addressof(mapping.i_mmap_lock))
+    vma = vma_interval_tree_iter_first(addressof(mapping.i_mmap), page.index, page.index)
+    while vma != NULL:
+        if page_referenced_one(page, vma):
+            referenced = True
+        vma = vma_interval_tree_iter_next(vma, page.index, page.index)
+    spin_unlock(addressof(mapping.i_mmap_lock))
+    return referenced
+
+
+def page_referenced(page, locked):
+    """Whether somebody used the page since this was asked last: through a page table, or by a
+    mark of its own (PG_referenced).  Forgets it.  A page of a file that others have locked
+    counts as used; `locked`: the caller has."""
+    referenced = PageReferenced(page) and TestClearPageReferenced(page)
+    if not page_mapped(page):
+        return referenced
+    if PageAnon(page):
+        if page_referenced_anon(page):
+            referenced = True
+    elif locked:
+        if page_referenced_file(page):
+            referenced = True
+    elif not trylock_page(page):
+        referenced = True
+    else:
+        if page_referenced_file(page):
+            referenced = True
+        unlock_page(page)
+    return referenced
+
+
 # ---- unmapping ---------------------------------------------------------------
 
 def try_to_unmap_one(page, vma, migration):
-    """Takes away the page's PTE in one VMA, if it has one there, and leaves a migration
-    entry.  Drops that mapping's reference.  Holds i_mmap_lock or anon_vma->lock; takes a split
-    lock.
+    """Takes away the page's PTE in one VMA, if it has one there.  Leaves a swap entry for a page
+    of the swap cache, and else with `migration` a migration entry, without it nothing: a page of
+    a file is in its file.  Drops that mapping's reference.  Holds i_mmap_lock or anon_vma->lock;
+    takes a split lock.
 
-    Returns SWAP_AGAIN: there may be more mappings.  Without `migration` a page of a file is in
-    its file, and the PTE is left empty; an anonymous page would need a place in swap, which it
-    does not have: SWAP_FAIL.
+    Returns SWAP_AGAIN: there may be more mappings.  Without `migration` SWAP_FAIL when the page
+    has been used since it was asked last, or is anonymous and has no place in swap.
     """
     address = vma_address(page, vma)
     if address == 0:
         return SWAP_AGAIN
-    if not migration and PageAnon(page):
+    if not migration and PageAnon(page) and not PageSwapCache(page):
         return SWAP_FAIL
     ptl = cast(pointer(Spinlock), NULL)
-    ptep = page_check_address(page, vma.vm_mm, address, addressof(ptl), False)
+    mm = vma.vm_mm
+    ptep = page_check_address(page, mm, address, addressof(ptl), False)
     if ptep == NULL:
         return SWAP_AGAIN
+    if not migration and ptep_clear_flush_young(mm, address, ptep):
+        spin_unlock(ptl)
+        return SWAP_FAIL
     # Not a plain clear: until every CPU has dropped the translation, a store through it
     # would land in the old frame after it was copied, and be lost.
-    pte = ptep_clear_flush(vma.vm_mm, address, ptep)
+    pte = ptep_clear_flush(mm, address, ptep)
     # The dirty bit would go with the PTE.
     if pte_dirty(pte):
         set_page_dirty(page)
-    if migration:
+    if PageSwapCache(page):
+        # For a migration as well: the cache leads to whichever page it is.
+        BUG_ON(not swap_duplicate(page.private))
+        atomic_add_return64(addressof(mm.anon_rss), -1)
+        atomic_add_return64(addressof(mm.swap_ents), 1)
+        set_pte_at(ptep, swp_entry_to_pte(page.private))
+    elif migration:
         pte = swp_entry_to_pte(make_migration_entry(page, pte_write(pte)))
         set_pte_at(ptep, pte)
         trace_set_migration_pte(address, pte)
     else:
-        atomic_add_return64(addressof(vma.vm_mm.file_rss), -1)
+        atomic_add_return64(addressof(mm.file_rss), -1)
     page_remove_rmap(page)
     # Not the last reference: whoever unmaps a page has one.
     put_page(page)
@@ -316,7 +398,8 @@ def try_to_unmap_anon(page, migration):
 
 
 def try_to_unmap(page, migration):
-    """Takes away all PTEs of a page; with `migration` each becomes a migration entry.
+    """Takes away all PTEs of a page: each becomes a swap entry if the page is in the swap cache,
+    and else, with `migration`, a migration entry.
 
     The page is locked and the caller has a reference.  Returns SWAP_SUCCESS when it is
     not mapped any more, SWAP_AGAIN when some mapping was missed, SWAP_FAIL when it

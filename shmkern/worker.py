@@ -11,10 +11,11 @@ import numpy as np
 import operator
 import os
 import random
+import stat
 import time
 from multiprocess.pool import ExceptionWithTraceback
 
-from shmkern import boot, direct_map, host_files, layout, lifeline, replay
+from shmkern import boot, direct_map, host_files, layout, lifeline, replay, swapoff, vmscan
 from shmkern.errors import TaskDied
 from shmkern.numa import NumaSyscalls
 
@@ -75,6 +76,29 @@ class Task(NumaSyscalls):
     def cmpxchg64_many(self, addresses, old, new):
         """cmpxchg64 at each address; what the words were, as a u64 array."""
         return replay.cmpxchg64_many(addresses, old, new)
+
+    def _swapon(self, path, pages):
+        """Machine.swapon's part in init, who keeps the file open."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                # With slot 0.  A hole would only show when it is written, which is too late.
+                os.posix_fallocate(fd, 0, (pages + 1) * C["PAGE_SIZE"])
+            area = vmscan.swapon(fd, pages)
+            if area < 0:
+                raise OSError(-area, os.strerror(-area))
+        except BaseException:
+            os.close(fd)
+            raise
+        return area
+
+    def _swapoff(self, area):
+        """Machine.swapoff's part in init."""
+        fd = int(layout.kernel().swap_info[area]["swap_file"]["i_host_fd"])
+        rc = swapoff.swapoff(area)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+        os.close(fd)
 
     def _make_child(self, share_mm, program, args):
         cpu = self._copy_process(share_mm)
@@ -293,6 +317,11 @@ def flusher(task, connection, interval):
     while not connection.poll(interval):
         written += task.writeback()
     return written + task.writeback(1 << 40)
+
+
+def kswapd(task, node):
+    """Frees memory of a node whenever it gets short, until it is killed."""
+    vmscan.run_kswapd(node)
 
 
 def migrator(task, connection, nodes, seed):
