@@ -72,7 +72,7 @@ class Finding:
 
     `kind` is the promise broken: block, zone, task, mm, vma, rbtree, anon_vma, pagetable,
     policy, cpuset, pte, migration_entry, rmap, mapcount, refcount, leak, owner, flags, file,
-    page_tree, i_mmap, buffer, free_page, buddy, free_list, lru, pagevec, counter, tlb, lock, slab, rcu,
+    page_tree, i_mmap, buffer, swap, free_page, buddy, free_list, lru, pagevec, counter, tlb, lock, slab, rcu,
     poison, memcg.  `page` is a page frame
     number, `task` a pid, `mm` an address space's id, `address` a virtual address or that of
     a kernel object.
@@ -197,6 +197,8 @@ class _Machine:
         files, vma_mapping                      users of descriptor tables; mapping of each VMA's file
         cached, tagged, accounts                which pages are in a page tree, are tagged dirty
                                                 there, and have their dirt counted
+        swap_maps, swap_uses, swapped           {area: its counts, and how often each slot is used}, and
+                                                which pages are in the swap cache
         private, nr_buffers                     which pages have buffers, and how many there are
         policies                                {address: [details of who has it]} of Mempolicy objects
         table, table_mm, leaf_mm                which frames are page tables, and whose
@@ -1151,6 +1153,148 @@ def check_i_mmap(m):
             m.report.add("i_mmap", f"i_mmap of inode {row['i_id']}: {fault}", address=where)
 
 
+# ---- swap -------------------------------------------------------------------
+
+def entry_text(area, slot):
+    """A swap entry in words, as pte_text has it."""
+    return f"swap entry of type {area}, offset {slot}"
+
+
+def entry_word(area, slot):
+    """A swap entry as PTEs and pages have it."""
+    return area << C["SWP_TYPE_SHIFT"] | slot << C["SWP_OFFSET_SHIFT"]
+
+
+def find_swap_areas(m):
+    """Each area's map lies in the room for maps and overlaps no other's.
+
+    Makes m.swap_maps, a live array of counts for each area that is in use, and m.swap_uses, the
+    counts that will be found.
+    """
+    kernel = m.kernel
+    m.swap_maps, m.swap_uses, taken = {}, {}, []
+    for area in range(min(kernel.nr_swapfiles, C["MAX_SWAPFILES"])):
+        info = kernel.swap_info[area]
+        if not info["flags"] & C["SWP_USED"]:
+            continue
+        first = (int(info["swap_map"]) - kernel.swap_maps) // 2
+        end = first + int(info["max"])
+        if first < 0 or end > kernel.swap_maps_size or \
+                any(first < other_end and other < end for other, other_end in taken):
+            m.report.add("swap", f"area {area}: its map is not in the room for maps, or is another's as well",
+                         address=info["swap_map"])
+            continue
+        taken.append((first, end))
+        m.swap_maps[area] = layout.view("u16", int(info["swap_map"]), int(info["max"]))
+        m.swap_uses[area] = np.zeros(int(info["max"]), np.int64)
+
+
+def find_swap_cache(m):
+    """The pages of the swap cache's tree are those with PG_swapcache, each at the index of the entry
+    that its private has; nrpages counts them.  They are m.cached too."""
+    find_swap_areas(m)
+    space, pages = m.kernel.swapper_space, []
+    if space.page_tree.rnode:
+        walk_page_tree(m, "swapper_space", space.page_tree.rnode, 0, None, 0, pages)
+    if len(pages) != space.nrpages:
+        m.report.add("counter", "swapper_space.nrpages is not the number of pages in its tree",
+                     expected=len(pages), found=space.nrpages)
+    m.swapped = np.zeros(m.max_pfn, bool)
+    for pfn, index, _tags in pages:
+        area, slot = index >> C["SWP_INDEX_TYPE_SHIFT"], index & (1 << C["SWP_INDEX_TYPE_SHIFT"]) - 1
+        text = entry_text(area, slot)
+        if m.cached[pfn]:
+            m.report.add("swap", f"a page is in the swap cache for {text}, and in a cache already", page=pfn)
+        m.cached[pfn] = m.swapped[pfn] = True
+        if area not in m.swap_uses or not 0 < slot < len(m.swap_uses[area]):
+            m.report.add("swap", f"the swap cache has a page for {text}, which no area has", page=pfn)
+            continue
+        m.swap_uses[area][slot] += 1
+        if m.private_word[pfn] != entry_word(area, slot):
+            m.report.add("swap", f"private of a page in the swap cache is not {text}", page=pfn,
+                         expected=hex(entry_word(area, slot)), found=hex(m.private_word[pfn]))
+    m.report.each(m.has("PG_swapcache") != m.swapped, "swap", lambda pfn: (
+        "PG_swapcache is not on the pages of the swap cache alone",
+        {"page": pfn, "found": page_flags_text(int(m.flags[pfn]))}))
+
+
+def is_swap_entry(m):
+    """Mask of the PTEs that are swap entries of a slot that some area has."""
+    kind = (m.pte >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"]).astype(np.int64)
+    slot = (m.pte >> C["SWP_OFFSET_SHIFT"]).astype(np.int64)
+    most = np.zeros(C["SWP_TYPE_MASK"] + 1, np.int64)
+    for area, uses in m.swap_uses.items():
+        most[area] = len(uses)
+    return ~m.pte_present & ((m.pte & PTE_FILE) == 0) & (slot > 0) & (slot < most[kind])
+
+
+def check_swap_map(m):
+    """Each slot's count is the number of its uses; swap_ents counts each address space's swap
+    entries; a page that somebody may write has no swap entry left; and what an area and the
+    machine count of slots is what the maps say."""
+    swapped = np.flatnonzero(is_swap_entry(m))
+    kind = (m.pte[swapped] >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"]).astype(np.int64)
+    slot = (m.pte[swapped] >> C["SWP_OFFSET_SHIFT"]).astype(np.int64)
+    users = np.bincount(m.pte_mm[swapped], minlength=len(m.mm))
+    m.report.each(m.mm["swap_ents"] != users, "counter", lambda i: (
+        f"swap_ents is not the number of swap entries of {m.mm_text(i)}",
+        {**m.whose(i), "expected": users[i], "found": m.mm["swap_ents"][i]}))
+    page_of = {int(m.private_word[pfn]): pfn for pfn in np.flatnonzero(m.swapped).tolist()}
+    check_shared_writable(m, kind, slot)
+    free, pages = 0, 0
+    for area, uses in m.swap_uses.items():
+        np.add.at(uses, slot[kind == area], 1)
+        check_area(m, area, uses, lambda at, area=area: swapped[(kind == area) & (slot == at)], page_of)
+        pages += len(uses) - 1
+        free += int((m.swap_maps[area][1:] == 0).sum())
+    for counter, expected in (("total_swap_pages", pages), ("nr_swap_pages", free)):
+        if m.kernel[counter] != expected:
+            m.report.add("counter", f"kernel.{counter} is not what the areas add up to", expected=expected,
+                         found=m.kernel[counter])
+
+
+def check_shared_writable(m, kind, slot):
+    """A page that is mapped writable has no swap entry: its slot's other user would see the writes."""
+    entries = set(zip(kind.tolist(), slot.tolist(), strict=True))
+    rw = (m.pte[m.maps] & RW) != 0
+    writable = m.maps[rw & m.swapped[m.map_pfn]]
+    for entry in writable.tolist():
+        private = int(m.private_word[m.pte_pfn[entry]])
+        area, at = private >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"], private >> C["SWP_OFFSET_SHIFT"]
+        if (area, at) in entries:
+            m.report.add("swap", f"a page is mapped writable while others have {entry_text(area, at)} for it",
+                         **m.pte_details(entry))
+
+
+def check_area(m, area, uses, entries_of, page_of):
+    """One area: its map, its count of slots in use, and the bounds of its free slots."""
+    info, found = m.kernel.swap_info[area], m.swap_maps[area].astype(np.int64)
+    if found[0] != C["SWAP_MAP_BAD"]:
+        m.report.add("swap", f"area {area}: slot 0 can be given out", expected=hex(C["SWAP_MAP_BAD"]),
+                     found=hex(found[0]))
+    uses[0] = found[0]
+
+    def describe(slot):
+        entry = entry_word(area, slot)
+        details = {"expected": uses[slot], "found": found[slot]}
+        if entry in page_of:
+            details["page"] = page_of[entry]
+        users = entries_of(slot)
+        if len(users):
+            details |= {"address": int(m.pte_vpn[users[0]]) << PAGE_SHIFT, **m.whose(m.pte_mm[users[0]])}
+        return f"the count of {entry_text(area, slot)} is not the number of its uses", details
+
+    m.report.each(found != uses, "swap", describe)
+    free = np.flatnonzero(found[1:] == 0) + 1
+    if info["inuse_pages"] != len(found) - 1 - len(free):
+        m.report.add("counter", f"area {area}: inuse_pages is not the number of slots in use",
+                     expected=len(found) - 1 - len(free), found=info["inuse_pages"])
+    outside = free[(free < info["lowest_bit"]) | (free > info["highest_bit"])]
+    if len(outside):
+        m.report.add("swap", f"area {area}: free slot {outside[0]} lies outside lowest_bit and highest_bit, and "
+                     "will never be found", expected=f"{info['lowest_bit']}-{info['highest_bit']}", found=outside[0])
+
+
 # ---- page tables ------------------------------------------------------------
 
 def admit_tables(m, pfn, mm, describe):
@@ -1266,7 +1410,7 @@ def check_page_tables(m):
 
 def check_ptes(m):
     """A PTE lies in a VMA and maps a frame, or nothing; in a still machine no migration
-    entry is left, and without swap there are no other entries."""
+    entry is left; a swap entry is that of a slot."""
     def found(i):
         return {**m.pte_details(i), "found": pte_text(int(m.pte[i]))}
 
@@ -1277,8 +1421,8 @@ def check_ptes(m):
     m.report.each(migration, "migration_entry", lambda i: (
         "a migration entry is left",
         {**found(i), "page": int(m.pte[i]) >> C["SWP_OFFSET_SHIFT"]}))
-    m.report.each(~m.pte_present & ~migration, "pte", lambda i: (
-        "neither a frame nor a migration entry", found(i)))
+    m.report.each(~m.pte_present & ~migration & ~is_swap_entry(m), "pte", lambda i: (
+        "neither a frame nor a swap or migration entry", found(i)))
     m.report.each(m.pte_present & (m.pte_pfn >= m.max_pfn), "pte", lambda i: (
         "a PTE maps a frame that does not exist", found(i)))
     zero = m.pte_pfn == m.kernel.zero_pfn
@@ -1772,10 +1916,11 @@ def audit(strict_tlb=True, check_poison=False):
     # Each of the find_* functions needs those before it.
     for step in (check_zones, find_caches, find_free_objects, find_rcu_pending,
                  check_tasks, find_address_spaces, find_vmas, check_vmas, check_rb_trees,
-                 find_files, find_cached_pages, find_buffers, check_i_mmap, check_anon_vmas,
+                 find_files, find_cached_pages, find_swap_cache, find_buffers, check_i_mmap, check_anon_vmas,
                  find_policies, check_cpusets, audit_memcg.find_mem_cgroups, find_page_tables,
                  check_page_tables, find_pagevecs,
-                 find_free_blocks, check_ptes, check_pte_protection, check_rmap, check_cached_pages, check_rss,
+                 find_free_blocks, check_ptes, check_swap_map, check_pte_protection, check_rmap,
+                 check_cached_pages, check_rss,
                  check_counts, check_owners, check_page_flags,
                  check_buddies, check_free_pages, check_free_counts,
                  check_page_lists, check_zone_counters, audit_memcg.check_mem_cgroup_tree,
