@@ -17,14 +17,23 @@ import numpy as np
 
 import shmkern
 from shmkern import calibrate, layout, provenance
+from shmkern.kallsyms import ksym
 
 FLAT_SIZES = [1_000, 10_000, 200_000, 1_000_000]
 
 
-def owner(task, connection, pages):
-    """Maps and touches `pages` pages, then sleeps until told to go."""
+def owner(task, connection, pages, swap):
+    """Maps and touches `pages` pages, has them enter the swap cache if it is that row, then sleeps
+    until told to go."""
     va = task.mmap(pages * 4096)
     calibrate.store64_loop(va, 4096, pages)
+    if swap:
+        ksym.lru_add_drain_all()
+        for pfn in [*anon_frames(0), *anon_frames(1)]:
+            page = ksym.pfn_to_page(pfn)
+            ksym.lock_page(page)
+            ksym.add_to_swap(page)
+            ksym.unlock_page(page)
     connection.send(va)
     connection.recv()
 
@@ -84,13 +93,16 @@ def migrator(task, pages, rounds):
     return found
 
 
-def measure(pages, rounds):
-    """One row: a machine of its own with `pages` mapped pages."""
+def measure(pages, rounds, swap=False):
+    """One row: a machine of its own with `pages` mapped pages, or pages of the swap cache."""
     # Room for the page tables, and for the watermarks.
     frames = pages + pages // 16 + 2048
-    with shmkern.Machine(nodes=2, frames_per_node=frames, max_tasks=8) as machine:
+    with shmkern.Machine(nodes=2, frames_per_node=frames, max_tasks=16) as machine:
+        if swap:
+            # Every page gets a slot, and none is ever written.
+            machine.swapon("/dev/full", pages)
         here, there = multiprocess.Pipe()
-        sleeper = machine.spawn(owner, there, pages)
+        sleeper = machine.spawn(owner, there, pages, swap)
         here.recv()
         found = machine.spawn(migrator, pages, rounds).result()
         machine.audit(check_poison=True).raise_if_broken()
@@ -98,9 +110,9 @@ def measure(pages, rounds):
         sleeper.result()
     ratios = [copy / move for move, copy in found]
     move = common.median([move for move, _ in found])
-    return {"pages": pages, "move_ns": move, "copy_ns": common.median([copy for _, copy in found]),
-            "pages_per_second": 1e9 / move, "ratio": common.median(ratios),
-            "ratio_min": min(ratios), "ratio_max": max(ratios)}
+    return {"kind": "swap cache" if swap else "anonymous", "pages": pages, "move_ns": move,
+            "copy_ns": common.median([copy for _, copy in found]), "pages_per_second": 1e9 / move,
+            "ratio": common.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 
 
 def main():
@@ -112,13 +124,14 @@ def main():
     sizes = sorted({options.pages, *(FLAT_SIZES if options.flat else ())})
     # A small row is over in no time, and so is what disturbs it.
     rows = [measure(pages, max(options.rounds, min(100, 200_000 // pages))) for pages in sizes]
-    columns = {"pages": "pages", "move_ns": "ns a move", "copy_ns": "ns a copy", "pages_per_second": "moves/s",
-               "ratio": "copy/move", "ratio_min": "lowest", "ratio_max": "highest"}
+    rows.append(measure(options.pages, options.rounds, swap=True))
+    columns = {"kind": "pages of", "pages": "pages", "move_ns": "ns a move", "copy_ns": "ns a copy",
+               "pages_per_second": "moves/s", "ratio": "copy/move", "ratio_min": "lowest", "ratio_max": "highest"}
     common.show("a page moved, against a memcpy of 4 KiB", columns, rows)
     ratio = next(row["ratio"] for row in rows if row["pages"] == options.pages)
     common.write_html(options.html, "a page moved, against a memcpy of 4 KiB",
                       f"Of {options.pages:,} pages, a copy takes {ratio:.2f} of the time of a move.", columns, rows,
-                      [(common.bars([f"{row['pages']:,} pages" for row in rows], {
+                      [(common.bars([f"{row['pages']:,} pages, {row['kind']}" for row in rows], {
                           "move": [row["move_ns"] for row in rows], "copy": [row["copy_ns"] for row in rows]}, "ns a page"),
                         "What a move costs, and its copy alone")])
     common.write_json(options.json, {"bench": "migrate", "host": provenance.host(), "rows": rows})

@@ -14,14 +14,14 @@ if _find_spec("shmkern.boot").origin.endswith(".py"):
 
 from shmkern import layout as _layout
 from shmkern.audit import Audit, AuditError, Finding
-from shmkern.errors import BootError, KernelBug, SegmentationFault, TaskDied
+from shmkern.errors import BootError, BusError, KernelBug, SegmentationFault, TaskDied
 from shmkern.machine import Machine
 from shmkern.worker import Child, Task
 
-_PREFIXES = ("PROT_", "MAP_", "MREMAP_", "MPOL_", "MCL_")
+_PREFIXES = ("PROT_", "MAP_", "MREMAP_", "MPOL_", "MS_", "MCL_")
 _CONSTANTS = {name: value for name, value in _layout.constants.items() if name.startswith(_PREFIXES)}
 globals().update(_CONSTANTS)
 
-__all__ = ["Audit", "AuditError", "BootError", "Child", "Finding", "KernelBug", "Machine",
+__all__ = ["Audit", "AuditError", "BootError", "BusError", "Child", "Finding", "KernelBug", "Machine",
            "SegmentationFault", "Task", "TaskDied", *_CONSTANTS]
 __version__ = "0.1.0"

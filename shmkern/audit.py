@@ -25,6 +25,7 @@ May import: layout, audit_memcg.  Takes no lock; whoever calls it has frozen the
 """
 import ctypes
 import errno
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -70,8 +71,9 @@ class Finding:
     """One thing that does not hold.
 
     `kind` is the promise broken: block, zone, task, mm, vma, rbtree, anon_vma, pagetable,
-    policy, cpuset, pte, device, mlock, migration_entry, rmap, mapcount, refcount, leak, owner, flags,
-    free_page, buddy, free_list, lru, pagevec, counter, tlb, lock, slab, rcu, poison, memcg.  `page` is a page frame
+    policy, cpuset, pte, device, mlock, migration_entry, rmap, mapcount, refcount, leak, owner, flags, file,
+    page_tree, i_mmap, buffer, swap, free_page, buddy, free_list, lru, pagevec, counter, tlb, lock, slab, rcu,
+    poison, memcg.  `page` is a page frame
     number, `task` a pid, `mm` an address space's id, `address` a virtual address or that of
     a kernel object.
     """
@@ -182,7 +184,7 @@ class _Machine:
     check_regions() have passed.
 
     Columns of struct page, one element a frame:
-        flags count mapcount mapping index private next prev
+        flags count mapcount mapping index private_word next prev
     Filled in by the find_* functions, in this order:
         cache_of                                number of the cache of each struct
         free_objects                            addresses of free slab objects
@@ -190,7 +192,14 @@ class _Machine:
                                                 rows and their addresses
         vma, vma_address, vma_mm                VmAreaStruct rows, by address space and order
         absent                                  which frames are not there: their node has no memory
-        anon_vmas, rcu_pending                  addresses of AnonVma objects
+        anon_vmas, rcu_pending, rcu_nodes       addresses of AnonVma objects, and of page-tree nodes
+        inode, inode_address, file_address      rows and addresses of inodes, addresses of open files
+        files, vma_mapping                      users of descriptor tables; mapping of each VMA's file
+        cached, tagged, accounts                which pages are in a page tree, are tagged dirty
+                                                there, and have their dirt counted
+        swap_maps, swap_uses, swapped           {area: its counts, and how often each slot is used}, and
+                                                which pages are in the swap cache
+        private, nr_buffers                     which pages have buffers, and how many there are
         policies                                {address: [details of who has it]} of Mempolicy objects
         table, table_mm, leaf_mm                which frames are page tables, and whose
         pte, pte_mm, pte_vpn, pte_key, pte_pfn, pte_vma   one element an entry, sorted by key
@@ -223,13 +232,14 @@ class _Machine:
         self.tlb = self.tasks["tlb"].copy()
         pages = layout.view("Page", kernel.mem_map, self.max_pfn)
         for column, field in (("flags", "flags"), ("count", "_count"), ("mapcount", "_mapcount"),
-                              ("mapping", "mapping"), ("index", "index"), ("private", "private")):
+                              ("mapping", "mapping"), ("index", "index"), ("private_word", "private")):
             setattr(self, column, np.ascontiguousarray(pages[field]))
         self.next = np.ascontiguousarray(pages["lru"]["next"])
         self.prev = np.ascontiguousarray(pages["lru"]["prev"])
         self.ptl = pages["ptl"]
-        self.object_size = {name: layout.sizeof(name) for name in ("VmAreaStruct", "MmStruct", "Mempolicy",
-                                                                   "AnonVma", "MemCgroup")}
+        self.object_size = {name: layout.sizeof(name) for name in (
+            "VmAreaStruct", "MmStruct", "Mempolicy", "AnonVma", "RadixTreeNode", "Inode", "File", "FilesStruct",
+            "BufferHead", "MemCgroup")}
         self.cache_of = {}
         self.free_objects = set()
 
@@ -470,7 +480,8 @@ def find_caches(m):
     them lead into Kernel.caches, and the objects are large enough for their structs."""
     addresses = m.cache_addresses()
     known = [("VmAreaStruct", "vm_area_cachep"), ("MmStruct", "mm_cachep"), ("AnonVma", "anon_vma_cachep"),
-             ("Mempolicy", "policy_cachep")]
+             ("Mempolicy", "policy_cachep"), ("RadixTreeNode", "radix_tree_node_cachep"), ("Inode", "inode_cachep"),
+             ("File", "filp_cachep"), ("FilesStruct", "files_cachep"), ("BufferHead", "buffer_head_cachep")]
     if m.kernel.page_cgroup:
         known.append(("MemCgroup", "mem_cgroup_cachep"))
     for struct, field in known:
@@ -568,39 +579,53 @@ def check_object_poison(m, name, size, addresses):
          "found": hex(contents[i][contents[i] != POISON_FREE_WORD][0])}))
 
 
+def rcu_object(m, head):
+    """(struct, address) of the object that an entry of the RCU queue lies in; what is freed by RCU
+    are anon_vmas and nodes of page trees.  (None, why not) when it lies in neither."""
+    for struct in ("RadixTreeNode", "AnonVma"):
+        address = head - layout.offsetof(struct, "rcu")
+        fault = m.object_fault(address, struct)
+        if not fault:
+            return struct, address
+    return None, fault
+
+
 def find_rcu_pending(m):
-    """The RCU queue, from rcu_head to rcu_tail, has rcu_pending entries, each inside the
-    anon_vma (nothing else is freed by RCU) that it is going to free."""
+    """The RCU queue, from rcu_head to rcu_tail, has rcu_pending entries, each inside the object
+    that it is going to free."""
     kernel = m.kernel
-    m.rcu_pending, head, last = set(), kernel.rcu_head, 0
+    m.rcu_pending, m.rcu_nodes, head, last = set(), set(), kernel.rcu_head, 0
+    cachep = {"AnonVma": kernel.anon_vma_cachep, "RadixTreeNode": kernel.radix_tree_node_cachep}
     while head:
-        address = head - layout.offsetof("AnonVma", "rcu")
-        fault = m.object_fault(address, "AnonVma") or \
-            ("is queued twice" if address in m.rcu_pending else None)
+        struct, address = rcu_object(m, head)
+        fault = address if struct is None else \
+            "is queued twice" if address in m.rcu_pending | m.rcu_nodes else None
         if fault:
             m.report.add("rcu", f"an entry of the RCU queue {fault}", address=head)
             return
         entry = layout.struct("RcuHead", head)
-        if (entry.object, entry.cache) != (address, kernel.anon_vma_cachep):
-            m.report.add("rcu", "an entry of the RCU queue frees something else than the "
-                         "anon_vma it lies in", address=head, found=hex(entry.object),
-                         expected=hex(address))
-        m.rcu_pending.add(address)
+        if (entry.object, entry.cache) != (address, cachep[struct]):
+            m.report.add("rcu", f"an entry of the RCU queue frees something else than the {struct} it lies in",
+                         address=head, found=hex(entry.object), expected=hex(address))
+        (m.rcu_pending if struct == "AnonVma" else m.rcu_nodes).add(address)
         last, head = head, entry.next
     if last != kernel.rcu_tail:
         m.report.add("rcu", "rcu_tail is not the end of the RCU queue", expected=hex(last),
                      found=hex(kernel.rcu_tail))
-    if len(m.rcu_pending) != kernel.rcu_pending:
+    if len(m.rcu_pending) + len(m.rcu_nodes) != kernel.rcu_pending:
         m.report.add("rcu", "the RCU queue is not as long as rcu_pending",
-                     expected=len(m.rcu_pending), found=kernel.rcu_pending)
+                     expected=len(m.rcu_pending) + len(m.rcu_nodes), found=kernel.rcu_pending)
 
 
 def check_slab_usage(m):
     """Every object that is not free was reached: a VMA by its address space, an address
     space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue, a policy by a task or
-    a VMA, a group by the list.  More is a leak."""
+    a VMA, an open file by a descriptor or a VMA, a node of a page tree by the tree, a task's preloads
+    or the RCU queue, a buffer by its page, a group by the list.  More is a leak."""
     reached = {"VmAreaStruct": len(m.vma), "MmStruct": len(m.mm),
                "AnonVma": len(m.rcu_pending.union(m.anon_vmas)), "Mempolicy": len(m.policies),
+               "RadixTreeNode": len(m.tree_nodes | m.rcu_nodes), "Inode": len(m.inode),
+               "File": len(m.file_address), "FilesStruct": len(m.files), "BufferHead": m.nr_buffers,
                "MemCgroup": len(m.mem_cgroup)}
     for struct, index in m.cache_of.items():
         cache = m.kernel.caches[index]
@@ -937,6 +962,342 @@ def check_cpusets(m):
                          expected=hex(expected), found=hex(m.tasks["mems_allowed"][cpu]))
 
 
+# ---- files ------------------------------------------------------------------
+
+# Whose dirty pages are counted and tagged: those that are written back.
+ACCOUNTING = [C[name] for name in ("AOPS_PAGE", "AOPS_BUFFER", "AOPS_FALLBACK", "AOPS_FIXED")]
+
+
+def find_files(m):
+    """Descriptor tables, open files, inodes: each counts who has it.  A task has a descriptor table;
+    a descriptor and a VMA have a file; an open file has an inode, and all inodes are on one list."""
+    head = m.kernel.address + layout.offsetof("Kernel", "inodes")
+    m.inode_address, _whole = list_addresses(m, head, "Inode", "i_list")
+    m.inode = m.gather(m.inode_address, "Inode")
+    m.files, users = {}, Counter(int(address) for address in m.tasks["files"][m.live] if address)
+    for address, count in users.items():
+        fault = m.object_fault(address, "FilesStruct")
+        if fault:
+            m.report.add("file", f"a task's descriptor table {fault}", address=address)
+            continue
+        m.files[address] = count
+        table = layout.struct("FilesStruct", address)
+        if table.count != count:
+            m.report.add("file", "the count of a descriptor table is not the number of tasks that have it",
+                         address=address, expected=count, found=table.count)
+    uses = Counter(int(file) for address in m.files for file in layout.struct("FilesStruct", address).fd if file)
+    uses.update(int(file) for file in m.vma["vm_file"] if file)
+    m.file_address, mapping_of, opened = [], {}, Counter()
+    for address, count in uses.items():
+        fault = m.object_fault(address, "File")
+        if fault:
+            m.report.add("file", f"an open file {fault}", address=address)
+            continue
+        m.file_address.append(address)
+        file = layout.struct("File", address)
+        # An inode begins with its mapping.
+        mapping_of[address] = file.f_mapping
+        opened[file.f_mapping] += 1
+        if file.f_count != count:
+            m.report.add("file", "f_count is not the number of descriptors and areas", address=address,
+                         expected=count, found=file.f_count)
+        if file.f_mapping not in m.inode_address:
+            m.report.add("file", "an open file's inode is not on the list of inodes", address=address,
+                         found=hex(file.f_mapping))
+    for address, row in zip(m.inode_address, m.inode):
+        if row["i_count"] != opened[address]:
+            m.report.add("file", f"i_count of inode {row['i_id']} is not the number of its open files",
+                         address=address, expected=opened[address], found=int(row["i_count"]))
+    m.vma_mapping = np.array([mapping_of.get(int(file), 0) for file in m.vma["vm_file"]], np.uint64)
+
+
+def find_cached_pages(m):
+    """Each page tree is well formed, with tags, and has nrpages pages, each of which says that it is
+    there; and each page that says so is."""
+    m.cached = np.zeros(m.max_pfn, bool)
+    m.tagged, m.accounts = m.cached.copy(), m.cached.copy()
+    m.tree_nodes = {int(node) for task in m.tasks[m.live]
+                    for node in task["radix_tree_preloads"][:min(int(task["nr_preloads"]), C["RADIX_TREE_PRELOAD_SIZE"])]}
+    for address, row in zip(m.inode_address, m.inode):
+        data, pages = row["i_data"], []
+        if data["page_tree"]["rnode"]:
+            walk_page_tree(m, int(row["i_id"]), int(data["page_tree"]["rnode"]), 0, None, 0, pages)
+        if len(pages) != data["nrpages"]:
+            m.report.add("page_tree", f"nrpages of inode {row['i_id']} is wrong", address=address,
+                         expected=len(pages), found=int(data["nrpages"]))
+        accounts = data["a_ops"] in ACCOUNTING
+        for pfn, index, tags in pages:
+            if m.cached[pfn]:
+                m.report.add("page_tree", "a page is in a page tree twice", page=pfn)
+            m.cached[pfn], m.accounts[pfn] = True, accounts
+            m.tagged[pfn] = tags >> C["PAGECACHE_TAG_DIRTY"] & 1
+            if m.mapping[pfn] != address or m.index[pfn] != index:
+                m.report.add("page_tree", f"a page in the tree of inode {row['i_id']} at index {index} says otherwise",
+                             page=pfn, expected=hex(address), found=f"{m.mapping[pfn]:#x}, index {m.index[pfn]}")
+            if tags >> C["PAGECACHE_TAG_WRITEBACK"] & 1:
+                m.report.add("page_tree", "a page is tagged as under writeback", page=pfn)
+    lost = (m.mapping != 0) & ((m.mapping & ANON) == 0) & ~m.cached
+    m.report.each(lost & ~m.has("PG_buddy"), "page_tree", lambda pfn: (
+        "a page says that it is in a mapping and is not", {"page": pfn, "found": hex(m.mapping[pfn])}))
+
+
+def walk_page_tree(m, inode, address, parent, height, base, pages):
+    """Adds (frame, index, tags) of all pages below a node, whose height must be `height` (None: any).
+    Returns which tags are set below it."""
+    fault = m.object_fault(address, "RadixTreeNode") or \
+        ("is in use elsewhere" if address in m.tree_nodes | m.rcu_nodes else None)
+    if fault:
+        m.report.add("page_tree", f"a node of the tree of inode {inode} {fault}", address=address)
+        return 0
+    m.tree_nodes.add(address)
+    node = layout.struct("RadixTreeNode", address)
+    slots, of_node = node.slots.copy(), [int(tags) for tags in node.tags]
+    used = np.flatnonzero(slots).tolist()
+    height = node.height if height is None else height
+    if node.height != height or not 1 <= height <= C["RADIX_TREE_MAX_PATH"] or \
+            node.parent != parent or node.count != len(used):
+        m.report.add("page_tree", f"a node of the tree of inode {inode} is wrong", address=address,
+                     expected=f"height {height}, parent {parent:#x}, count {len(used)}",
+                     found=f"height {node.height}, parent {node.parent:#x}, count {node.count}")
+        return 0
+    tags_of = {}
+    for slot in used:
+        index = base << C["RADIX_TREE_MAP_SHIFT"] | slot
+        if height > 1:
+            tags_of[slot] = walk_page_tree(m, inode, int(slots[slot]), address, height - 1, index, pages)
+            continue
+        tags_of[slot] = sum((tags >> slot & 1) << tag for tag, tags in enumerate(of_node))
+        pfn, rest = divmod(int(slots[slot]) - m.kernel.mem_map, layout.sizeof("Page"))
+        if rest or not 0 <= pfn < m.max_pfn:
+            m.report.add("page_tree", f"the tree of inode {inode} has what is no page", address=int(slots[slot]))
+        else:
+            pages.append((pfn, index, tags_of[slot]))
+    for tag, found in enumerate(of_node):
+        expected = sum(1 << slot for slot in used if tags_of[slot] >> tag & 1)
+        if found != expected:
+            m.report.add("page_tree", f"tag {tag} of a node of inode {inode} is wrong", address=address,
+                         expected=hex(expected), found=hex(found))
+    return sum(1 << tag for tag, tags in enumerate(of_node) if tags)
+
+
+def find_buffers(m):
+    """A page with PG_private has a ring of buffers that fill it, in order, and know it; nobody uses
+    one in a still machine; a dirty one lies in a dirty page."""
+    m.private = m.has("PG_private") & ~m.has("PG_buddy")
+    m.nr_buffers, seen = 0, set()
+    for pfn in np.flatnonzero(m.private).tolist():
+        first = address = int(m.private_word[pfn])
+        offset, dirty, fault = 0, False, None
+        while not fault and (address != first or offset == 0):
+            fault = m.object_fault(address, "BufferHead") or ("is in a ring twice" if address in seen else None)
+            if fault:
+                break
+            seen.add(address)
+            bh = layout.struct("BufferHead", address)
+            fault = buffer_fault(m, bh, pfn, offset)
+            dirty |= bool(bh.b_state >> C["BH_Dirty"] & 1)
+            offset += bh.b_size
+            address = bh.b_this_page
+        if not fault and offset != PAGE_SIZE:
+            fault = f"is one of a ring of {offset} bytes"
+        if fault:
+            m.report.add("buffer", f"a buffer {fault}", page=pfn, address=address)
+        elif dirty and not m.flags[pfn] >> PAGE_FLAGS["PG_dirty"] & 1:
+            m.report.add("buffer", "a dirty buffer in a clean page", page=pfn, address=first)
+    m.nr_buffers = len(seen)
+
+
+def buffer_fault(m, bh, pfn, offset):
+    """Why this cannot be the buffer at `offset` of a page, or None."""
+    if bh.b_page != m.kernel.mem_map + pfn * layout.sizeof("Page") or \
+            bh.b_data != m.kernel.frames_base + pfn * PAGE_SIZE + offset or bh.b_size not in (512, 1024, 2048, 4096):
+        return "is not that part of its page"
+    if bh.b_count != 0 or bh.b_state >> C["BH_Lock"] & 1 or bh.b_state >> C["BH_Async_Write"] & 1:
+        return "is in use"
+    return None
+
+
+def check_cached_pages(m):
+    """A page of a file that is written back is tagged dirty exactly when it is dirty, and dirty when a
+    PTE lets a program write it: or the flusher would not find what is written.  What is mapped has
+    been read."""
+    dirty = m.has("PG_dirty")
+    m.report.each(m.cached & (m.tagged != (dirty & m.accounts)), "page_tree", lambda pfn: (
+        "the dirty tag of a page is not its PG_dirty",
+        {"page": pfn, "expected": int(dirty[pfn] & m.accounts[pfn]), "found": int(m.tagged[pfn])}))
+    entry = m.maps[m.cached[m.map_pfn] & m.accounts[m.map_pfn]]
+    clean = ((m.pte[entry] & RW) != 0) & ~dirty[m.pte_pfn[entry]]
+    m.report.each(clean, "pte", lambda i: (
+        "a clean page of a file is mapped writable", {**m.pte_details(entry[i]), "found": pte_text(int(m.pte[entry[i]]))}))
+    m.report.each(m.cached & (m.nr_maps > 0) & ~m.has("PG_uptodate"), "flags", lambda pfn: (
+        "a page of a file is mapped and was not read", m.mapped_by(pfn)[1]))
+
+
+def check_i_mmap(m):
+    """Each mapping's i_mmap is a red-black tree of just the VMAs that map the file, by their first
+    index, in which each node knows the last index below it."""
+    offset = layout.offsetof("VmAreaStruct", "shared")
+    last = m.vma["vm_pgoff"] + ((m.vma["vm_end"] - m.vma["vm_start"]) >> PAGE_SHIFT) - 1
+    for address, row in zip(m.inode_address, m.inode):
+        mine = np.flatnonzero(m.vma_mapping == address).tolist()
+        node_address = [m.vma_address[i] + offset for i in mine]
+        number = {node: i for i, node in enumerate(node_address)}
+        nodes = [tuple(m.vma["shared"][i].tolist()) for i in mine]
+        order, faults = walk_rb_tree(nodes, node_address, number, int(row["i_data"]["i_mmap"]["rb_node"]))
+        starts = [int(m.vma["vm_pgoff"][mine[i]]) for i in order]
+        if not faults and (len(order) != len(mine) or starts != sorted(starts)):
+            faults = [(address, "it does not have all areas that map the file, in order")]
+        for i in [] if faults else order:
+            below = [int(last[mine[i]])] + [int(m.vma["shared_last"][mine[number[child]]])
+                                            for child in nodes[i][1:3] if child]
+            if m.vma["shared_last"][mine[i]] != max(below):
+                faults.append((node_address[i], "a node does not know the last index below it"))
+        for where, fault in faults[:LIMIT]:
+            m.report.add("i_mmap", f"i_mmap of inode {row['i_id']}: {fault}", address=where)
+
+
+# ---- swap -------------------------------------------------------------------
+
+def entry_text(area, slot):
+    """A swap entry in words, as pte_text has it."""
+    return f"swap entry of type {area}, offset {slot}"
+
+
+def entry_word(area, slot):
+    """A swap entry as PTEs and pages have it."""
+    return area << C["SWP_TYPE_SHIFT"] | slot << C["SWP_OFFSET_SHIFT"]
+
+
+def find_swap_areas(m):
+    """Each area's map lies in the room for maps and overlaps no other's.
+
+    Makes m.swap_maps, a live array of counts for each area that is in use, and m.swap_uses, the
+    counts that will be found.
+    """
+    kernel = m.kernel
+    m.swap_maps, m.swap_uses, taken = {}, {}, []
+    for area in range(min(kernel.nr_swapfiles, C["MAX_SWAPFILES"])):
+        info = kernel.swap_info[area]
+        if not info["flags"] & C["SWP_USED"]:
+            continue
+        first = (int(info["swap_map"]) - kernel.swap_maps) // 2
+        end = first + int(info["max"])
+        if first < 0 or end > kernel.swap_maps_size or \
+                any(first < other_end and other < end for other, other_end in taken):
+            m.report.add("swap", f"area {area}: its map is not in the room for maps, or is another's as well",
+                         address=info["swap_map"])
+            continue
+        taken.append((first, end))
+        m.swap_maps[area] = layout.view("u16", int(info["swap_map"]), int(info["max"]))
+        m.swap_uses[area] = np.zeros(int(info["max"]), np.int64)
+
+
+def find_swap_cache(m):
+    """The pages of the swap cache's tree are those with PG_swapcache, each at the index of the entry
+    that its private has; nrpages counts them.  They are m.cached too."""
+    find_swap_areas(m)
+    space, pages = m.kernel.swapper_space, []
+    if space.page_tree.rnode:
+        walk_page_tree(m, "swapper_space", space.page_tree.rnode, 0, None, 0, pages)
+    if len(pages) != space.nrpages:
+        m.report.add("counter", "swapper_space.nrpages is not the number of pages in its tree",
+                     expected=len(pages), found=space.nrpages)
+    m.swapped = np.zeros(m.max_pfn, bool)
+    for pfn, index, _tags in pages:
+        area, slot = index >> C["SWP_INDEX_TYPE_SHIFT"], index & (1 << C["SWP_INDEX_TYPE_SHIFT"]) - 1
+        text = entry_text(area, slot)
+        if m.cached[pfn]:
+            m.report.add("swap", f"a page is in the swap cache for {text}, and in a cache already", page=pfn)
+        m.cached[pfn] = m.swapped[pfn] = True
+        if area not in m.swap_uses or not 0 < slot < len(m.swap_uses[area]):
+            m.report.add("swap", f"the swap cache has a page for {text}, which no area has", page=pfn)
+            continue
+        m.swap_uses[area][slot] += 1
+        if m.private_word[pfn] != entry_word(area, slot):
+            m.report.add("swap", f"private of a page in the swap cache is not {text}", page=pfn,
+                         expected=hex(entry_word(area, slot)), found=hex(m.private_word[pfn]))
+    m.report.each(m.has("PG_swapcache") != m.swapped, "swap", lambda pfn: (
+        "PG_swapcache is not on the pages of the swap cache alone",
+        {"page": pfn, "found": page_flags_text(int(m.flags[pfn]))}))
+
+
+def is_swap_entry(m):
+    """Mask of the PTEs that are swap entries of a slot that some area has."""
+    kind = (m.pte >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"]).astype(np.int64)
+    slot = (m.pte >> C["SWP_OFFSET_SHIFT"]).astype(np.int64)
+    most = np.zeros(C["SWP_TYPE_MASK"] + 1, np.int64)
+    for area, uses in m.swap_uses.items():
+        most[area] = len(uses)
+    return ~m.pte_present & ((m.pte & PTE_FILE) == 0) & (slot > 0) & (slot < most[kind])
+
+
+def check_swap_map(m):
+    """Each slot's count is the number of its uses; swap_ents counts each address space's swap
+    entries; a page that somebody may write has no swap entry left; and what an area and the
+    machine count of slots is what the maps say."""
+    swapped = np.flatnonzero(is_swap_entry(m))
+    kind = (m.pte[swapped] >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"]).astype(np.int64)
+    slot = (m.pte[swapped] >> C["SWP_OFFSET_SHIFT"]).astype(np.int64)
+    users = np.bincount(m.pte_mm[swapped], minlength=len(m.mm))
+    m.report.each(m.mm["swap_ents"] != users, "counter", lambda i: (
+        f"swap_ents is not the number of swap entries of {m.mm_text(i)}",
+        {**m.whose(i), "expected": users[i], "found": m.mm["swap_ents"][i]}))
+    page_of = {int(m.private_word[pfn]): pfn for pfn in np.flatnonzero(m.swapped).tolist()}
+    check_shared_writable(m, kind, slot)
+    free, pages = 0, 0
+    for area, uses in m.swap_uses.items():
+        np.add.at(uses, slot[kind == area], 1)
+        check_area(m, area, uses, lambda at, area=area: swapped[(kind == area) & (slot == at)], page_of)
+        pages += len(uses) - 1
+        free += int((m.swap_maps[area][1:] == 0).sum())
+    for counter, expected in (("total_swap_pages", pages), ("nr_swap_pages", free)):
+        if m.kernel[counter] != expected:
+            m.report.add("counter", f"kernel.{counter} is not what the areas add up to", expected=expected,
+                         found=m.kernel[counter])
+
+
+def check_shared_writable(m, kind, slot):
+    """A page that is mapped writable has no swap entry: its slot's other user would see the writes."""
+    entries = set(zip(kind.tolist(), slot.tolist(), strict=True))
+    rw = (m.pte[m.maps] & RW) != 0
+    writable = m.maps[rw & m.swapped[m.map_pfn]]
+    for entry in writable.tolist():
+        private = int(m.private_word[m.pte_pfn[entry]])
+        area, at = private >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"], private >> C["SWP_OFFSET_SHIFT"]
+        if (area, at) in entries:
+            m.report.add("swap", f"a page is mapped writable while others have {entry_text(area, at)} for it",
+                         **m.pte_details(entry))
+
+
+def check_area(m, area, uses, entries_of, page_of):
+    """One area: its map, its count of slots in use, and the bounds of its free slots."""
+    info, found = m.kernel.swap_info[area], m.swap_maps[area].astype(np.int64)
+    if found[0] != C["SWAP_MAP_BAD"]:
+        m.report.add("swap", f"area {area}: slot 0 can be given out", expected=hex(C["SWAP_MAP_BAD"]),
+                     found=hex(found[0]))
+    uses[0] = found[0]
+
+    def describe(slot):
+        entry = entry_word(area, slot)
+        details = {"expected": uses[slot], "found": found[slot]}
+        if entry in page_of:
+            details["page"] = page_of[entry]
+        users = entries_of(slot)
+        if len(users):
+            details |= {"address": int(m.pte_vpn[users[0]]) << PAGE_SHIFT, **m.whose(m.pte_mm[users[0]])}
+        return f"the count of {entry_text(area, slot)} is not the number of its uses", details
+
+    m.report.each(found != uses, "swap", describe)
+    free = np.flatnonzero(found[1:] == 0) + 1
+    if info["inuse_pages"] != len(found) - 1 - len(free):
+        m.report.add("counter", f"area {area}: inuse_pages is not the number of slots in use",
+                     expected=len(found) - 1 - len(free), found=info["inuse_pages"])
+    outside = free[(free < info["lowest_bit"]) | (free > info["highest_bit"])]
+    if len(outside):
+        m.report.add("swap", f"area {area}: free slot {outside[0]} lies outside lowest_bit and highest_bit, and "
+                     "will never be found", expected=f"{info['lowest_bit']}-{info['highest_bit']}", found=outside[0])
+
+
 # ---- page tables ------------------------------------------------------------
 
 def admit_tables(m, pfn, mm, describe):
@@ -1052,7 +1413,7 @@ def check_page_tables(m):
 
 def check_ptes(m):
     """A PTE lies in a VMA and maps a frame, or nothing; in a still machine no migration
-    entry is left, and without swap there are no other entries."""
+    entry is left; a swap entry is that of a slot."""
     def found(i):
         return {**m.pte_details(i), "found": pte_text(int(m.pte[i]))}
 
@@ -1063,8 +1424,8 @@ def check_ptes(m):
     m.report.each(migration, "migration_entry", lambda i: (
         "a migration entry is left",
         {**found(i), "page": int(m.pte[i]) >> C["SWP_OFFSET_SHIFT"]}))
-    m.report.each(~m.pte_present & ~migration, "pte", lambda i: (
-        "neither a frame nor a migration entry", found(i)))
+    m.report.each(~m.pte_present & ~migration & ~is_swap_entry(m), "pte", lambda i: (
+        "neither a frame nor a swap or migration entry", found(i)))
     of_device = find_device_ptes(m)
     m.report.each(m.pte_present & (m.pte_pfn >= m.max_pfn) & ~of_device, "pte", lambda i: (
         "a PTE maps a frame that does not exist", found(i)))
@@ -1109,23 +1470,26 @@ def check_pte_protection(m):
     m.report.each(inside & (allowed != ((m.pte & PRESENT) != 0)), "pte", lambda i: (
         "a PTE is PRESENT for the MMU exactly when its VMA allows any access",
         found(i, "PRESENT" if allowed[i] else "PROTNONE")))
-    shared = writable[m.maps] & (m.nr_maps[m.map_pfn] > 1)
+    anon = (m.mapping[m.map_pfn] & ANON) != 0
+    shared = anon & writable[m.maps] & (m.nr_maps[m.map_pfn] > 1)
     m.report.each(shared, "pte", lambda i: (
         f"a page with several mappings is mapped writable: {m.mapped_by(m.map_pfn[i])[0]}",
         found(m.maps[i], "not RW")))
 
 
 def check_rmap(m):
-    """rmap of an anonymous page finds each PTE that maps it: its mapping is the anon_vma of
-    the VMA that the PTE lies in, and its index the PTE's place there."""
+    """rmap of a page finds each PTE that maps it: its mapping is the anon_vma of the VMA that the PTE
+    lies in, or the mapping of that VMA's file, and its index the PTE's place there."""
     entry = m.maps[m.pte_vma[m.maps] >= 0]
     vma, pfn = m.pte_vma[entry], m.pte_pfn[entry]
     first = (m.vma["vm_start"] >> PAGE_SHIFT).astype(np.int64)
     start_index = m.vma["vm_pgoff"].astype(np.int64) - first
-    mapping, index = m.vma["anon_vma"][vma] + ANON, m.pte_vpn[entry] + start_index[vma]
+    file_page = (m.mapping[pfn] & ANON) == 0
+    mapping = np.where(file_page & (m.vma_mapping[vma] != 0), m.vma_mapping[vma], m.vma["anon_vma"][vma] + ANON)
+    index = m.pte_vpn[entry] + start_index[vma]
     found_mapping, found_index = m.mapping[pfn], m.index[pfn].astype(np.int64)
     m.report.each(found_mapping != mapping, "rmap", lambda i: (
-        "the page's mapping is not the anon_vma of the VMA that maps it",
+        "the page's mapping is neither the anon_vma nor the file of the VMA that maps it",
         {**m.pte_details(entry[i]), "expected": hex(mapping[i]), "found": hex(found_mapping[i])}))
     m.report.each(found_index != index, "rmap", lambda i: (
         "the page's index is not its place in the VMA that maps it",
@@ -1181,7 +1545,7 @@ def zero_page(m):
 
 def check_counts(m):
     """_mapcount + 1 is the number of PTEs; _count is that, one for each pagevec slot, one
-    for a page table, one for the zero page.  Isolated pages have one more, but nobody
+    for a page table, one for the zero page, one for the page cache, one for buffers.  Isolated pages have one more, but nobody
     isolates a page in a still machine."""
     def details(pfn, expected, found):
         text, where = m.mapped_by(pfn)
@@ -1196,7 +1560,7 @@ def check_counts(m):
         return f"_count is not the number of references{text}", where
 
     m.report.each(m.mapcount + 1 != m.nr_maps, "mapcount", mapcount)
-    expected = m.nr_maps + m.nr_held + m.table + zero_page(m)
+    expected = m.nr_maps + m.nr_held + m.table + zero_page(m) + m.cached + m.private
     wrong, owned = m.count != expected, (expected > 0) | m.free
     m.report.each(wrong & owned, "refcount", refcount)
     # A page table that nobody leads to has been told already.
@@ -1211,7 +1575,7 @@ def check_owners(m):
     """A frame is one thing only: free, a page table, a mapped page, the zero page, or one of a node
     without memory."""
     uses = {"that of a node without memory": m.absent, "free": m.free, "a page table": m.table, "the zero page": zero_page(m),
-            "mapped or in a pagevec": (m.nr_maps > 0) | (m.nr_held > 0)}
+            "mapped, cached or in a pagevec": (m.nr_maps > 0) | (m.nr_held > 0) | m.cached | m.private}
     several = sum(mask.astype(np.int8) for mask in uses.values()) > 1
 
     def describe(pfn):
@@ -1225,7 +1589,8 @@ def check_owners(m):
 def check_page_flags(m):
     """In a still machine no page is locked or under writeback; PG_reserved is the zero
     page's, and that of frames that are not there; an anonymous page that is mapped is swap-backed, and on an LRU list or about to
-    be; what is not mapped is on none."""
+    be, as is a page of the page cache; what is neither, nor an orphan that its buffers keep, is on
+    none."""
     def found(message):
         def one(pfn):
             text, where = m.mapped_by(pfn)
@@ -1241,9 +1606,10 @@ def check_page_flags(m):
     anon = mapped & ((m.mapping & ANON) != 0)
     m.report.each(anon & ~m.has("PG_swapbacked"), "flags", found(
         "an anonymous page is not PG_swapbacked"))
-    m.report.each(mapped & ~lru & (m.nr_held == 0), "lru", found(
-        "a mapped page is on no LRU list and in no pagevec"))
-    m.report.each(lru & ~mapped & ~m.free, "lru", found("a page on an LRU list is not mapped"))
+    m.report.each((mapped | m.cached) & ~lru & (m.nr_held == 0), "lru", found(
+        "a mapped or cached page is on no LRU list and in no pagevec"))
+    m.report.each(lru & ~mapped & ~m.cached & ~m.private & ~m.free, "lru", found(
+        "a page on an LRU list is neither mapped nor cached"))
 
 
 def check_mlocked(m):
@@ -1261,7 +1627,8 @@ def check_mlocked(m):
 
     mlocked = m.has("PG_mlocked")
     m.report.each(locked & ~mlocked, "mlock", found("a locked area maps a page that is not PG_mlocked", "PG_mlocked"))
-    m.report.each(mlocked & ~locked & ~m.free, "mlock", found("a PG_mlocked page that no locked area maps", "not PG_mlocked"))
+    # A page of the swap cache may be locked for an area that has a swap entry for it.
+    m.report.each(mlocked & ~locked & ~m.free & ~m.has("PG_swapcache"), "mlock", found("a PG_mlocked page that no locked area maps", "not PG_mlocked"))
     m.report.each(m.has("PG_unevictable") & ~mlocked & ~m.free, "mlock", found(
         "a page on the unevictable list could be evicted", "PG_mlocked"))
 
@@ -1281,7 +1648,7 @@ def find_free_blocks(m):
     """Free blocks have an order below MAX_ORDER, are aligned to their size and lie in their
     zone; no two overlap.  Marks all frames in them as free."""
     head = np.flatnonzero(m.has("PG_buddy"))
-    order = m.private[head]
+    order = m.private_word[head]
     relative = head % m.zone_size
     size = np.left_shift(1, np.minimum(order, MAX_ORDER - 1).astype(np.int64))
     bad = (order >= MAX_ORDER) | (relative % size != 0) | (relative + size > m.zone_size)
@@ -1439,6 +1806,9 @@ def check_zone_counters(m):
     expected["NR_FILE_MAPPED"] = m.per_zone(mapped & ~anon)
     expected["NR_PAGETABLE"] = m.per_zone(m.table)
     expected["NR_MLOCK"] = m.per_zone(m.has("PG_mlocked") & ~m.free)
+    expected["NR_FILE_PAGES"] = m.per_zone(m.cached)
+    expected["NR_FILE_DIRTY"] = m.per_zone(m.cached & m.accounts & m.has("PG_dirty"))
+    expected["NR_WRITEBACK"] = m.per_zone(m.cached & m.has("PG_writeback"))
     for item, sums in expected.items():
         m.report.each(found[:, C[item]] != sums, "counter", lambda nid, item=item, sums=sums: (
             f"zone {nid}: {item} is wrong", {"expected": sums[nid], "found": found[nid, C[item]]}))
@@ -1510,6 +1880,10 @@ def check_locks(m):
     check_lock_fields(m, m.mem_cgroup["res"], lambda i: (
         f"{audit_memcg.group_text(m, i)}: res", {"address": m.mem_cgroup_address[i]}))
     check_lock_fields(m, m.page_cgroup, lambda pfn: ("page_cgroup", {"page": pfn}))
+    check_lock_fields(m, m.inode, lambda i: (f"inode {m.inode['i_id'][i]}", {"address": m.inode_address[i]}))
+    check_lock_fields(m, m.inode["i_data"], lambda i: (
+        f"mapping of inode {m.inode['i_id'][i]}", {"address": m.inode_address[i]}))
+    check_lock_fields(m, m.gather(list(m.files), "FilesStruct"), lambda i: ("a descriptor table", {}))
     table = np.flatnonzero(m.table)
     words = m.ptl[table]
     m.report.each(words != 0, "lock", lambda i: lock_finding(
@@ -1585,9 +1959,11 @@ def audit(strict_tlb=True, check_poison=False):
     # Each of the find_* functions needs those before it.
     for step in (check_zones, find_caches, find_free_objects, find_rcu_pending,
                  check_tasks, find_address_spaces, find_vmas, check_vmas, check_rb_trees,
-                 check_anon_vmas, find_policies, check_cpusets, audit_memcg.find_mem_cgroups,
-                 find_page_tables, check_page_tables, find_pagevecs,
-                 find_free_blocks, check_ptes, check_pte_protection, check_rmap, check_rss,
+                 find_files, find_cached_pages, find_swap_cache, find_buffers, check_i_mmap, check_anon_vmas,
+                 find_policies, check_cpusets, audit_memcg.find_mem_cgroups, find_page_tables,
+                 check_page_tables, find_pagevecs,
+                 find_free_blocks, check_ptes, check_swap_map, check_pte_protection, check_rmap,
+                 check_cached_pages, check_rss,
                  check_counts, check_owners, check_page_flags, check_mlocked,
                  check_buddies, check_free_pages, check_free_counts,
                  check_page_lists, check_zone_counters, audit_memcg.check_mem_cgroup_tree,

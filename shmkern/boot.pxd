@@ -12,6 +12,7 @@ cdef struct BootLayout:
     u64 zones
     u64 nodes
     u64 wait_table
+    u64 swap_maps
     u64 slabs
     u64 slab
     u64 slab_end

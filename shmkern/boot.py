@@ -25,10 +25,12 @@ def carve(nr_nodes, frames_per_node, max_tasks, memcg, layout):
     layout.wait_table = align_up(layout.nodes + nr_nodes * sizeof(PgData), PAGE_SIZE)
     layout.mem_map = align_up(layout.wait_table + WAIT_TABLE_SIZE * sizeof(WaitQueueHead), PAGE_SIZE)
     layout.page_cgroup = align_up(layout.mem_map + nr_frames * sizeof(Page), PAGE_SIZE)
-    layout.slabs = align_up(layout.page_cgroup + (nr_frames * sizeof(PageCgroup) if memcg else 0), PAGE_SIZE)
-    # Room for 16 KiB of kernel objects a task, and for an area every eight frames, which
-    # a program that unmaps every second page of a small machine comes near to.
-    arena = align_up(max_tasks * 16384 + nr_frames * 16, PAGE_SIZE)
+    layout.swap_maps = align_up(layout.page_cgroup + (nr_frames * sizeof(PageCgroup) if memcg else 0), PAGE_SIZE)
+    layout.slabs = align_up(layout.swap_maps + nr_frames * SWAP_SLOTS_PER_FRAME * 2, PAGE_SIZE)
+    # Room for 24 KiB of kernel objects a task; for an area every eight frames, which a program
+    # that unmaps every second page of a small machine comes near to; and for a page tree with
+    # eight pages a node, or the buffers of pages in 4 KiB blocks.
+    arena = align_up(max_tasks * 24576 + nr_frames * 96, PAGE_SIZE)
     layout.slab = align_up(layout.slabs + arena // PAGE_SIZE * sizeof(Slab), PAGE_SIZE)
     layout.slab_end = layout.slab + arena
     # A 2 MiB boundary lets the host back frames with huge pages if it likes to.
@@ -54,6 +56,9 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.nodes = cast(pointer(PgData), DIRECT_MAP_BASE + layout.nodes)
     k.wait_table = cast(pointer(WaitQueueHead), DIRECT_MAP_BASE + layout.wait_table)
     k.frames_base = DIRECT_MAP_BASE + layout.frames
+    k.swap_maps = cast(pointer(u16), DIRECT_MAP_BASE + layout.swap_maps)
+    k.swap_maps_size = k.max_pfn * SWAP_SLOTS_PER_FRAME
+    k.swapper_space.a_ops = AOPS_SWAP
     k.slabs = cast(pointer(Slab), DIRECT_MAP_BASE + layout.slabs)
     INIT_LIST_HEAD(addressof(k.slabs_free))
     k.trace_rings = DIRECT_MAP_BASE + layout.end
@@ -75,9 +80,16 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.policy_cachep = kmem_cache_create(b"mempolicy", sizeof(Mempolicy))
     if memcg:
         mem_cgroup_init(cast(pointer(PageCgroup), DIRECT_MAP_BASE + layout.page_cgroup))
+    k.radix_tree_node_cachep = kmem_cache_create(b"radix_tree_node", sizeof(RadixTreeNode))
+    k.inode_cachep = kmem_cache_create(b"inode", sizeof(Inode))
+    k.filp_cachep = kmem_cache_create(b"filp", sizeof(File))
+    k.files_cachep = kmem_cache_create(b"files", sizeof(FilesStruct))
+    k.buffer_head_cachep = kmem_cache_create(b"buffer_head", sizeof(BufferHead))
+    INIT_LIST_HEAD(addressof(k.inodes))
     for nid in range(nr_nodes):
         free_area_init_node(nid, node_isset(nid, memoryless), node_isset(nid, movable))
     setup_per_zone_pages_min()
+    setup_per_zone_inactive_ratio()
     zero = alloc_pages_node(0, GFP_KERNEL | __GFP_ZERO, 0)
     BUG_ON(zero == NULL)
     __SetPageReserved(zero)
@@ -120,7 +132,9 @@ def struct_sizes():
             "KmemCache": sizeof(KmemCache), "Slab": sizeof(Slab), "AnonVma": sizeof(AnonVma),
             "Mempolicy": sizeof(Mempolicy), "Cpuset": sizeof(Cpuset),
             "VmAreaStruct": sizeof(VmAreaStruct), "MmStruct": sizeof(MmStruct),
-            "Task": sizeof(Task), "Kernel": sizeof(Kernel), "RwSem": sizeof(RwSem),
-            "RcuHead": sizeof(RcuHead), "TraceEvent": sizeof(TraceEvent), "Pagevec": sizeof(Pagevec),
             "MemCgroup": sizeof(MemCgroup), "PageCgroup": sizeof(PageCgroup),
+            "RadixTreeNode": sizeof(RadixTreeNode), "AddressSpace": sizeof(AddressSpace),
+            "Inode": sizeof(Inode), "File": sizeof(File), "FilesStruct": sizeof(FilesStruct),
+            "BufferHead": sizeof(BufferHead), "Task": sizeof(Task), "Kernel": sizeof(Kernel),
+            "RwSem": sizeof(RwSem), "RcuHead": sizeof(RcuHead), "TraceEvent": sizeof(TraceEvent), "Pagevec": sizeof(Pagevec),
             "block_header": sizeof(block_header)}

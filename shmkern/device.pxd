@@ -8,8 +8,6 @@ from shmkern.mm cimport *
 cdef inline int device_node(u64 pfn) noexcept nogil:
     return <int>((pfn - kernel().max_pfn) // DEVICE_FRAMES)
 
-cdef VmOperations device_vm_ops
-
 cdef u64 device_alloc(int node) noexcept nogil
 cdef void device_free(u64 pfn) noexcept nogil
 @cython.locals(at=u64, pfn=u64)

@@ -96,8 +96,8 @@ def device_migrate(vma, to_nodes, from_nodes, flags):
     return 0
 
 
-device_vm_ops.close = device_close
-device_vm_ops.migrate = device_migrate
+vm_operations[VM_OPS_DEVICE].close = device_close
+vm_operations[VM_OPS_DEVICE].migrate = device_migrate
 
 
 # ---- mapping -----------------------------------------------------------------
@@ -133,9 +133,8 @@ def do_device_mmap(length, node):
     rc = -ENOMEM
     addr = get_unmapped_area(mm, length)
     if addr != 0 and mm.map_count < MAX_MAP_COUNT:
-        vma = vma_alloc(mm, addr, addr + length, flags, addr >> PAGE_SHIFT)
+        vma = vma_alloc(mm, addr, addr + length, flags, addr >> PAGE_SHIFT, NULL, VM_OPS_DEVICE)
         if vma != NULL:
-            vma.vm_ops = addressof(device_vm_ops)
             insert_vm_struct(mm, vma)
             rc = addr
             if device_fill(mm, vma, node) != 0:

@@ -17,6 +17,22 @@ class SegmentationFault(Exception):
         return f"{self.access} at {self.address:#x}"
 
 
+class BusError(Exception):
+    """A task touched a page that its file does not have, or that the host cannot read: where a CPU
+    would raise SIGBUS.
+
+    `address` is the first byte that could not be accessed, `access` "load" or "store".
+    """
+
+    def __init__(self, address, access):
+        super().__init__(address, access)
+        self.address = address
+        self.access = access
+
+    def __str__(self):
+        return f"{self.access} at {self.address:#x}, behind the end of its file or not readable"
+
+
 class KernelBug(Exception):
     """The machine has stopped: a kernel invariant broke, a task hung, or the host ran out
     of memory.  The text is the whole report; `kind` is "kernel BUG", "hung task", "host

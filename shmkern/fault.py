@@ -6,6 +6,9 @@ anon_vma, the page lock), then takes the split lock and looks again: if the PTE 
 what it was, somebody else was faster, what was prepared is given back, and the access
 tries again.  Nothing below returns with a lock.
 
+A page of a file stays locked from before the look at the file's size until it is mapped, and
+is dirty before a PTE lets anybody write it; truncation and writeback take the page's lock.
+
 Locks: mmap_sem for reading, held by do_page_fault; then PG_locked, then the split lock.
 """
 from cython import NULL, address as addressof, cast, pointer
@@ -57,13 +60,167 @@ def do_anonymous_page(mm, vma, address, ptep, ptl, write):
     return 0
 
 
-def do_swap_page(mm, pmd, address, pte):
-    """A PTE that is neither none nor present: waits out a migration.  There is no other
-    kind of entry."""
-    entry = pte_to_swp_entry(pte)
-    BUG_ON(not is_migration_entry(entry))
-    migration_entry_wait(mm, pmd, address)
+# ---- pages of files ------------------------------------------------------------
+
+def make_page_writable(page):
+    """Lets a locked page of a file be written: its file system has what it needs for that, and the
+    page is dirty.  Returns 0 or -ENOMEM."""
+    page_mkwrite = a_ops(page_mapping(page)).page_mkwrite
+    if page_mkwrite != NULL:
+        rc = page_mkwrite(page)
+        if rc != 0:
+            return rc
+    set_page_dirty(page)
     return 0
+
+
+def cow_fault_page(vma, address, file_page):
+    """A private copy of a page of a file, made before it is mapped for the first time; NULL without
+    memory."""
+    if anon_vma_prepare(vma) != 0:
+        return NULL
+    page = alloc_page_vma(GFP_HIGHUSER_MOVABLE, vma, address)
+    if page == NULL:
+        return NULL
+    if mem_cgroup_newpage_charge(page, vma.vm_mm, GFP_KERNEL) != 0:
+        put_page(page)
+        return NULL
+    copy_page(page_address(page), page_address(file_page))
+    SetPageUptodate(page)
+    return page
+
+
+def map_file_page(mm, vma, page, ptep, ptl, write):
+    """Maps a locked page of a file where nothing is mapped, if that is still so.  The PTE has a
+    reference of its own."""
+    pte = mk_pte(page, vma.vm_page_prot)
+    if write:
+        pte = pte_mkwrite(pte_mkdirty(pte))
+    spin_lock(ptl)
+    if pte_none(READ_PTE(ptep)):
+        get_page(page)
+        atomic_add_return64(addressof(mm.file_rss), 1)
+        page_add_file_rmap(page)
+        set_pte_at(ptep, pte)
+    spin_unlock(ptl)
+
+
+def map_cow_page(mm, vma, address, page, ptep, ptl):
+    """Maps a private copy where nothing is mapped, writable, if that is still so.  Takes over the
+    caller's reference."""
+    pte = pte_mkwrite(pte_mkdirty(mk_pte(page, vma.vm_page_prot)))
+    spin_lock(ptl)
+    raced = 0 if pte_none(READ_PTE(ptep)) else 1
+    if not raced:
+        atomic_add_return64(addressof(mm.anon_rss), 1)
+        page_add_new_anon_rmap(page, vma, address)
+        set_pte_at(ptep, pte)
+        count_vm_event(PGFAULT_COW)
+    spin_unlock(ptl)
+    if raced:
+        mem_cgroup_uncharge_page(page)
+        put_page(page)
+
+
+def do_fault(mm, vma, address, ptep, ptl, write):
+    """A fault where an area of a file has nothing mapped: the file's page, or a private copy for a
+    write to a private area (__do_fault).  Returns 0, -ENOMEM or -VM_FAULT_SIGBUS."""
+    mapping = vma_mapping(vma)
+    offset = vma.vm_pgoff + ((address - vma.vm_start) >> PAGE_SHIFT)
+    page = NULL
+    if vma.vm_ops == VM_OPS_SHMEM:
+        rc = shmem_fault(mapping, offset, addressof(page))
+    else:
+        rc = filemap_fault(mapping, offset, addressof(page))
+    if rc != 0:
+        return rc
+    copy = cast(pointer(Page), NULL)
+    if write and not vma.vm_flags & VM_SHARED:
+        copy = cow_fault_page(vma, address, page)
+        if copy == NULL:
+            rc = -ENOMEM
+    else:
+        if write:
+            rc = make_page_writable(page)
+        if rc == 0:
+            map_file_page(mm, vma, page, ptep, ptl, write)
+    if copy != NULL:
+        # With the file's page still locked: truncation unmaps private copies too.
+        map_cow_page(mm, vma, address, copy, ptep, ptl)
+    unlock_page(page)
+    put_page(page)
+    return rc
+
+
+# ---- entries that are no mappings ------------------------------------------------
+
+def pte_unmap_same(ptep, ptl, pte):
+    """Whether a PTE that is not present still is what it was.  Takes the split lock."""
+    spin_lock(ptl)
+    same = READ_PTE(ptep) == pte
+    spin_unlock(ptl)
+    return same
+
+
+def do_swap_page_locked(mm, vma, address, ptep, ptl, pte, page, write):
+    """Maps a locked page in place of its swap entry.  Takes the split lock.
+
+    Returns 0, also when the page is not (any longer) what the entry stands for, and the access
+    must begin anew; -ENOMEM when its group's limit does not allow it; -VM_FAULT_SIGBUS when it
+    could not be read.
+    """
+    entry = pte_to_swp_entry(pte)
+    # While we waited for the lock the page may have left the cache, and even come back under
+    # another entry; or somebody else was faster.  (2.6.30 does not look: fixed by Linux commit
+    # 4969c1192d15.)
+    if not PageSwapCache(page) or page.private != entry:
+        return 0
+    memcg = NULL
+    if mem_cgroup_try_charge_swapin(page, mm, GFP_KERNEL, addressof(memcg)) != 0:
+        return -ENOMEM
+    spin_lock(ptl)
+    if READ_PTE(ptep) != pte or not PageUptodate(page):
+        same = READ_PTE(ptep) == pte
+        spin_unlock(ptl)
+        mem_cgroup_cancel_charge_swapin(memcg)
+        return -VM_FAULT_SIGBUS if same else 0
+    get_page(page)
+    atomic_add_return64(addressof(mm.anon_rss), 1)
+    atomic_add_return64(addressof(mm.swap_ents), -1)
+    new = mk_pte(page, vma.vm_page_prot)
+    # The entry is still counted, so this says whether we are alone.
+    if write and reuse_swap_page(page):
+        new = pte_mkwrite(pte_mkdirty(new))
+    page_add_anon_rmap(page, vma, address)
+    mem_cgroup_commit_charge_swapin(page, memcg)
+    set_pte_at(ptep, new)
+    swap_free(entry)
+    spin_unlock(ptl)
+    if vm_swap_full():
+        try_to_free_swap(page)
+    return 0
+
+
+def do_swap_page(mm, vma, address, pmd, ptep, ptl, pte, write):
+    """A PTE that is neither none nor present: waits out a migration, or brings the page back from
+    swap.  Returns 0 when the access may be tried again, -ENOMEM, or -VM_FAULT_SIGBUS when
+    the page could not be read."""
+    entry = pte_to_swp_entry(pte)
+    if is_migration_entry(entry):
+        migration_entry_wait(mm, pmd, address)
+        return 0
+    page = lookup_swap_cache(entry)
+    if page == NULL:
+        page = read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE, vma, address)
+        if page == NULL:
+            # Without memory; or somebody else was faster, and the entry is gone.
+            return -ENOMEM if pte_unmap_same(ptep, ptl, pte) else 0
+        count_vm_event(PGMAJFAULT)
+    lock_page(page)
+    rc = do_swap_page_locked(mm, vma, address, ptep, ptl, pte, page, write)
+    unlock_page(page)
+    put_page(page)
+    return rc
 
 
 # ---- writing to what is mapped read-only -------------------------------------
@@ -117,9 +274,9 @@ def wp_page_copy(mm, vma, address, ptep, ptl, pte):
         if old_page != NULL:
             # After the PTE: until here the page's mapcount is what tells the other
             # mappers not to reuse it (mm/memory.c has the long story).
+            atomic_add_return64(rss_of(mm, old_page), -1)
             page_remove_rmap(old_page)
-        else:
-            atomic_add_return64(addressof(mm.anon_rss), 1)
+        atomic_add_return64(addressof(mm.anon_rss), 1)
         count_vm_event(PGFAULT_COW)
     spin_unlock(ptl)
     if not same:
@@ -136,13 +293,26 @@ def wp_page_copy(mm, vma, address, ptep, ptl, pte):
     return 0
 
 
+def wp_page_shared(vma, ptep, ptl, pte, page):
+    """The first write to a page of a file through a shared mapping since it was cleaned: it becomes
+    dirty, then the PTE writable.  The page is locked.  Returns 0 or -ENOMEM."""
+    # Truncated while we waited for it: there is no PTE any more.
+    if page_mapping(page) != vma_mapping(vma):
+        return 0
+    rc = make_page_writable(page)
+    if rc == 0:
+        wp_page_reuse(vma, ptep, ptl, pte)
+    return rc
+
+
 def do_wp_page(mm, vma, address, ptep, ptl, pte):
     """A write to a present, read-only PTE of a writable area.  Holds the split lock on
     entry, and gives it back.  Returns 0 or -ENOMEM.
 
-    The last user of an anonymous page may write it; anybody else gets a copy.  Whether one
-    is the last is only certain under the page lock: a migrator that holds it has turned
-    other mappings into entries that do not count, and they come back.
+    The last user of an anonymous page may write it, and everybody a page of a file that is mapped
+    shared; anybody else gets a copy.  Whether one is the last is only certain under the page lock: a
+    migrator that holds it has turned other mappings into entries that do not count, and they come
+    back.
     """
     if pte_special(pte):
         spin_unlock(ptl)
@@ -151,13 +321,17 @@ def do_wp_page(mm, vma, address, ptep, ptl, pte):
     get_page(page)
     spin_unlock(ptl)
     lock_page(page)
-    # Only we could add a mapping of ours, and a fork of ours waits for mmap_sem.
-    reuse = page_mapcount(page) == 1
     rc = 0
-    if reuse:
+    copy = 0
+    if not PageAnon(page) and vma.vm_flags & VM_SHARED:
+        rc = wp_page_shared(vma, ptep, ptl, pte, page)
+    elif PageAnon(page) and reuse_swap_page(page):
+        # Only we could add a mapping of ours, and a fork of ours waits for mmap_sem.
         wp_page_reuse(vma, ptep, ptl, pte)
+    else:
+        copy = 1
     unlock_page(page)
-    if not reuse:
+    if copy:
         rc = wp_page_copy(mm, vma, address, ptep, ptl, pte)
     put_page(page)
     return rc
@@ -166,8 +340,8 @@ def do_wp_page(mm, vma, address, ptep, ptl, pte):
 # ---- the fault ---------------------------------------------------------------
 
 def handle_pte_fault(mm, vma, address, pmd, ptep, write):
-    """Does what the PTE calls for.  Returns 0 when the access may be tried again, or
-    -ENOMEM."""
+    """Does what the PTE calls for.  Returns 0 when the access may be tried again, -ENOMEM or
+    -VM_FAULT_SIGBUS."""
     pte = READ_PTE(ptep)
     ptl = pte_lockptr(pmd)
     if pte_none(pte) and vma.vm_flags & VM_PFNMAP:
@@ -176,9 +350,11 @@ def handle_pte_fault(mm, vma, address, pmd, ptep, write):
         spin_unlock(ptl)
         return 0
     if pte_none(pte):
+        if vma.vm_ops != VM_OPS_ANON:
+            return do_fault(mm, vma, address, ptep, ptl, write)
         return do_anonymous_page(mm, vma, address, ptep, ptl, write)
     if not pte_present(pte):
-        return do_swap_page(mm, pmd, address, pte)
+        return do_swap_page(mm, vma, address, pmd, ptep, ptl, pte, write)
     if write and not pte_write(pte):
         spin_lock(ptl)
         now = READ_PTE(ptep)
@@ -191,13 +367,31 @@ def handle_pte_fault(mm, vma, address, pmd, ptep, write):
 
 def handle_mm_fault(mm, vma, address, write):
     """Makes `address` accessible, as far as one step goes.  Holds mmap_sem for reading.
-    Returns 0 or -ENOMEM."""
+    Returns 0, -ENOMEM or -VM_FAULT_SIGBUS."""
     count_vm_event(PGFAULT)
     pmd = NULL
     ptep = pte_alloc(mm, address, addressof(pmd))
     if ptep == NULL:
         return -ENOMEM
-    return handle_pte_fault(mm, vma, address, pmd, ptep, write)
+    rc = handle_pte_fault(mm, vma, address, pmd, ptep, write)
+    if rc == 0 and vma.vm_flags & VM_LOCKED:
+        mlock_faulted_page(vma, address)
+    return rc
+
+
+def mlock_faulted_page(vma, address):
+    """Locks what a fault in a locked area has brought, unless it came locked, as new pages do.  Holds
+    mmap_sem for reading; takes the page lock."""
+    page = follow_page(vma, address, 0)
+    if page == NULL:
+        return
+    if not PageMlocked(page) and not PageReserved(page):
+        lock_page(page)
+        # Truncated or written meanwhile, it is not the area's any more.
+        if page_is_mapped_at(page, vma.vm_mm, address):
+            mlock_vma_page(page)
+        unlock_page(page)
+    put_page(page)
 
 
 def get_user_page(vma, address, write, rc):
@@ -227,7 +421,8 @@ def access_error(vma, write):
 def do_page_fault(address, write):
     """Entry from the MMU: the current task cannot access `address`.
 
-    Returns 0 when it may try again; -EFAULT where a CPU would raise SIGSEGV; -ENOMEM.
+    Returns 0 when it may try again; -EFAULT where a CPU would raise SIGSEGV; -VM_FAULT_SIGBUS where
+    it would raise SIGBUS; -ENOMEM.
     Takes mmap_sem for reading; sleeps.
     """
     me = current()
@@ -247,6 +442,8 @@ def do_page_fault(address, write):
         rc = handle_mm_fault(mm, vma, address, write)
         if rc == -ENOMEM:
             count_vm_event(PGFAULT_OOM)
+        elif rc == -VM_FAULT_SIGBUS:
+            count_vm_event(PGFAULT_SIGBUS)
     up_read(addressof(mm.mmap_sem))
     trace_page_fault_user_exit(address, rc)
     if entered:

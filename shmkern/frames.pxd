@@ -25,6 +25,17 @@ cdef enum:
     GFP_KERNEL = 0xd0          # __GFP_WAIT | __GFP_IO | __GFP_FS
     GFP_HIGHUSER_MOVABLE = 0x200da
 
+# The watermark of those who free memory, see alloc_pages_slowpath.
+cdef enum:
+    WMARK_NONE = 3             # NR_WMARK
+    MAX_RECLAIM_RETRIES = 16
+
+cdef extern from *:
+    """
+    #define CONGESTION_WAIT_NS 20000000UL
+    """
+    const u64 CONGESTION_WAIT_NS
+
 cdef enum:
     PAGE_POISON = 0xaa         # include/linux/poison.h
 
@@ -149,6 +160,11 @@ cdef void fold_vm_stat_diff(Task* task) noexcept nogil
 
 # ---- allocation ----
 
+# Frees pages that somebody could do without; returns how many (vmscan's try_to_free_pages, which
+# stands above: this process's address of it).
+ctypedef u64 (*reclaim_t)(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
+cdef reclaim_t try_to_free_pages_hook
+
 cdef void bad_page(Page* page) noexcept nogil
 cdef void list_free_block(Zone* zone, Page* page, u64 order) noexcept nogil
 cdef void unlist_free_block(Zone* zone, Page* page, u64 order) noexcept nogil
@@ -162,6 +178,16 @@ cdef Page* rmqueue_checked(Zone* zone, u64 order, u64 mark, u64 gfp) noexcept no
 cdef u64 allowed_nodes(u64 gfp) noexcept nogil
 cdef Page* get_page_from_freelist(i32 nid, u64 gfp, u64 order, int mark, u64 nodes) noexcept nogil
 cdef Page* alloc_pages_nodemask(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
+cdef void wakeup_kswapd(i32 nid) noexcept nogil
+cdef void wake_all_kswapd(i32 nid, u64 gfp, u64 nodes) noexcept nogil
+cdef bint can_reclaim() noexcept nogil
+cdef void reclaim_begin() noexcept nogil
+cdef void reclaim_end() noexcept nogil
+@cython.locals(sequence=u32)
+cdef bint congestion_wait() noexcept nogil
+cdef void set_reclaim(reclaim_t reclaim) noexcept nogil
+@cython.locals(retries=cython.int)
+cdef Page* alloc_pages_slowpath(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
 cdef Page* alloc_pages_node(i32 nid, u64 gfp, u64 order) noexcept nogil
 cdef void __free_pages(Page* page, u64 order) noexcept nogil
 cdef void free_hot_page(Page* page) noexcept nogil
@@ -171,5 +197,6 @@ cdef void free_area_online(Zone* zone) noexcept nogil
 cdef u64 int_sqrt(u64 x) noexcept nogil
 @cython.locals(kbytes=u64, pages=u64, present=u64)
 cdef void setup_per_zone_pages_min() noexcept nogil
+cdef void setup_per_zone_inactive_ratio() noexcept nogil
 cdef void build_zonelist(PgData* pgdat) noexcept nogil
 cdef void free_area_init_node(i32 nid, bint memoryless, bint movable) noexcept nogil

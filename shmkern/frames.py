@@ -155,7 +155,7 @@ def allowed_nodes(gfp):
 
 def get_page_from_freelist(nid, gfp, order, mark, nodes):
     """Tries the zones of node `nid`'s zonelist that are among `nodes`, nearest first, down to one
-    of their watermarks (WMARK_MIN, LOW, HIGH).  With __GFP_THISNODE only the first."""
+    of their watermarks (WMARK_MIN, LOW, HIGH; NONE).  With __GFP_THISNODE only the first."""
     k = kernel()
     for place in range(k.nr_nodes):
         node = k.nodes[nid].zonelist[place]
@@ -163,7 +163,7 @@ def get_page_from_freelist(nid, gfp, order, mark, nodes):
             break
         if node_isset(node, nodes):
             zone = k.zones + node
-            page = rmqueue_checked(zone, order, zone.watermark[mark], gfp)
+            page = rmqueue_checked(zone, order, 0 if mark == WMARK_NONE else zone.watermark[mark], gfp)
             if page != NULL:
                 return page
         if gfp & __GFP_THISNODE:
@@ -190,12 +190,123 @@ def prep_new_page(page, order, gfp):
     smp_store_release32(address(page._count), 1)
 
 
+# ---- when memory is short ------------------------------------------------------
+#
+# Below the low watermark kswapd is woken, which frees until the high one.  Below the min
+# watermark whoever wants memory has to free some itself.  What is left below that is for those
+# who are freeing.
+
+def wakeup_kswapd(nid):
+    """Wakes a node's kswapd, if there is one and it is not awake already."""
+    pgdat = kernel().nodes + nid
+    if READ_ONCE32(address(pgdat.kswapd_pid)) != 0 and READ_ONCE32(address(pgdat.kswapd_wait)) == 0 and \
+            xchg32(address(pgdat.kswapd_wait), 1) == 0:
+        futex_wake(address(pgdat.kswapd_wait), 1)
+
+
+def wake_all_kswapd(nid, gfp, nodes):
+    """Wakes the kswapds of all nodes that an allocation has found low."""
+    k = kernel()
+    for place in range(k.nr_nodes):
+        node = k.nodes[nid].zonelist[place]
+        if node < 0:
+            break
+        if node_isset(node, nodes):
+            wakeup_kswapd(node)
+        if gfp & __GFP_THISNODE:
+            break
+
+
+def can_reclaim():
+    """Whether there is anything that could be freed: pages of files, or a swap area for anonymous
+    ones."""
+    k = kernel()
+    if k.total_swap_pages != 0:
+        return True
+    for nid in range(k.nr_nodes):
+        if READ_ONCE64(address(k.zones[nid].vm_stat[NR_INACTIVE_FILE])) != 0 or \
+                READ_ONCE64(address(k.zones[nid].vm_stat[NR_ACTIVE_FILE])) != 0:
+            return True
+    return False
+
+
+def reclaim_begin():
+    """The current task begins to free memory, and may use what is kept for that."""
+    current().flags |= PF_MEMALLOC
+    atomic_add_return32(address(kernel().nr_reclaimers), 1)
+
+
+def reclaim_end():
+    """It is done; who waits for memory looks again."""
+    k = kernel()
+    current().flags &= ~cast(u32, PF_MEMALLOC)
+    atomic_add_return32(address(k.nr_reclaimers), -1)
+    atomic_add_return32(address(k.reclaim_sequence), 1)
+    smp_mb__after_atomic()
+    if READ_ONCE32(address(k.reclaim_waiters)) != 0:
+        futex_wake(address(k.reclaim_sequence), 0x7fffffff)
+
+
+def congestion_wait():
+    """Waits a moment for others who are freeing memory: the pages that there are may be in their
+    hands.  Says whether there was anybody to wait for."""
+    k = kernel()
+    sequence = smp_load_acquire32(address(k.reclaim_sequence))
+    if READ_ONCE32(address(k.nr_reclaimers)) == 0:
+        return False
+    atomic_add_return32(address(k.reclaim_waiters), 1)
+    futex_wait(address(k.reclaim_sequence), sequence, CONGESTION_WAIT_NS)
+    atomic_add_return32(address(k.reclaim_waiters), -1)
+    return True
+
+
+def set_reclaim(reclaim):
+    """Tells this process how memory is freed."""
+    global try_to_free_pages_hook
+    try_to_free_pages_hook = reclaim
+
+
+def alloc_pages_slowpath(nid, gfp, order, nodes):
+    """alloc_pages_nodemask below the low watermark: wakes kswapd, and frees memory itself when there
+    is none and it may sleep.  Returns the block, not yet prepared, or NULL.
+
+    Somebody else may take what was freed; as long as there is progress it goes on.  Without
+    progress it waits for others who are at it, a few times, and then there is none.
+    """
+    me = current()
+    wake_all_kswapd(nid, gfp, nodes)
+    page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
+    if page != NULL:
+        return page
+    if me.flags & PF_MEMALLOC:
+        return get_page_from_freelist(nid, gfp, order, WMARK_NONE, nodes)
+    # Who wants a certain node's memory goes elsewhere without it, and does better there.
+    if not gfp & __GFP_WAIT or gfp & __GFP_THISNODE or not can_reclaim():
+        return NULL
+    might_sleep()
+    retries = 0
+    while True:
+        reclaim_begin()
+        progress = try_to_free_pages_hook(nid, gfp, order, nodes)
+        reclaim_end()
+        page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
+        if page != NULL:
+            return page
+        if progress == 0:
+            if retries == MAX_RECLAIM_RETRIES or not congestion_wait():
+                return NULL
+            retries += 1
+            if kernel_panicked():
+                wait_check()
+
+
 def alloc_pages_nodemask(nid, gfp, order, nodes):
     """2^order frames in a row from one of `nodes`: from node `nid` if it has them, else from the
     nearest that does; with __GFP_THISNODE from that node or not at all.
 
     Returns the first page, with one reference, or NULL: every zone that may be used is
-    down to its min watermark (below it with __GFP_HIGH).  Takes zone locks.
+    down to its min watermark (below it with __GFP_HIGH), and with __GFP_WAIT there is nothing
+    that could be swapped out.  Takes zone locks; with __GFP_WAIT may sleep.
     """
     if should_fail():
         return NULL
@@ -203,7 +314,7 @@ def alloc_pages_nodemask(nid, gfp, order, nodes):
     nodes &= allowed_nodes(gfp)
     page = get_page_from_freelist(nid, gfp, order, WMARK_LOW, nodes)
     if page == NULL:
-        page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
+        page = alloc_pages_slowpath(nid, gfp, order, nodes)
     if page != NULL:
         prep_new_page(page, order, gfp)
         current().vm_events[PGALLOC] += cast(u64, 1) << order
@@ -305,6 +416,15 @@ def setup_per_zone_pages_min():
         zone.watermark[WMARK_MIN] = pages
         zone.watermark[WMARK_LOW] = pages + (pages >> 2)
         zone.watermark[WMARK_HIGH] = pages + (pages >> 1)
+
+
+def setup_per_zone_inactive_ratio():
+    """How many active anonymous pages there should be for each inactive one: 1 below a GiB of
+    memory, and the square root of ten times the GiB above."""
+    for nid in range(kernel().nr_nodes):
+        zone = kernel().zones + nid
+        gigabytes = zone.spanned_pages >> (30 - PAGE_SHIFT)
+        zone.inactive_ratio = int_sqrt(10 * gigabytes) if gigabytes else 1
 
 
 def build_zonelist(pgdat):

@@ -9,10 +9,12 @@ cimport shmkern.lru as lru
 cimport shmkern.mempolicy as mempolicy
 cimport shmkern.pagetable as pagetable
 cimport shmkern.rcu as rcu
+cimport shmkern.swapops as swapops
 cimport shmkern.tlb as tlb
 from shmkern.atomics cimport u32, u64
 from shmkern.mm_types cimport ListHead, MmStruct, Page, Spinlock, Task
-from shmkern.pagetable cimport pte_t, swp_entry_t
+from shmkern.pagetable cimport pte_t
+from shmkern.swapops cimport swp_entry_t
 
 # locks
 cdef void might_sleep() noexcept nogil

@@ -225,15 +225,15 @@ def pte_pfn(pte):
 
 
 def swp_entry(type, offset):
-    return pagetable.swp_entry(type, offset)
+    return swapops.swp_entry(type, offset)
 
 
 def swp_type(entry):
-    return pagetable.swp_type(entry)
+    return swapops.swp_type(entry)
 
 
 def swp_offset(entry):
-    return pagetable.swp_offset(entry)
+    return swapops.swp_offset(entry)
 
 
 def pte_to_swp_entry(pte):

@@ -2,7 +2,7 @@
 # Circular doubly linked lists, as include/linux/list.h.
 
 from shmkern.atomics cimport u64, VM_BUG_ON_PAGE
-from shmkern.mm_types cimport ListHead, Page, Slab, VmAreaStruct, MmStruct, RbNode
+from shmkern.mm_types cimport ListHead, Page, Slab, VmAreaStruct, MmStruct, RbNode, Inode
 
 # Where a removed entry points, so that a second removal is seen.
 cdef enum:
@@ -48,9 +48,15 @@ cdef inline VmAreaStruct* list_entry_vma(ListHead* anon_vma_node) noexcept nogil
 cdef inline MmStruct* list_entry_mm(ListHead* mmlist) noexcept nogil:
     return <MmStruct*>(<u64>mmlist - <u64>&(<MmStruct*>0).mmlist)
 
+cdef inline VmAreaStruct* rb_entry_shared(RbNode* shared) noexcept nogil:
+    return <VmAreaStruct*>(<u64>shared - <u64>&(<VmAreaStruct*>0).shared)
+
 cdef inline VmAreaStruct* rb_entry_vma(RbNode* node) noexcept nogil:
     return <VmAreaStruct*>(<u64>node - <u64>&(<VmAreaStruct*>0).vm_rb)
 
 # lru_to_page (seed line 37): the oldest page of a list.
 cdef inline Page* lru_to_page(ListHead* head) noexcept nogil:
     return list_entry_page(head.prev)
+
+cdef inline Inode* list_entry_inode(ListHead* i_list) noexcept nogil:
+    return <Inode*>(<u64>i_list - <u64>&(<Inode*>0).i_list)

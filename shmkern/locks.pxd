@@ -85,7 +85,7 @@ cdef void __set_page_locked(Page* page) noexcept nogil
 cdef void lock_page(Page* page) noexcept nogil
 cdef void unlock_page(Page* page) noexcept nogil
 cdef void wait_on_page_bit(Page* page, u64 bit, u64 kind) noexcept nogil
-cdef void end_page_writeback(Page* page) noexcept nogil
+cdef void clear_page_bit(Page* page, u64 bit) noexcept nogil
 
 cdef inline void wait_on_page_locked(Page* page) noexcept nogil:
     if PageLocked(page):

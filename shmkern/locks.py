@@ -344,10 +344,9 @@ def wait_on_page_bit(page, bit, kind):
     wait_end()
 
 
-def end_page_writeback(page):
-    """Clears PG_writeback and wakes whoever waits for it (mm/filemap.c)."""
-    BUG_ON(not PageWriteback(page))
-    clear = cast(u64, 1) << PG_writeback | cast(u64, 1) << PG_waiters
+def clear_page_bit(page, bit):
+    """Clears a bit of the page's flags and wakes whoever waits for that."""
+    clear = cast(u64, 1) << bit | cast(u64, 1) << PG_waiters
     if fetch_and64(address(page.flags), ~clear) & (cast(u64, 1) << PG_waiters):
         wake_up_page(page)
 

@@ -24,6 +24,7 @@ cdef inline void put_page(Page* page) noexcept nogil:
     if put_page_testzero(page):
         __put_page(page)
 
+cdef void free_page_mlock(Page* page) noexcept nogil
 cdef void __page_cache_release(Page* page) noexcept nogil
 cdef void __pagevec_lru_add(Pagevec* pvec, int lru) noexcept nogil
 cdef void lru_cache_add_lru(Page* page, int lru) noexcept nogil

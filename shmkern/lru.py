@@ -28,7 +28,15 @@ def del_page_from_lru_list(zone, page, lru):
 def __put_page(page):
     """Frees a page whose last reference is gone.  May take lru_lock, takes zone->lock."""
     __page_cache_release(page)
+    if unlikely(PageMlocked(page)):
+        free_page_mlock(page)
     free_hot_page(page)
+
+
+def free_page_mlock(page):
+    """A page dies locked when it is truncated, or in swap, while locked areas want it."""
+    ClearPageMlocked(page)
+    dec_zone_page_state(page, NR_MLOCK)
 
 
 def __page_cache_release(page):

@@ -15,7 +15,7 @@ import time
 
 from shmkern import audit as audit_module
 from shmkern.cgroup import Cgroup
-from shmkern import boot, direct_map, freezer, layout, lifeline, report, vmstat, worker
+from shmkern import boot, direct_map, freezer, host_files, layout, lifeline, report, vmstat, worker
 from shmkern.errors import KernelBug, TaskDied
 from shmkern.tracing import end_tracing, tracer_gone
 
@@ -118,6 +118,23 @@ class Migrator:
         return self.child.result(timeout)
 
 
+class Flusher:
+    """A process that writes dirty pages back to their files until stop()."""
+
+    def __init__(self, machine, interval):
+        self._connection, other = worker._fork.Pipe()
+        self.child = machine.spawn(worker.flusher, other, interval)
+        other.close()
+
+    def stop(self, timeout=None):
+        """Has it write what is dirty now, and end.  Returns how many pages it has written in all."""
+        try:
+            self._connection.send("stop")
+        except BrokenPipeError:
+            pass  # It is gone; result() tells why.
+        return self.child.result(timeout)
+
+
 class Machine:
     """A running machine.  Leaving its `with` block ends every process and removes the block.
 
@@ -153,9 +170,11 @@ class Machine:
         self._checked = 0.0
         self.init = None
         self.children = []
+        self.kswapds = []
         atexit.register(self.close)
         try:
             lifeline.open_lifeline()
+            host_files.open_door()
             boot.boot(nodes, frames_per_node, max_tasks, int(hung_task_timeout * 1e9), bool(poison),
                       bool(memcg), memoryless, movable)
             self.init = Init(self)
@@ -277,6 +296,36 @@ class Machine:
         if len(set(nodes)) < 2:
             raise ValueError("a migrator needs two nodes at least")
         return Migrator(self, nodes, seed)
+
+    def start_flusher(self, interval=0.5):
+        """Starts a process that writes dirty pages back to their files, a round every `interval`
+        seconds, until its stop().  Returns a Flusher."""
+        self._mine()
+        if not 0 < interval < 1e6:
+            raise ValueError(f"interval is {interval!r}; it must be a time in seconds")
+        return Flusher(self, interval)
+
+    def swapon(self, path, pages):
+        """Lets memory overflow into a file of the host, which is made if there is none and keeps
+        room for `pages` pages from now on; anonymous pages that are not in use go there when frames
+        are short.  The first call starts a kswapd for each node, which are tasks as well.
+
+        Returns the area's number.  Raises OSError: whatever the host says to the file; EINVAL (no
+        pages), EPERM (there are 30 areas), ENOMEM (all areas together are more than four times the
+        frames), EAGAIN (all slots for tasks are taken).
+        """
+        self._mine()
+        pages = _whole("pages", pages, 1, 1 << 30)
+        for node in range(len(self.kswapds), layout.kernel().nr_nodes):
+            self.kswapds.append(self.spawn(worker.kswapd, node))
+        return self.init.request("_swapon", os.path.abspath(path), pages)
+
+    def swapoff(self, area):
+        """Gives an area back, once everything in it is in memory again.  Raises OSError: EINVAL (there
+        is no such area), ENOMEM (it does not fit), EIO (the host does not read it); then nothing has
+        changed."""
+        self._mine()
+        self.init.request("_swapoff", _whole("area", area, 0, C["MAX_SWAPFILES"] - 1))
 
     def check(self, at_once=False):
         """Looks after the tasks: cleans up after those that were killed, and raises KernelBug
@@ -411,6 +460,7 @@ class Machine:
         """Kills every task and waits until all are gone."""
         tasks = [(int(task["os_pid"]), int(task["start_time"])) for task in report.running()]
         lifeline.close_lifeline()
+        host_files.close_door()
         for child in self.children:
             child.process.kill()
         for child in self.children:

@@ -110,6 +110,26 @@ cdef inline void mem_cgroup_uncharge_page(Page* page) noexcept nogil:
     if not mem_cgroup_disabled():
         __mem_cgroup_uncharge_page(page)
 
+# ---- swap ----
+
+cdef int __mem_cgroup_try_charge_swapin(Page* page, MmStruct* mm, u64 gfp, MemCgroup** memcg) noexcept nogil
+
+# Charges the mm's group for a page that is going to be mapped in a swap entry's place, unless it is
+# charged: a charge that is nobody's yet, in *memcg, to commit once the page is mapped, or to cancel.
+cdef inline int mem_cgroup_try_charge_swapin(Page* page, MmStruct* mm, u64 gfp, MemCgroup** memcg) noexcept nogil:
+    memcg[0] = NULL
+    if mem_cgroup_disabled():
+        return 0
+    return __mem_cgroup_try_charge_swapin(page, mm, gfp, memcg)
+
+cdef inline void mem_cgroup_commit_charge_swapin(Page* page, MemCgroup* memcg) noexcept nogil:
+    if memcg != NULL:
+        __mem_cgroup_commit_charge(memcg, lookup_page_cgroup(page), 0)
+
+cdef inline void mem_cgroup_cancel_charge_swapin(MemCgroup* memcg) noexcept nogil:
+    if memcg != NULL:
+        __mem_cgroup_cancel_charge(memcg)
+
 # ---- migration ----
 
 cdef int __mem_cgroup_prepare_migration(Page* page, Page* newpage) noexcept nogil

@@ -409,6 +409,24 @@ def __mem_cgroup_uncharge_page(page):
         __mem_cgroup_uncharge_common(lookup_page_cgroup(page), PCG_MIGRATION)
 
 
+# ---- swap --------------------------------------------------------------------
+#
+# A page of the swap cache keeps its charge while it is there, mapped or not.  One that was read
+# from its slot has none until somebody maps it, and then is whoever's who is the first.
+
+def __mem_cgroup_try_charge_swapin(page, mm, gfp, memcg):
+    """mem_cgroup_try_charge_swapin.  The page is locked, and in the swap cache, which keeps its
+    charge.  Returns 0 or -ENOMEM."""
+    if READ_ONCE32(addressof(lookup_page_cgroup(page).flags)) & PCG_USED:
+        return 0
+    memcg[0] = get_mem_cgroup_from_mm(mm)
+    if __mem_cgroup_try_charge(memcg[0], gfp) == 0:
+        return 0
+    css_put(memcg[0])
+    memcg[0] = NULL
+    return -ENOMEM
+
+
 # ---- migration ---------------------------------------------------------------
 
 def __mem_cgroup_prepare_migration(page, newpage):

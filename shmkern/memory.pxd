@@ -3,11 +3,16 @@
 
 cimport cython
 from shmkern.vma cimport *
+from shmkern.swap_state cimport *
 
 cdef Page* follow_page(VmAreaStruct* vma, u64 address, bint write) noexcept nogil
 cdef void zap_pte(MmuGather* tlb, VmAreaStruct* vma, pte_t* ptep) noexcept nogil
-cdef void zap_pte_range(MmuGather* tlb, VmAreaStruct* vma, u64* pmd, u64 address, u64 end) noexcept nogil
-cdef void unmap_page_range(MmuGather* tlb, VmAreaStruct* vma, u64 address, u64 end) noexcept nogil
+cdef u64* rss_of(MmStruct* mm, Page* page) noexcept nogil
+cdef bint is_file_pte(pte_t pte) noexcept nogil
+cdef void zap_pte_range(MmuGather* tlb, VmAreaStruct* vma, u64* pmd, u64 address, u64 end, bint even_cows) noexcept nogil
+cdef void unmap_page_range(MmuGather* tlb, VmAreaStruct* vma, u64 address, u64 end, bint even_cows) noexcept nogil
+@cython.locals(tlb=MmuGather, low=u64, high=u64)
+cdef void unmap_mapping_range(AddressSpace* mapping, u64 first, u64 last, bint even_cows) noexcept nogil
 cdef bint table_is_needed(u64 address, u64 floor, u64 ceiling, u64 mask) noexcept nogil
 cdef void free_table(MmuGather* tlb, u64* entry, u64 address) noexcept nogil
 cdef void free_pgd_range(MmuGather* tlb, u64 address, u64 end, u64 floor, u64 ceiling) noexcept nogil

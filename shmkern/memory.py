@@ -4,11 +4,13 @@ move (mm/memory.c, mm/mprotect.c, mm/mremap.c).
 
 All of it meets migration entries, for a range may be unmapped, forked, protected or
 moved while a migrator has pages of it in the air.  A migration entry holds no reference
-and no mapping of its page: the page must be left alone, it belongs to the migrator.
+and no mapping of its page: the page must be left alone, it belongs to the migrator.  A swap
+entry is a use of its slot, and nothing else.
 
 The caller has mmap_sem for writing, or is the only user of the address space left.
 Locks taken: the split page-table lock; the copy takes the child's, then the parent's;
-the move takes anon_vma->lock, then the lower and the upper table's.
+the move takes the locks of the reverse map, then the lower and the upper table's.
+unmap_mapping_range comes from the file and has no mmap_sem, but i_mmap_lock.
 """
 from cython import NULL, address as addressof, cast, pointer
 from cython.cimports.libc.errno import ENOMEM
@@ -50,6 +52,12 @@ def follow_page(vma, address, write):
     return page
 
 
+def rss_of(mm, page):
+    """The counter that a mapping of the page is counted in.  Also for the page of a migration
+    entry: an anonymous page is one until it is freed, which cannot be while an entry stands."""
+    return addressof(mm.anon_rss) if PageAnon(page) else addressof(mm.file_rss)
+
+
 # ---- unmap -------------------------------------------------------------------
 
 def zap_pte(tlb, vma, ptep):
@@ -63,24 +71,38 @@ def zap_pte(tlb, vma, ptep):
         page = pte_page(pte)
         if pte_dirty(pte):
             set_page_dirty(page)
-        atomic_add_return64(addressof(mm.anon_rss), -1)
+        atomic_add_return64(rss_of(mm, page), -1)
         page_remove_rmap(page)
+        free_swap_cache(page)
         tlb_remove_page(tlb, page)
     elif not pte_none(pte):
+        entry = pte_to_swp_entry(pte)
+        if not is_migration_entry(entry):
+            atomic_add_return64(addressof(mm.swap_ents), -1)
+            free_swap_and_cache(entry)
+            return
         # A migration entry.  Its page was counted when it was mapped and has lost its
         # rmap and reference since; only this mm's share of the count is left to give
         # back.  (2.6.30 forgets it: fixed by Linux commit 9f9f1acd713d.)
-        VM_BUG_ON(not is_migration_entry(pte_to_swp_entry(pte)))
-        atomic_add_return64(addressof(mm.anon_rss), -1)
+        atomic_add_return64(rss_of(mm, migration_entry_to_page(entry)), -1)
 
 
-def zap_pte_range(tlb, vma, pmd, address, end):
-    """zap_pte for one table's part of [address, end)."""
+def is_file_pte(pte):
+    """Whether an entry maps, or is going to map, a page of a file, and not a private copy."""
+    if pte_present(pte):
+        return not pte_special(pte) and not PageAnon(pte_page(pte))
+    entry = pte_to_swp_entry(pte)
+    return is_migration_entry(entry) and not PageAnon(migration_entry_to_page(entry))
+
+
+def zap_pte_range(tlb, vma, pmd, address, end, even_cows):
+    """zap_pte for one table's part of [address, end); without `even_cows` private copies stay."""
     ptep = pte_offset(pmd, address)
     ptl = pte_lockptr(pmd)
     spin_lock(ptl)
     while address < end:
-        if not pte_none(READ_PTE(ptep)):
+        pte = READ_PTE(ptep)
+        if not pte_none(pte) and (even_cows or is_file_pte(pte)):
             # For each entry anew: a full gather is flushed on the way and forgets.
             tlb_note_range(tlb, address, address + PAGE_SIZE)
             zap_pte(tlb, vma, ptep)
@@ -89,16 +111,34 @@ def zap_pte_range(tlb, vma, pmd, address, end):
     spin_unlock(ptl)
 
 
-def unmap_page_range(tlb, vma, address, end):
-    """Takes all entries of [address, end), inside `vma`, away.  The tables stay."""
+def unmap_page_range(tlb, vma, address, end, even_cows):
+    """Takes all entries of [address, end), inside `vma`, away; without `even_cows` private copies
+    stay.  The tables stay."""
     at = address
     while True:
         pmd = next_pmd(vma.vm_mm, addressof(at), end)
         if pmd == NULL:
             break
         stop = addr_end(at, end, PMD_MASK)
-        zap_pte_range(tlb, vma, pmd, at, stop)
+        zap_pte_range(tlb, vma, pmd, at, stop, even_cows)
         at = stop
+
+
+def unmap_mapping_range(mapping, first, last, even_cows):
+    """Takes all entries for the pages `first` to `last` of a file away, in every address space;
+    with `even_cows` private copies of them as well.  Takes i_mmap_lock, and no mmap_sem: the
+    tables of an area stay as long as it is in i_mmap."""
+    spin_lock(addressof(mapping.i_mmap_lock))
+    vma = vma_interval_tree_iter_first(addressof(mapping.i_mmap), first, last)
+    while vma != NULL:
+        low = max(first, vma.vm_pgoff)
+        high = min(last, vma_last_index(vma))
+        tlb_gather_mmu(addressof(tlb), vma.vm_mm)
+        unmap_page_range(addressof(tlb), vma, vma.vm_start + ((low - vma.vm_pgoff) << PAGE_SHIFT),
+                         vma.vm_start + ((high - vma.vm_pgoff + 1) << PAGE_SHIFT), even_cows)
+        tlb_finish_mmu(addressof(tlb))
+        vma = vma_interval_tree_iter_next(vma, first, last)
+    spin_unlock(addressof(mapping.i_mmap_lock))
 
 
 # ---- free tables -------------------------------------------------------------
@@ -170,12 +210,16 @@ def copy_one_pte(dst_mm, dst, src, vm_flags):
     pte = READ_PTE(src)
     if not pte_present(pte):
         entry = pte_to_swp_entry(pte)
-        VM_BUG_ON(not is_migration_entry(entry))
+        if not is_migration_entry(entry):
+            BUG_ON(not swap_duplicate(entry))
+            atomic_add_return64(addressof(dst_mm.swap_ents), 1)
+            set_pte_at(dst, pte)
+            return
         if is_write_migration_entry(entry) and is_cow_mapping(vm_flags):
             # When the page arrives, neither may write it without copying.
             pte = swp_entry_to_pte(make_migration_entry_read(entry))
             set_pte_at(src, pte)
-        atomic_add_return64(addressof(dst_mm.anon_rss), 1)
+        atomic_add_return64(rss_of(dst_mm, migration_entry_to_page(entry)), 1)
         set_pte_at(dst, pte)
         return
     if is_cow_mapping(vm_flags):
@@ -188,7 +232,7 @@ def copy_one_pte(dst_mm, dst, src, vm_flags):
         page = pte_page(pte)
         get_page(page)
         page_dup_rmap(page)
-        atomic_add_return64(addressof(dst_mm.anon_rss), 1)
+        atomic_add_return64(rss_of(dst_mm, page), 1)
     set_pte_at(dst, pte)
 
 
@@ -218,8 +262,8 @@ def copy_pte_range(dst_mm, src_mm, src_pmd, vma, address, end):
 def copy_page_range(dst_mm, src_mm, vma):
     """Copies the entries of the parent's area `vma` to the child.  Returns 0 or -ENOMEM,
     with what was copied left for the child's exit_mmap."""
-    # Without an anon_vma nothing but zero pages is mapped, and the child's own faults
-    # bring those.
+    # Without an anon_vma nothing but zero pages and pages of a file are mapped, and the child's
+    # own faults bring those.  So no entry of a shared area is ever copied.
     if vma.anon_vma == NULL:
         return 0
     at = vma.vm_start
@@ -274,15 +318,13 @@ def change_protection(vma, start, end):
 def move_ptes(vma, old_pmd, old_addr, old_end, new_pmd, new_addr):
     """Moves entries between two tables (perhaps the same one).
 
-    Takes anon_vma->lock over the move: a reverse map walk that has passed one place and
+    Takes the locks of the reverse map over the move: a walk that has passed one place and
     not yet come to the other would miss an entry that goes the wrong way round, and a
-    missed migration entry is never restored.  (Linux met it in 2011, and takes the lock
-    since commit 38a76013ad80.)
+    missed migration entry is never restored, a missed PTE maps a truncated page.  (Linux met
+    it in 2011 for anonymous pages, and takes anon_vma->lock since commit 38a76013ad80.)
     """
     mm = vma.vm_mm
-    anon_vma = vma.anon_vma
-    if anon_vma != NULL:
-        spin_lock(addressof(anon_vma.lock))
+    lock_rmap(vma_mapping(vma), vma.anon_vma)
     old_ptl = pte_lockptr(old_pmd)
     new_ptl = pte_lockptr(new_pmd)
     old_pte = pte_offset(old_pmd, old_addr)
@@ -301,8 +343,7 @@ def move_ptes(vma, old_pmd, old_addr, old_end, new_pmd, new_addr):
     if new_ptl != old_ptl:
         spin_unlock(new_ptl)
     spin_unlock(old_ptl)
-    if anon_vma != NULL:
-        spin_unlock(addressof(anon_vma.lock))
+    unlock_rmap(vma_mapping(vma), vma.anon_vma)
 
 
 def move_page_tables(vma, old_addr, new_vma, new_addr, length):

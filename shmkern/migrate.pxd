@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Page migration.  May use: memory and below.
+# Page migration.  May use: memory, writeback, buffer and below.
 
 cimport cython
 from shmkern.memory cimport *
+from shmkern.writeback cimport *
+from shmkern.buffer cimport *
 
 # Gives the page that `page` shall move to, and where to leave the outcome for it (or
 # NULL in *result): a node, or a negative errno.
@@ -28,13 +30,21 @@ cdef int putback_lru_pages(ListHead* pagelist) noexcept nogil
 @cython.locals(pte=pte_t)
 cdef void remove_migration_pte(VmAreaStruct* vma, Page* old, Page* new) noexcept nogil
 cdef void remove_anon_migration_ptes(Page* old, Page* new) noexcept nogil
+cdef void remove_file_migration_ptes(Page* old, Page* new) noexcept nogil
 cdef void remove_migration_ptes(Page* old, Page* new) noexcept nogil
 cdef void migration_entry_wait(MmStruct* mm, u64* pmd, u64 address) noexcept nogil
 cdef int migrate_page_move_mapping(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 cdef void migrate_page_copy(Page* newpage, Page* page) noexcept nogil
 cdef int fail_migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 cdef int migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
+cdef void for_each_buffer_lock(BufferHead* head) noexcept nogil
+cdef void for_each_buffer_unlock(BufferHead* head) noexcept nogil
+cdef int buffer_migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
+@cython.locals(wbc=WritebackControl)
+cdef int writeout(AddressSpace* mapping, Page* page) noexcept nogil
+cdef int fallback_migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 cdef int move_to_new_page(Page* newpage, Page* page) noexcept nogil
+cdef int unmap_and_move_mapped(Page* newpage, Page* page) noexcept nogil
 cdef int unmap_and_move_locked(Page* newpage, Page* page) noexcept nogil
 cdef int lock_and_move(Page* newpage, Page* page, bint force) noexcept nogil
 @cython.locals(result=pointer_to_int)

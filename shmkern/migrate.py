@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Page migration: the seed, mm/migrate.c of Linux 2.6.30, for anonymous memory.
+"""Page migration: the seed, mm/migrate.c of Linux 2.6.30.
 
 A page moves like this, with its tasks running: it is taken off the LRU, locked, and each
 PTE that maps it becomes a migration entry; a task that faults on one waits for the page
@@ -9,13 +9,14 @@ lock is given back.  If any step fails the same entries become PTEs of the old p
 nothing has happened.
 
 Lock order: mmap_sem (only where an address leads to the page), PG_locked of the old page,
-PG_locked of the new one by trylock, anon_vma->lock, split page-table lock.
+PG_locked of the new one by trylock, buffers, i_mmap_lock or anon_vma->lock, split page-table
+lock, tree_lock.
 
 Line numbers are the seed's.  Where later kernels mended the protocol their way is taken,
 and the docstring says so.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EAGAIN, EIO, ENOMEM
+from cython.cimports.libc.errno import EAGAIN, EINVAL, EIO, ENOMEM
 
 
 def migrate_prep():
@@ -42,7 +43,7 @@ def remove_migration_pte(vma, old, new):
     """Makes the migration entry for `old` in one VMA, if there is one, a PTE of `new`, and
     takes a reference and a mapping of `new` for it.  Lines 77-155.
 
-    Holds anon_vma->lock; takes the split lock.  `new` is locked.
+    Holds anon_vma->lock or i_mmap_lock; takes the split lock.  `new` is locked.
     """
     mm = vma.vm_mm
     address = page_address_in_vma(new, vma)
@@ -61,14 +62,18 @@ def remove_migration_pte(vma, old, new):
     pte = READ_PTE(ptep)
     entry = pte_to_swp_entry(pte)
     if is_swap_pte(pte) and is_migration_entry(entry) and migration_entry_to_page(entry) == old:
-        # Usually it is charged, as mem_cgroup_prepare_migration saw to.  A failed charge is not an
-        # option: the entry has to go (lines 125-136).
-        mem_cgroup_charge(new, mm, GFP_ATOMIC)
+        if PageAnon(new):
+            # Usually it is charged, as mem_cgroup_prepare_migration saw to.  A failed charge is not an
+            # option: the entry has to go (lines 125-136).
+            mem_cgroup_charge(new, mm, GFP_ATOMIC)
         pte = pte_mkold(mk_pte(new, vma.vm_page_prot))
         if is_write_migration_entry(entry):
             pte = pte_mkwrite(pte)
         # Counted before it can be seen: the MMU may walk to it at once.
-        if new != old and page_count(new) == 1 and not page_mapped(new):
+        if not PageAnon(new):
+            get_page(new)
+            page_add_file_rmap(new)
+        elif new != old and page_count(new) == 1 and not page_mapped(new):
             page_move_anon_rmap(new, vma, address)
         else:
             get_page(new)
@@ -101,11 +106,36 @@ def remove_anon_migration_ptes(old, new):
     spin_unlock(addressof(anon_vma.lock))
 
 
+def remove_file_migration_ptes(old, new):
+    """remove_migration_pte for every VMA that maps the page's place in its file.  Lines 158-177.
+    The page is locked, which keeps its mapping.  Takes i_mmap_lock.
+
+    What remove_anon_migration_ptes says of a fork holds here too: the tree has the forked VMA
+    right behind the one it was copied from.
+    """
+    mapping = page_mapping(new)
+    if mapping == NULL:
+        return
+    spin_lock(addressof(mapping.i_mmap_lock))
+    vma = vma_interval_tree_iter_first(addressof(mapping.i_mmap), new.index, new.index)
+    while vma != NULL:
+        remove_migration_pte(vma, old, new)
+        vma = vma_interval_tree_iter_next(vma, new.index, new.index)
+    spin_unlock(addressof(mapping.i_mmap_lock))
+
+
 def remove_migration_ptes(old, new):
     """Replaces every migration entry for `old` by a PTE of `new`, which is `old` itself
-    when the migration failed.  Lines 206-216."""
+    when the migration failed.  Lines 206-216.
+
+    A page of the swap cache has none: its PTEs have become swap entries.  (Nor may one look for
+    them, for it may have had no PTE to begin with, and then its anon_vma may be gone.)"""
+    if PageSwapCache(new):
+        return
     if PageAnon(new):
         remove_anon_migration_ptes(old, new)
+    else:
+        remove_file_migration_ptes(old, new)
 
 
 # ---- waiting for a migration -------------------------------------------------
@@ -142,13 +172,33 @@ def migrate_page_move_mapping(mapping, newpage, page):
     """Makes sure that nobody but us has a reference to `page`, and puts `newpage` in its
     place in the mapping.  Lines 262-335.
 
-    Both pages are locked, `page` is unmapped.  An anonymous page without swap is in no
-    mapping, so there is nothing to replace; one reference is ours, and any other is
-    somebody at work on the page.  Returns 0 or -EAGAIN.
+    Both pages are locked, `page` is unmapped.  The references that there may be: ours; the
+    mapping's, if it is in one; that of its buffers, if it has any.  Any other is somebody at work
+    on the page.  Returns 0 or -EAGAIN.  Takes tree_lock.
     """
-    VM_BUG_ON_PAGE(mapping != NULL, page)
-    if page_count(page) != 1:
+    if mapping == NULL:
+        # An anonymous page without swap is in no mapping, so there is nothing to replace.
+        return 0 if page_count(page) == 1 else -EAGAIN
+    expected_count = 2 + PagePrivate(page)
+    spin_lock(addressof(mapping.tree_lock))
+    slot = radix_tree_lookup_slot(addressof(mapping.page_tree), page_index(page))
+    # While it is frozen, find_get_page gets no reference and looks again until the new page is
+    # in the slot.
+    if page_count(page) != expected_count or radix_tree_deref_slot(slot) != page or \
+            not page_freeze_refs(page, expected_count):
+        spin_unlock(addressof(mapping.tree_lock))
         return -EAGAIN
+    get_page(newpage)       # The cache's reference.
+    if PageSwapCache(page):
+        SetPageSwapCache(newpage)
+        newpage.private = page.private
+    radix_tree_replace_slot(slot, newpage)
+    # Without the cache's reference.  Not the last: we have one.
+    page_unfreeze_refs(page, expected_count - 1)
+    # The other counters follow when the new page is mapped, and has its dirt.
+    dec_zone_page_state(page, NR_FILE_PAGES)
+    inc_zone_page_state(newpage, NR_FILE_PAGES)
+    spin_unlock(addressof(mapping.tree_lock))
     return 0
 
 
@@ -162,16 +212,30 @@ def migrate_page_copy(newpage, page):
     copy_page_ahead(page_address(newpage), page_address(page), page_address(target), page_address(upcoming))
     VM_BUG_ON_PAGE(PageActive(page) and PageUnevictable(page), page)
     # The seed goes flag by flag.  Here all go at once, for each would be a locked
-    # instruction: what the new page takes over, which nobody else can see yet, and what
-    # the old page loses, whose waiters may be setting PG_waiters.
-    newpage.flags |= READ_ONCE64(addressof(page.flags)) & page_flags_carried()
-    if PageMlocked(newpage):
+    # instruction: what the new page takes over, and what the old page loses, whose waiters may
+    # be setting PG_waiters.
+    carried = READ_ONCE64(addressof(page.flags)) & page_flags_carried()
+    if page_mapping(page) == NULL:
+        # Nobody else can see the new page yet.
+        newpage.flags |= carried
+    else:
+        # It is in its tree, and may have waiters already.
+        fetch_or64(addressof(newpage.flags), carried & ~(cast(u64, 1) << PG_dirty))
+        if PageDirty(page):
+            # The dirt is counted, by zone, and tagged: it goes from the one to the other.  Not by
+            # set_page_dirty, which would say that all of the page's buffers are dirty.
+            clear_page_dirty_for_io(page)
+            __set_page_dirty_nobuffers(newpage)
+    if carried & cast(u64, 1) << PG_mlocked:
         # mlock_migrate_page: the bit stands still under the page lock.
         dec_zone_page_state(page, NR_MLOCK)
         inc_zone_page_state(newpage, NR_MLOCK)
     fetch_and64(addressof(page.flags), ~page_flags_stripped())
     page.private = 0
-    WRITE_ONCE64(addressof(page.mapping), 0)
+    if not PageAnon(page):
+        # An anonymous page stays one until it is freed: who zaps or copies one of its migration
+        # entries, while they stand, has to know what it counts (later kernels do so too).
+        WRITE_ONCE64(addressof(page.mapping), 0)
     if PageWriteback(newpage):
         end_page_writeback(newpage)
 
@@ -191,6 +255,93 @@ def migrate_page(mapping, newpage, page):
     return rc
 
 
+def for_each_buffer_lock(head):
+    """Takes a reference to each buffer of a ring, and its lock.  Lines 452-459.  May sleep."""
+    bh = head
+    while True:
+        get_bh(bh)
+        lock_buffer(bh)
+        bh = bh.b_this_page
+        if bh == head:
+            return
+
+
+def for_each_buffer_unlock(head):
+    """Undoes for_each_buffer_lock.  Lines 478-484."""
+    bh = head
+    while True:
+        unlock_buffer(bh)
+        put_bh(bh)
+        bh = bh.b_this_page
+        if bh == head:
+            return
+
+
+def buffer_migrate_page(mapping, newpage, page):
+    """Moves a page with its buffers, for file systems whose buffers nobody uses without the page's
+    or the buffer's lock.  Lines 432-487.  Returns as migrate_page.  May sleep on a buffer."""
+    if not page_has_buffers(page):
+        return migrate_page(mapping, newpage, page)
+    head = page_buffers(page)
+    rc = migrate_page_move_mapping(mapping, newpage, page)
+    if rc:
+        return rc
+    for_each_buffer_lock(head)
+    ClearPagePrivate(page)
+    newpage.private = page.private
+    page.private = 0
+    # The buffers' reference goes with them.
+    put_page(page)
+    get_page(newpage)
+    bh = head
+    while True:
+        set_bh_page(bh, newpage, bh_offset(bh))
+        bh = bh.b_this_page
+        if bh == head:
+            break
+    SetPagePrivate(newpage)
+    migrate_page_copy(newpage, page)
+    for_each_buffer_unlock(head)
+    return 0
+
+
+def writeout(mapping, page):
+    """Writes a dirty page back, so that a file system which cannot move dirty pages can move this
+    one at another pass.  Lines 491-534.  The page is locked, on entry and exit.
+
+    Returns -EAGAIN when it was written, or somebody else does; -EINVAL for a mapping that cannot
+    write; -EIO.
+    """
+    if a_ops(mapping).writepage == NULL:
+        return -EINVAL
+    # The page will be unlocked to be written, and what was checked for the migration will not
+    # hold any more; so it is off.  (The seed cleans the page first.  Then an entry that becomes a
+    # writable PTE again would let programs write a clean page, and nobody would notice.)
+    remove_migration_ptes(page, page)
+    if not clear_page_dirty_for_io(page):
+        # Somebody else already began to write it.
+        return -EAGAIN
+    wbc.sync_mode = WB_SYNC_NONE
+    wbc.nr_to_write = 1
+    wbc.range_start = 0
+    wbc.range_end = RADIX_TREE_MAX_INDEX
+    rc = a_ops(mapping).writepage(page, addressof(wbc))
+    if rc != AOP_WRITEPAGE_ACTIVATE:
+        # Also after an error, which the seed forgets and later kernels do not.
+        lock_page(page)
+    return -EIO if rc < 0 else -EAGAIN
+
+
+def fallback_migrate_page(mapping, newpage, page):
+    """Moves a page for a file system that has no migratepage: written back if it is dirty, and
+    without its buffers.  Lines 536-554.  Returns as migrate_page, or as writeout."""
+    if PageDirty(page):
+        return writeout(mapping, page)
+    if PagePrivate(page) and not try_to_release_page(page, GFP_KERNEL):
+        return -EAGAIN
+    return migrate_page(mapping, newpage, page)
+
+
 def move_to_new_page(newpage, page):
     """Moves a locked, unmapped page into `newpage`, and on success turns its migration
     entries into PTEs of the new page.  Lines 556-610.
@@ -199,7 +350,7 @@ def move_to_new_page(newpage, page):
     """
     # Keeps others off the new page while it is given an identity.  We alone have it.
     # (The seed tries the lock, and it is a BUG if that fails.)
-    VM_BUG_ON_PAGE(PageLocked(newpage) or page_count(newpage) != 1, newpage)
+    VM_BUG_ON_PAGE(PageLocked(newpage), newpage)
     __set_page_locked(newpage)
     newpage.index = page.index
     newpage.mapping = page.mapping
@@ -209,8 +360,10 @@ def move_to_new_page(newpage, page):
     trace_migrate_stage(MIGRATE_STAGE_MOVE, page, newpage, 0)
     if mapping == NULL:
         rc = migrate_page(mapping, newpage, page)
+    elif a_ops(mapping).migratepage != NULL:
+        rc = a_ops(mapping).migratepage(mapping, newpage, page)
     else:
-        rc = fail_migrate_page(mapping, newpage, page)
+        rc = fallback_migrate_page(mapping, newpage, page)
     if rc == 0:
         trace_migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, 0)
         remove_migration_ptes(page, newpage)
@@ -220,27 +373,44 @@ def move_to_new_page(newpage, page):
     return rc
 
 
+def unmap_and_move_mapped(newpage, page):
+    """Unmaps a locked page and moves it.  Lines 692-699.  Returns as unmap_and_move_locked."""
+    trace_migrate_stage(MIGRATE_STAGE_UNMAP, page, newpage, 0)
+    try_to_unmap(page, 1)
+    rc = -EAGAIN
+    if not page_mapped(page):
+        rc = move_to_new_page(newpage, page)
+    if rc:
+        trace_migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, rc)
+        remove_migration_ptes(page, page)
+    return rc
+
+
 def unmap_and_move_locked(newpage, page):
     """The part of unmap_and_move under the page lock.  Lines 654-703.
 
     Returns 0, -EAGAIN, or another errno for good; in all but the first case the page is
     mapped again as before.
     """
+    if page.mapping == NULL:
+        # An orphan, taken out of its file while its buffers were busy: nothing but freeing those
+        # frees it.  Or a page that has just been read into the swap cache, and not mapped yet.
+        if PagePrivate(page):
+            try_to_free_buffers(page)
+        return -EAGAIN
+    if not PageAnon(page):
+        return unmap_and_move_mapped(newpage, page)
     # The walk that restores the PTEs needs the anon_vma, and once the page is unmapped
     # nothing else keeps it.  It is not freed before rcu_read_unlock if the page is mapped
-    # after rcu_read_lock; if not, its last VMA may be gone and the anon_vma with it, and
-    # there is nothing to move (later kernels: commit 3fe2011ff51e).
+    # after rcu_read_lock; if not, its last VMA may be gone and the anon_vma with it.  Then there is
+    # nothing to move, or a page that only swap entries lead to: the swap cache says where it is,
+    # and no PTE has to be restored (later kernels: commit 3fe2011ff51e).
     rcu_read_lock()
     rc = -EAGAIN
-    # A page without a mapping was freed by truncation, or has no rmap yet.
-    if page.mapping != NULL and page_mapped(page):
-        trace_migrate_stage(MIGRATE_STAGE_UNMAP, page, newpage, 0)
-        try_to_unmap(page, 1)
-        if not page_mapped(page):
-            rc = move_to_new_page(newpage, page)
-        if rc:
-            trace_migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, rc)
-            remove_migration_ptes(page, page)
+    if page_mapped(page):
+        rc = unmap_and_move_mapped(newpage, page)
+    elif PageSwapCache(page):
+        rc = move_to_new_page(newpage, page)
     rcu_read_unlock()
     return rc
 
@@ -385,7 +555,7 @@ def migrate_vmas(mm, to_nodes, from_nodes, flags):
     rc = 0
     vma = mm.mmap
     while vma != NULL and rc == 0:
-        if vma.vm_ops != NULL and vma_ops(vma).migrate != NULL:
+        if vma_ops(vma).migrate != NULL:
             rc = vma_ops(vma).migrate(vma, to_nodes, from_nodes, flags)
         vma = vma.vm_next
     return rc

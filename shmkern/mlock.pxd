@@ -8,6 +8,7 @@ from shmkern.cred cimport *
 cdef bint can_do_mlock() noexcept nogil
 cdef bint may_lock(u64 pages) noexcept nogil
 cdef void mlock_vma_page(Page* page) noexcept nogil
+cdef void clear_page_mlock(Page* page) noexcept nogil
 cdef void munlock_vma_page(Page* page) noexcept nogil
 cdef bint page_is_mapped_at(Page* page, MmStruct* mm, u64 address) noexcept nogil
 cdef void munlock_one(VmAreaStruct* vma, Page* page, u64 address) noexcept nogil

@@ -37,6 +37,14 @@ def mlock_vma_page(page):
             putback_lru_page(page)
 
 
+def clear_page_mlock(page):
+    """Unlocks a page that is truncated, whatever areas there are.  It is locked and not mapped."""
+    if TestClearPageMlocked(page):
+        dec_zone_page_state(page, NR_MLOCK)
+        if isolate_lru_page(page) == 0:
+            putback_lru_page(page)
+
+
 def munlock_vma_page(page):
     """Unlocks a page that an area does not map any more, or that is unlocked, unless another locked
     area maps it.  Back on the evictable lists it comes, by us or by who has it isolated.  The page
@@ -55,7 +63,7 @@ def munlock_vma_page(page):
 def page_is_mapped_at(page, mm, address):
     """Whether the PTE at `address` maps the page."""
     ptl = cast(pointer(Spinlock), NULL)
-    if page_check_address(page, mm, address, addressof(ptl)) == NULL:
+    if page_check_address(page, mm, address, addressof(ptl), False) == NULL:
         return False
     spin_unlock(ptl)
     return True

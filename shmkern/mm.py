@@ -11,7 +11,7 @@ step that can run out of memory; then whole areas are changed, and merged again 
 they have become equal to.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EACCES, EAGAIN, EFAULT, EINVAL, ENODEV, ENOMEM, EPERM
+from cython.cimports.libc.errno import EACCES, EAGAIN, EBADF, EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
 
 
 # ---- life and death ----------------------------------------------------------
@@ -46,7 +46,7 @@ def exit_mmap(mm):
     """Unmaps everything.  Nobody runs the address space any more."""
     remove_areas(mm, 0, TASK_SIZE)
     VM_BUG_ON(mm.mmap != NULL or mm.map_count != 0 or mm.total_vm != 0)
-    VM_BUG_ON(mm.nr_ptes != 0 or mm.anon_rss != 0)
+    VM_BUG_ON(mm.nr_ptes != 0 or mm.anon_rss != 0 or mm.file_rss != 0 or mm.swap_ents != 0)
 
 
 def mmput(mm):
@@ -73,7 +73,8 @@ def dup_mmap(mm, oldmm):
             vma = vma.vm_next
             continue
         # What is locked is the parent's.
-        child = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags & ~cast(u64, VM_LOCKED), vma.vm_pgoff)
+        child = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags & ~cast(u64, VM_LOCKED), vma.vm_pgoff,
+                          vma.vm_file, vma.vm_ops)
         if child == NULL:
             return -ENOMEM
         if vma.vm_policy != NULL:
@@ -81,10 +82,10 @@ def dup_mmap(mm, oldmm):
             if child.vm_policy == NULL:
                 vma_free(child)
                 return -ENOMEM
-        child.vm_file = vma.vm_file
         child.anon_vma = vma.anon_vma
         # Before the first entry is copied: a walk that restores migration entries must
         # find the child's copies, behind the parent's.
+        vma_link_file_after(child, vma)
         anon_vma_link(child)
         insert_vm_struct(mm, child)
         if copy_page_range(mm, oldmm, vma) != 0:
@@ -107,6 +108,15 @@ def dup_mm(oldmm):
         mmput(mm)
         return NULL
     return mm
+
+
+def vma_free(vma):
+    """Frees an area that is in no list any more, and drops its reference to its file.  May
+    sleep."""
+    VM_BUG_ON(vma.anon_vma != NULL)
+    fput(vma.vm_file)
+    mpol_put(vma.vm_policy)
+    kmem_cache_free(kernel().vm_area_cachep, vma)
 
 
 # ---- ranges ------------------------------------------------------------------
@@ -154,12 +164,13 @@ def unmap_region(mm, first, after, floor):
     tlb_gather_mmu(addressof(tlb), mm)
     vma = first
     while vma != NULL:
-        unmap_page_range(addressof(tlb), vma, vma.vm_start, vma.vm_end)
+        unmap_page_range(addressof(tlb), vma, vma.vm_start, vma.vm_end, True)
         end = vma.vm_end
         vma = vma.vm_next
     # Off the reverse map before the tables go: a walk takes no lock to get to a table.
     vma = first
     while vma != NULL:
+        unlink_file_vma(vma)
         anon_vma_unlink(vma)
         vma = vma.vm_next
     free_pgd_range(addressof(tlb), first.vm_start, end, floor, after.vm_start if after != NULL else 0)
@@ -175,7 +186,7 @@ def close_area(vma):
     owner knows of."""
     if vma.vm_flags & VM_LOCKED:
         munlock_vma_pages_range(vma, vma.vm_start, vma.vm_end)
-    if vma.vm_ops != NULL and vma_ops(vma).close != NULL:
+    if vma_ops(vma).close != NULL:
         vma_ops(vma).close(vma)
 
 
@@ -226,45 +237,83 @@ def do_munmap(mm, start, length):
 
 # ---- mmap --------------------------------------------------------------------
 
-def mmap_locked(mm, addr, length, prot, flags):
-    """mmap(2) of anonymous memory, with mmap_sem held for writing."""
-    kind = flags & MAP_TYPE
-    if length == 0 or (kind != MAP_PRIVATE and kind != MAP_SHARED):
-        return -EINVAL
-    # Only private anonymous memory has somewhere to come from.
-    if kind == MAP_SHARED or not flags & MAP_ANONYMOUS:
-        return -ENODEV
-    if length > TASK_SIZE:
-        return -ENOMEM
-    length = PAGE_ALIGN(length)
+def mmap_flags(prot, flags, file):
+    """The vm_flags of a new area, or -EACCES when the file was not opened for that.  A shared
+    mapping of a file that may not be written is never VM_SHARED (do_mmap_pgoff)."""
+    vm_flags = (prot & VM_ACCESS_FLAGS) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    if file != NULL and (file.f_flags & O_ACCMODE) == O_WRONLY:
+        return -EACCES
+    if flags & MAP_TYPE == MAP_SHARED:
+        vm_flags |= VM_SHARED | VM_MAYSHARE
+        if file != NULL and not file_may_write(file):
+            if prot & PROT_WRITE:
+                return -EACCES
+            vm_flags &= ~cast(u64, VM_SHARED | VM_MAYWRITE)
+    return vm_flags
+
+
+def mmap_address(mm, addr, length, flags):
+    """Where a new area of `length` bytes goes: the address, or -EINVAL, -EPERM, -ENOMEM."""
     if flags & MAP_FIXED:
         if addr & ~PAGE_MASK:
             return -EINVAL
         if length > TASK_SIZE or addr > TASK_SIZE - length:
             return -ENOMEM
-        if addr < MMAP_MIN_ADDR:
-            return -EPERM
-    else:
-        # The address is a hint, rounded to what it can be (round_hint_to_min), and taken if
-        # it is free.
-        addr &= PAGE_MASK
-        if addr != 0 and addr < MMAP_MIN_ADDR:
-            addr = MMAP_MIN_ADDR
-        if addr == 0 or length > TASK_SIZE or addr > TASK_SIZE - length or \
-                find_vma_intersection(mm, addr, addr + length) != NULL:
-            addr = get_unmapped_area(mm, length)
-            if addr == 0:
-                return -ENOMEM
+        return addr if addr >= MMAP_MIN_ADDR else -EPERM
+    # The address is a hint, rounded to what it can be (round_hint_to_min), and taken if
+    # it is free.
+    addr &= PAGE_MASK
+    if addr != 0 and addr < MMAP_MIN_ADDR:
+        addr = MMAP_MIN_ADDR
+    if addr == 0 or length > TASK_SIZE or addr > TASK_SIZE - length or \
+            find_vma_intersection(mm, addr, addr + length) != NULL:
+        addr = get_unmapped_area(mm, length)
+        if addr == 0:
+            return -ENOMEM
+    return addr
+
+
+def mmap_locked(mm, addr, length, prot, flags, file, pgoff):
+    """mmap(2), with mmap_sem held for writing.  `file` is NULL with MAP_ANONYMOUS."""
+    kind = flags & MAP_TYPE
+    if length == 0 or (kind != MAP_PRIVATE and kind != MAP_SHARED):
+        return -EINVAL
+    if length > TASK_SIZE:
+        return -ENOMEM
+    length = PAGE_ALIGN(length)
+    if pgoff + (length >> PAGE_SHIFT) > RADIX_TREE_MAX_INDEX:
+        return -EOVERFLOW
+    vm_flags = mmap_flags(prot, flags, file)
+    if vm_flags < 0:
+        return vm_flags
+    rc = mmap_address(mm, addr, length, flags)
+    if rc < 0:
+        return rc
+    addr = rc
     if mm.map_count >= MAX_MAP_COUNT:
         return -ENOMEM
-    vm_flags = (prot & VM_ACCESS_FLAGS) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | mm.def_flags
+    vm_flags |= mm.def_flags
     if flags & MAP_LOCKED:
         if not can_do_mlock():
             return -EPERM
         vm_flags |= VM_LOCKED
     if vm_flags & VM_LOCKED and not may_lock(mm.locked_vm + (length >> PAGE_SHIFT)):
         return -EAGAIN
-    vma = vma_alloc(mm, addr, addr + length, vm_flags, addr >> PAGE_SHIFT)
+    vm_ops = VM_OPS_ANON
+    if file != NULL:
+        get_file(file)
+        vm_ops = VM_OPS_FILE
+    elif kind == MAP_SHARED:
+        file = shmem_file_setup(length)
+        if file == NULL:
+            return -ENOMEM
+        pgoff = 0
+        vm_ops = VM_OPS_SHMEM
+    else:
+        pgoff = addr >> PAGE_SHIFT
+    vma = vma_alloc(mm, addr, addr + length, vm_flags, pgoff, file, vm_ops)
+    # The area has a reference of its own.
+    fput(file)
     if vma == NULL:
         return -ENOMEM
     if flags & MAP_FIXED:
@@ -272,21 +321,35 @@ def mmap_locked(mm, addr, length, prot, flags):
             vma_free(vma)
             return -ENOMEM
         remove_areas(mm, addr, addr + length)
+    vma_link_file(vma)
     insert_vm_struct(mm, vma)
     vma_merge(mm, vma)
     return addr
 
 
-def do_mmap(mm, addr, length, prot, flags):
-    """mmap(2) of anonymous memory.
+def do_mmap(mm, addr, length, prot, flags, fd, offset):
+    """mmap(2).
 
     Other bits of `prot` and `flags` are ignored, as Linux does.  Returns the address;
-    -EAGAIN (locked memory beyond RLIMIT_MEMLOCK), -EINVAL (empty, neither or both of MAP_SHARED and MAP_PRIVATE, unaligned with MAP_FIXED), -ENODEV (nothing to map: shared, or a file),
-    -EPERM (below 64 KiB with MAP_FIXED), -ENOMEM (no room, no memory, too many areas).
+    -EAGAIN (locked memory beyond RLIMIT_MEMLOCK), -EBADF (no MAP_ANONYMOUS, and `fd` is
+    not open), -EINVAL (empty, neither or both of MAP_SHARED
+    and MAP_PRIVATE, unaligned offset, or address with MAP_FIXED), -EACCES (the file is not open
+    for that), -EOVERFLOW (behind the last offset of a file), -EPERM (below 64 KiB with MAP_FIXED),
+    -ENOMEM (no room, no memory, too many areas).
     """
+    if offset & ~PAGE_MASK:
+        return -EINVAL
+    file = cast(pointer(File), NULL)
+    if flags & MAP_ANONYMOUS:
+        offset = 0
+    else:
+        file = fget(fd)
+        if file == NULL:
+            return -EBADF
     down_write(addressof(mm.mmap_sem))
-    rc = mmap_locked(mm, addr, length, prot, flags)
+    rc = mmap_locked(mm, addr, length, prot, flags, file, offset >> PAGE_SHIFT)
     up_write(addressof(mm.mmap_sem))
+    fput(file)
     return rc
 
 
@@ -295,7 +358,7 @@ def do_mmap(mm, addr, length, prot, flags):
 def mprotect_area(vma, prot):
     """Gives one whole area a new protection and merges it with its neighbours."""
     vma.vm_flags = (vma.vm_flags & ~cast(u64, VM_ACCESS_FLAGS)) | prot
-    vma.vm_page_prot = vm_get_page_prot(vma.vm_flags)
+    vma_set_page_prot(vma)
     change_protection(vma, vma.vm_start, vma.vm_end)
 
 
@@ -315,6 +378,12 @@ def mprotect_locked(mm, start, length, prot):
         vma = vma.vm_next
     # What lies before a hole is protected, and then the hole is reported.
     reached = min(reached, end)
+    # A file that is not open for writing: VM_MAYWRITE is VM_WRITE << 4, and so on.
+    vma = find_vma(mm, start)
+    while vma != NULL and vma.vm_start < reached:
+        if prot & ~(vma.vm_flags >> 4) & VM_ACCESS_FLAGS:
+            return -EACCES
+        vma = vma.vm_next
     if carve_range(mm, start, reached) != 0:
         return -ENOMEM
     vma = find_vma(mm, start)
@@ -325,7 +394,8 @@ def mprotect_locked(mm, start, length, prot):
 
 
 def do_mprotect(mm, start, length, prot):
-    """mprotect(2).  Returns 0, -EINVAL (unaligned, unknown protection), -ENOMEM (no memory, or
+    """mprotect(2).  Returns 0, -EINVAL (unaligned, unknown protection), -EACCES (the file of an area
+    is not open for that: nothing has changed), -ENOMEM (no memory, or
     too many areas: nothing has changed; or a hole in the range: what lies before it has)."""
     down_write(addressof(mm.mmap_sem))
     rc = mprotect_locked(mm, start, length, prot)
@@ -341,19 +411,19 @@ def move_vma(mm, old_addr, old_len, new_addr, new_len):
     if mm.map_count >= MAX_MAP_COUNT - 3 or carve_range(mm, old_addr, old_addr + old_len) != 0:
         return -ENOMEM
     vma = find_vma(mm, old_addr)
-    # Pages keep their index.  Without pages the new place counts for itself, so that it
-    # can merge there.
-    pgoff = vma.vm_pgoff if vma.anon_vma != NULL else new_addr >> PAGE_SHIFT
-    new_vma = vma_alloc(mm, new_addr, new_addr + new_len, vma.vm_flags, pgoff)
+    # Pages keep their index, and so does a file.  Anonymous memory without pages counts for its new
+    # place, so that it can merge there.
+    keep = vma.anon_vma != NULL or vma.vm_file != NULL
+    pgoff = vma.vm_pgoff if keep else new_addr >> PAGE_SHIFT
+    new_vma = vma_alloc(mm, new_addr, new_addr + new_len, vma.vm_flags, pgoff, vma.vm_file, vma.vm_ops)
     if new_vma == NULL:
         merge_boundary(mm, old_addr)
         merge_boundary(mm, old_addr + old_len)
         return -ENOMEM
-    new_vma.vm_file = vma.vm_file
     mpol_get(vma.vm_policy)
     new_vma.vm_policy = vma.vm_policy
-    new_vma.vm_ops = vma.vm_ops
     new_vma.anon_vma = vma.anon_vma
+    vma_link_file(new_vma)
     anon_vma_link(new_vma)
     insert_vm_struct(mm, new_vma)
     moved = move_page_tables(vma, old_addr, new_vma, new_addr, old_len)
@@ -391,6 +461,9 @@ def mremap_check(mm, addr, old_len, new_len, flags, new_addr):
     if new_len > old_len and vma.vm_flags & VM_LOCKED and \
             not may_lock(mm.locked_vm + ((new_len - old_len) >> PAGE_SHIFT)):
         return -EAGAIN
+    if vma.vm_file != NULL and \
+            vma.vm_pgoff + ((addr - vma.vm_start + new_len) >> PAGE_SHIFT) > RADIX_TREE_MAX_INDEX:
+        return -EINVAL
     return 0
 
 
@@ -443,3 +516,50 @@ def do_mremap(mm, addr, old_len, new_len, flags, new_addr):
     rc = mremap_locked(mm, addr, old_len, new_len, flags, new_addr)
     up_write(addressof(mm.mmap_sem))
     return rc
+
+
+# ---- msync -------------------------------------------------------------------
+
+def do_msync(mm, start, length, flags):
+    """msync(2).  With MS_SYNC what the range maps shared of files is on their disks when this
+    returns; MS_ASYNC and MS_INVALIDATE have nothing to do, since dirty pages are known and there is
+    one page cache.
+
+    Returns 0; -EINVAL (unaligned, bad flags), -ENOMEM (something in the range is not mapped; the rest
+    was done), -EIO or -ENOSPC.  Takes mmap_sem for reading, and gives it back to write.
+    """
+    if flags & ~cast(u64, MS_ASYNC | MS_INVALIDATE | MS_SYNC) or flags & MS_ASYNC and flags & MS_SYNC or \
+            start & ~PAGE_MASK:
+        return -EINVAL
+    if start > TASK_SIZE or length > TASK_SIZE - start:
+        return -ENOMEM
+    end = start + PAGE_ALIGN(length)
+    hole = 0
+    while start < end:
+        down_read(addressof(mm.mmap_sem))
+        vma = find_vma(mm, start)
+        if vma == NULL or vma.vm_start >= end:
+            up_read(addressof(mm.mmap_sem))
+            hole = 1
+            break
+        if vma.vm_start > start:
+            start = vma.vm_start
+            hole = 1
+        stop = min(end, vma.vm_end)
+        file = cast(pointer(File), NULL)
+        if flags & MS_SYNC and vma.vm_flags & VM_SHARED and vma.vm_file != NULL:
+            file = vma.vm_file
+            get_file(file)
+            mapping = file.f_mapping
+            first = vma.vm_pgoff + ((start - vma.vm_start) >> PAGE_SHIFT)
+        up_read(addressof(mm.mmap_sem))
+        if file != NULL:
+            # Without mmap_sem: whoever writes to the file has i_mutex and may fault.
+            down_write(addressof(mapping.host.i_mutex))
+            failed = vfs_fsync_range(mapping, first, first + ((stop - start) >> PAGE_SHIFT) - 1)
+            up_write(addressof(mapping.host.i_mutex))
+            fput(file)
+            if failed != 0:
+                return failed
+        start = stop
+    return -ENOMEM if hole else 0

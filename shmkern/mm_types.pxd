@@ -22,9 +22,15 @@ cdef enum:
     HELD_LOCKS_MAX = 24
     WAIT_TABLE_BITS = 10
     WAIT_TABLE_SIZE = 1024
-    SLAB_CACHES_MAX = 8
+    SLAB_CACHES_MAX = 16
     SLAB_NAME_LEN = 24
     TRACE_RING_EVENTS_MAX = 65536
+    RADIX_TREE_MAP_SHIFT = 6
+    RADIX_TREE_MAP_SIZE = 64
+    RADIX_TREE_MAX_TAGS = 2
+    RADIX_TREE_MAX_PATH = 6
+    RADIX_TREE_PRELOAD_SIZE = 11   # the most nodes that one insertion can need
+    NR_OPEN = 64               # file descriptors of a task
 
 # Page flags, by bit number (include/linux/page-flags.h).
 cdef enum:
@@ -75,7 +81,9 @@ cdef enum:
     NR_FILE_PAGES = 8
     NR_PAGETABLE = 9
     NR_MLOCK = 10              # PG_mlocked pages
-    NR_VM_ZONE_STAT_ITEMS = 11
+    NR_FILE_DIRTY = 11
+    NR_WRITEBACK = 12
+    NR_VM_ZONE_STAT_ITEMS = 13
     VM_STAT_STRIDE = 16        # counters of one zone in Task.vm_stat_diff
     VM_STAT_DIFFS = 1024       # MAX_NUMNODES * VM_STAT_STRIDE
 
@@ -111,7 +119,20 @@ cdef enum:
     PAGE_LOCK_WAIT = 19
     RWSEM_WAIT = 20
     FUTEX_WAIT = 21            # a wait went to sleep: one system call
-    NR_VM_EVENTS = 24
+    PGMAJFAULT = 22            # a fault that read from the host
+    PGFAULT_SIGBUS = 23
+    PGPGIN = 24                # pages read from host files
+    PGPGOUT = 25               # and written
+    PSWPIN = 26
+    PSWPOUT = 27
+    PGACTIVATE = 28
+    PGDEACTIVATE = 29
+    PGSCAN_KSWAPD = 30
+    PGSCAN_DIRECT = 31
+    PGSTEAL_KSWAPD = 32
+    PGSTEAL_DIRECT = 33
+    ALLOCSTALL = 34            # direct reclaims
+    NR_VM_EVENTS = 40
 
 cdef enum:
     NR_WAIT_BUCKETS = 128      # of a histogram of ns, four to an octave
@@ -172,11 +193,14 @@ cdef struct Zone:
     u64 present_pages          # 0 for a node without memory, or offline
     u64 watermark[3]           # NR_WMARK
     FreeArea free_area[11]     # MAX_ORDER
-    u64 vm_stat[11]            # NR_VM_ZONE_STAT_ITEMS; without the CPUs' vm_stat_diff
+    u64 vm_stat[13]            # NR_VM_ZONE_STAT_ITEMS; without the CPUs' vm_stat_diff
+    u64 recent_rotated[2]      # anonymous, file: of the pages looked at, those in use
+    u64 recent_scanned[2]
     Spinlock lru_lock
     u32 isolated               # going offline: what is freed stays free
     ListHead lru[5]            # NR_LRU_LISTS
-    u64 _pad1[3]
+    u64 inactive_ratio         # active anonymous pages for each inactive one
+    u64 _pad1[4]
 
 cdef struct PgData:
     i32 node_id
@@ -185,6 +209,8 @@ cdef struct PgData:
     u32 movable                # only what moves may be here
     u32 _pad0
     i32 zonelist[64]           # MAX_NUMNODES, nearest first, -1 past the end
+    i32 kswapd_pid             # 0: none
+    u32 kswapd_wait            # 1: kswapd is wanted; it sleeps on the word while it is 0
 
 cdef struct KmemCache:
     Spinlock lock
@@ -250,12 +276,6 @@ cdef struct PageCgroup:
     u32 flags                  # PCG_*
     MemCgroup* mem_cgroup
 
-# Placeholder for the page cache: only its identity and operations are known yet.
-cdef struct AddressSpace:
-    u64 a_ops
-    Spinlock tree_lock
-    u32 _pad0
-
 cdef struct RbNode:
     RbNode* rb_parent
     RbNode* rb_left
@@ -283,6 +303,110 @@ cdef struct Cpuset:
     u32 in_use
     u32 _pad0
 
+# A node of a page tree.  Slots and the root change under tree_lock; readers only need RCU.
+cdef struct RadixTreeNode:
+    u32 height                 # 1: its slots are items
+    u32 count                  # slots in use
+    RadixTreeNode* parent
+    RcuHead rcu
+    u64 tags[2]                # RADIX_TREE_MAX_TAGS: a bit for each slot
+    void* slots[64]            # RADIX_TREE_MAP_SIZE
+
+cdef struct RadixTreeRoot:
+    RadixTreeNode* rnode
+
+# The pages of one file, or of a thing like a file (include/linux/fs.h).
+cdef struct AddressSpace:
+    Inode* host
+    RadixTreeRoot page_tree
+    Spinlock tree_lock         # page_tree, its tags, nrpages
+    u32 a_ops                  # number of its operations, see inode.pxd
+    u64 nrpages
+    RbRoot i_mmap              # interval tree of VmAreaStruct.shared
+    Spinlock i_mmap_lock
+    Spinlock private_lock      # the buffers of its pages
+    u64 flags                  # AS_EIO, AS_ENOSPC
+    u64 writeback_index        # where the flusher goes on
+
+# address_space.flags, by bit number (include/linux/pagemap.h).
+cdef enum:
+    AS_EIO = 0
+    AS_ENOSPC = 1
+
+# An open host file, or shared anonymous memory.
+cdef struct Inode:
+    AddressSpace i_data
+    ListHead i_list            # of Kernel.inodes, under inode_lock
+    u64 i_id                   # never given twice: what processes know their descriptor by
+    u64 i_dev                  # of the host, with i_ino; 0 for shared anonymous memory
+    u64 i_ino
+    u64 i_size                 # bytes; changes under i_mutex
+    i32 i_count                # open files; under inode_lock when it becomes or leaves 0
+    i32 i_host_fd              # init's descriptor; -1 without a host file
+    u32 i_writable             # whether that may write
+    u32 i_blkbits              # log2 of the size of its buffers
+    RwSem i_mutex              # writing, truncating, fsync: only ever taken for writing
+
+# A swap area: slots of one page each in a host file (include/linux/swap.h).
+cdef enum:
+    SWP_USED = 1
+    SWP_WRITEOK = 2            # slots may be given out
+    SWAP_MAP_BAD = 0x8000      # no slot
+    SWAP_MAP_MAX = 0x7fff
+    SWAP_SLOTS_PER_FRAME = 4   # room for swap maps, which is laid by at boot
+
+cdef struct SwapInfo:
+    u64 flags                  # SWP_*
+    u64 max                    # slots, with slot 0, which is never given out
+    u64 inuse_pages
+    u64 lowest_bit             # no slot below it is free, nor any above highest_bit
+    u64 highest_bit
+    u64 cluster_next           # where the search goes on
+    u64 cluster_nr             # how many more it takes in a row
+    u16* swap_map              # uses of each slot: entries in page tables, and the swap cache
+    Inode swap_file            # only for its host file
+
+# An open file; a descriptor and each area that maps it has a reference.
+cdef struct File:
+    i32 f_count
+    u32 f_flags                # O_ACCMODE
+    AddressSpace* f_mapping
+
+cdef struct FilesStruct:
+    i32 count                  # tasks that share it
+    Spinlock file_lock
+    File* fd[64]               # NR_OPEN
+
+# One block of a file in a page (include/linux/buffer_head.h).
+cdef struct BufferHead:
+    u64 b_state                # BH_*
+    BufferHead* b_this_page    # the ring of the page's buffers
+    Page* b_page
+    u64 b_blocknr
+    u64 b_size
+    u64 b_data                 # address of its bytes
+    i32 b_count
+    u32 _pad0
+
+# vm_flags (include/linux/mm.h).
+cdef enum:
+    VM_READ = 0x01
+    VM_WRITE = 0x02
+    VM_EXEC = 0x04
+    VM_SHARED = 0x08
+    VM_MAYREAD = 0x10
+    VM_MAYWRITE = 0x20
+    VM_MAYEXEC = 0x40
+    VM_MAYSHARE = 0x80         # mapped with MAP_SHARED; VM_SHARED only if it may be written
+    VM_PFNMAP = 0x400          # frames without struct pages
+    VM_LOCKED = 0x2000
+    VM_IO = 0x4000
+    VM_DONTCOPY = 0x20000
+    VM_DONTEXPAND = 0x40000
+    VM_RESERVED = 0x80000
+    VM_SPECIAL = 0xc4400       # VM_IO | VM_DONTEXPAND | VM_RESERVED | VM_PFNMAP
+    VM_ACCESS_FLAGS = 7        # VM_READ | VM_WRITE | VM_EXEC, equal to the PROT_ bits
+
 cdef struct VmAreaStruct:
     MmStruct* vm_mm
     u64 vm_start
@@ -294,9 +418,11 @@ cdef struct VmAreaStruct:
     ListHead anon_vma_node
     AnonVma* anon_vma
     u64 vm_pgoff
-    AddressSpace* vm_file
     Mempolicy* vm_policy       # NULL: its task's
-    void* vm_ops               # VmOperations*; NULL for anonymous memory
+    File* vm_file
+    u64 vm_ops                 # VM_OPS_*: what a fault does, see vma.pxd
+    RbNode shared              # in the i_mmap of vm_file
+    u64 shared_last            # the last page index of any area in its subtree there
 
 cdef struct MmStruct:
     VmAreaStruct* mmap         # sorted list
@@ -313,6 +439,7 @@ cdef struct MmStruct:
     u64 def_flags              # VM_LOCKED after mlockall(MCL_FUTURE)
     u64 anon_rss
     u64 file_rss
+    u64 swap_ents              # PTEs that are swap entries
     u64 nr_ptes
     u64 cpu_vm_mask[16]        # CPU_MASK_WORDS: CPUs whose TLB may hold this mm
     Spinlock memcg_lock
@@ -330,6 +457,8 @@ cdef enum:
     TASK_RUNNING = 2
 
 cdef enum:
+    PF_MEMALLOC = 0x00000800   # frees memory, and may use what is kept for that
+    PF_KSWAPD = 0x00040000
     PF_SWAPWRITE = 0x00800000
 
 # include/linux/capability.h
@@ -364,6 +493,7 @@ cdef enum:
     WAIT_TLB_ACK = 7
     WAIT_RCU = 8
     WAIT_FREEZER = 9
+    WAIT_BUFFER = 10
 
 # One event in a CPU's trace ring: a cache line.
 cdef struct TraceEvent:
@@ -412,8 +542,11 @@ cdef struct Task:
     u64 rlimit_memlock         # bytes
     u64 mems_allowed           # shared: the cpuset's nodes that have memory
     Mempolicy* mempolicy       # changed under alloc_lock
+    u64 nr_preloads
+    RadixTreeNode* radix_tree_preloads[11]     # RADIX_TREE_PRELOAD_SIZE
+    FilesStruct* files
     Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
-    u64 vm_events[24]          # NR_VM_EVENTS
+    u64 vm_events[40]          # NR_VM_EVENTS
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
     u64 lock_wait_buckets[128] # of waits for spinlocks (once parked), page locks, rwsems
     u64 fault_buckets[128]     # of one fault in FAULT_SAMPLE
@@ -452,7 +585,7 @@ cdef struct Kernel:
     RwSem cpuset_sem           # for writing: no task changes its cpuset, none is forked
     Cpuset cpusets[64]         # NR_CPUSETS
     Spinlock device_lock
-    u32 _pad1
+    u32 _pad7
     u64 device_free[64]        # MAX_NUMNODES: a bit for each frame of a bank
     i32 next_pid
     i32 next_mm_id
@@ -467,7 +600,7 @@ cdef struct Kernel:
     u64 slab_base
     u64 slab_next              # pages from here on were never taken
     u64 slab_end
-    KmemCache caches[8]        # SLAB_CACHES_MAX
+    KmemCache caches[16]       # SLAB_CACHES_MAX
     KmemCache* vm_area_cachep
     KmemCache* mm_cachep
     KmemCache* anon_vma_cachep
@@ -479,6 +612,29 @@ cdef struct Kernel:
     KmemCache* mem_cgroup_cachep
     Spinlock cgroup_lock
     i32 next_css_id
+    KmemCache* radix_tree_node_cachep
+    KmemCache* inode_cachep
+    KmemCache* filp_cachep
+    KmemCache* files_cachep
+    KmemCache* buffer_head_cachep
+    # files
+    Spinlock inode_lock
+    u32 _pad1
+    ListHead inodes
+    u64 next_inode_id
+    # swap
+    Spinlock swap_lock         # the areas, their maps and the counts of slots
+    u32 nr_swapfiles           # areas, of which some may be unused again
+    u16* swap_maps             # of all areas
+    u64 swap_maps_size
+    u64 nr_swap_pages          # free slots
+    u64 total_swap_pages
+    SwapInfo swap_info[30]     # MAX_SWAPFILES
+    AddressSpace swapper_space
+    u32 nr_reclaimers          # tasks that are freeing memory
+    u32 reclaim_sequence       # advanced when one is done
+    u32 reclaim_waiters
+    u32 _pad2
     # RCU
     u64 rcu_epoch
     Spinlock rcu_lock
@@ -488,7 +644,7 @@ cdef struct Kernel:
     # counters of tasks that are gone
     Spinlock events_lock
     u32 _pad0
-    u64 vm_events[24]          # NR_VM_EVENTS
+    u64 vm_events[40]          # NR_VM_EVENTS
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS
     u64 lock_wait_buckets[128]
     u64 fault_buckets[128]

@@ -3,9 +3,9 @@
 
 cimport cython
 from shmkern.mempolicy cimport *
+from shmkern.swapops cimport *
 
 ctypedef u64 pte_t
-ctypedef u64 swp_entry_t
 
 # arch/x86/include/asm/pgtable.h
 cdef enum:
@@ -22,15 +22,6 @@ cdef enum:
     _PAGE_PROTNONE = 0x100     # present to the kernel, not to the MMU
     _PAGE_SPECIAL = 0x200      # no struct page to account: the zero page
     _PAGE_TABLE = 0x067        # PRESENT | RW | USER | ACCESSED | DIRTY
-
-# include/linux/swap.h and swapops.h: the last two swap types are migration entries.
-cdef enum:
-    MAX_SWAPFILES = 30
-    SWP_MIGRATION_READ = 30
-    SWP_MIGRATION_WRITE = 31
-    SWP_TYPE_SHIFT = 1
-    SWP_TYPE_MASK = 31
-    SWP_OFFSET_SHIFT = 9
 
 cdef extern from *:
     """
@@ -91,6 +82,9 @@ cdef inline pte_t pte_wrprotect(pte_t pte) noexcept nogil:
 cdef inline pte_t pte_mkdirty(pte_t pte) noexcept nogil:
     return pte | _PAGE_DIRTY
 
+cdef inline pte_t pte_mkclean(pte_t pte) noexcept nogil:
+    return pte & ~<u64>_PAGE_DIRTY
+
 cdef inline pte_t pte_mkyoung(pte_t pte) noexcept nogil:
     return pte | _PAGE_ACCESSED
 
@@ -114,15 +108,6 @@ cdef inline pte_t pte_modify(pte_t pte, u64 prot) noexcept nogil:
 
 cdef inline bint is_swap_pte(pte_t pte) noexcept nogil:
     return not pte_none(pte) and not pte_present(pte) and not pte_file(pte)
-
-cdef inline swp_entry_t swp_entry(u64 type, u64 offset) noexcept nogil:
-    return type << SWP_TYPE_SHIFT | offset << SWP_OFFSET_SHIFT
-
-cdef inline u64 swp_type(swp_entry_t entry) noexcept nogil:
-    return entry >> SWP_TYPE_SHIFT & SWP_TYPE_MASK
-
-cdef inline u64 swp_offset(swp_entry_t entry) noexcept nogil:
-    return entry >> SWP_OFFSET_SHIFT
 
 # One encoding serves the entry and the PTE that holds it.
 cdef inline swp_entry_t pte_to_swp_entry(pte_t pte) noexcept nogil:

@@ -21,5 +21,3 @@ cdef int do_munlock(u64 start, u64 length) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int do_mlockall(u64 flags) noexcept nogil
 cdef int do_munlockall() noexcept nogil
-
-ctypedef Page* pointer_to_page

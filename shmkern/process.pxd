@@ -27,6 +27,7 @@ cdef int may_move_memory(TaskMemory* target) noexcept nogil
 cdef int security_task_movememory(TaskMemory* target) noexcept nogil
 @cython.locals(target=TaskMemory)
 cdef int do_cgroup_attach(i32 id, i32 pid) noexcept nogil
+cdef int copy_files(Task* task, Task* parent, bint share) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int copy_process(Task* parent, bint share_mm, Task** out) noexcept nogil
 @cython.locals(announced=u64)

@@ -144,6 +144,17 @@ def do_cgroup_attach(id, pid):
 
 # ---- fork and exit -----------------------------------------------------------
 
+def copy_files(task, parent, share):
+    """Gives a child its descriptors: a thread shares its parent's table, another child has a copy.
+    Returns 0 or -ENOMEM."""
+    if share:
+        atomic_add_return32(addressof(parent.files.count), 1)
+        task.files = parent.files
+        return 0
+    task.files = dup_files(parent.files)
+    return 0 if task.files != NULL else -ENOMEM
+
+
 def copy_process(parent, share_mm, out):
     """Makes the task for a child process: with a copy of the parent's address space, or
     with a use of the same one.  Leaves it in *out.
@@ -169,7 +180,10 @@ def copy_process(parent, share_mm, out):
         if task.mm == NULL:
             rc = -ENOMEM
     up_read(addressof(kernel().cpuset_sem))
+    if rc == 0:
+        rc = copy_files(task, parent, share_mm)
     if rc != 0:
+        drop_mm(task)
         drop_mempolicy(task)
         release_task(task)
         return rc
@@ -250,6 +264,8 @@ def retire(task):
         deactivate_mm(mm, task)
     drop_mm(task)
     drop_mempolicy(task)
+    exit_files(task)
+    radix_tree_drain_preloads(task)
     drain_cpu_pagevecs(task)
     fold_vm_stat_diff(task)
     fold_vm_events(task)

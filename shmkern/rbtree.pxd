@@ -15,3 +15,11 @@ cdef RbNode* rb_next(RbNode* node) noexcept nogil
 
 cdef inline bint rb_is_black(RbNode* node) noexcept nogil:
     return node == NULL or not node.rb_red
+
+# Computes what a node knows of its subtree from its children.
+ctypedef void (*rb_augment_f)(RbNode* node) noexcept nogil
+
+cdef void rb_augment_path(RbNode* node, rb_augment_f augment) noexcept nogil
+cdef void rb_augment_insert(RbNode* node, rb_augment_f augment) noexcept nogil
+cdef RbNode* rb_augment_erase_begin(RbNode* node) noexcept nogil
+cdef void rb_augment_erase_end(RbNode* deepest, rb_augment_f augment) noexcept nogil

@@ -184,3 +184,49 @@ def rb_next(node):
     while node.rb_parent != NULL and node == node.rb_parent.rb_right:
         node = node.rb_parent
     return node.rb_parent
+
+
+# ---- what a node knows of its subtree ----------------------------------------
+#
+# Rotations move nodes near the path from the place of a change up to the root: the path's
+# own and their siblings.  So it is enough to compute those anew, upwards.
+
+def rb_augment_path(node, augment):
+    """Computes a node, its sibling, and so on up to the root."""
+    while node != NULL:
+        augment(node)
+        parent = node.rb_parent
+        if parent != NULL:
+            sibling = parent.rb_right if node == parent.rb_left else parent.rb_left
+            if sibling != NULL:
+                augment(sibling)
+        node = parent
+
+
+def rb_augment_insert(node, augment):
+    """After rb_insert.  Rotations may have lifted the new node, so its children are first."""
+    if node.rb_left != NULL:
+        augment(node.rb_left)
+    if node.rb_right != NULL:
+        augment(node.rb_right)
+    rb_augment_path(node, augment)
+
+
+def rb_augment_erase_begin(node):
+    """Before rb_erase: the lowest node whose subtree will have changed, or NULL."""
+    if node.rb_left == NULL and node.rb_right == NULL:
+        return node.rb_parent
+    if node.rb_right == NULL:
+        return node.rb_left
+    if node.rb_left == NULL:
+        return node.rb_right
+    heir = rb_next(node)
+    if heir.rb_right != NULL:
+        return heir.rb_right
+    return heir.rb_parent if heir.rb_parent != node else heir
+
+
+def rb_augment_erase_end(deepest, augment):
+    """After rb_erase.  Rotations may have pushed that node down, so its children are first."""
+    if deepest != NULL:
+        rb_augment_insert(deepest, augment)

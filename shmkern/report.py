@@ -18,7 +18,7 @@ WAITS = {C["WAIT_SPINLOCK"]: "spinlock", C["WAIT_PAGE_LOCK"]: "page lock",
          C["WAIT_PAGE_WRITEBACK"]: "writeback", C["WAIT_RWSEM_READ"]: "rwsem (read)",
          C["WAIT_RWSEM_WRITE"]: "rwsem (write)", C["WAIT_CONDVAR"]: "condition variable",
          C["WAIT_TLB_ACK"]: "TLB shootdown acknowledgement", C["WAIT_RCU"]: "RCU grace period",
-         C["WAIT_FREEZER"]: "freezer"}
+         C["WAIT_FREEZER"]: "freezer", C["WAIT_BUFFER"]: "buffer lock"}
 HOW = {C["HELD_PAGE"]: "page lock", C["HELD_READ"]: "rwsem (read)", C["HELD_WRITE"]: "rwsem (write)"}
 SOURCE = Path(__file__).parent
 

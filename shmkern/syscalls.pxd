@@ -8,12 +8,14 @@ from shmkern.populate cimport *
 from shmkern.process cimport *
 from shmkern.migrate cimport *
 from shmkern.move_pages cimport *
+from shmkern.fs cimport nr_file_kinds
 
 cdef int user_fault(u64 address, bint write, int rc) except -1
 cdef i64 check_errno(i64 rc) except -1
 
 cdef u32 user_id(value) except? 0xfffffffe
 cdef u64 unsigned(value) except? 0xffffffffffffffff
+cdef int descriptor(value) except? -2
 cdef u64 word(value) except? 0xffffffffffffffff
 
 @cython.locals(size=u64)
@@ -32,8 +34,25 @@ cdef class Syscalls:
     cpdef cmpxchg64(self, address, old, new)
     @cython.locals(rc=cython.int, va=u64, step=u64, before=u64, frame=cython.p_char)
     cpdef fetch_add64(self, address, delta)
-    @cython.locals(rc=i64, arg0=u64, arg1=u64, arg2=u64, arg3=u64)
-    cpdef mmap(self, length, prot=*, flags=*, addr=*)
+    @cython.locals(rc=i64, arg0=u64, arg1=u64, arg2=u64, arg3=u64, arg4=cython.int, arg5=u64)
+    cpdef mmap(self, length, prot=*, flags=*, addr=*, fd=*, offset=*)
+    @cython.locals(rc=cython.int, arg0=u64, arg1=u64, arg2=u64)
+    cpdef msync(self, addr, length, flags=*)
+    @cython.locals(rc=cython.int, arg0=u64, arg1=u64, id=u64)
+    cpdef _open(self, dev, ino, u32 flags, u32 kind, u32 blkbits, int host_fd)
+    @cython.locals(rc=cython.int, arg0=u64, arg1=u64, arg2=u64)
+    cpdef _register_host_file(self, dev, ino, size, u32 kind, u32 blkbits, int fd, bint writable)
+    cpdef _host_fds(self, int[::1] fds)
+    @cython.locals(rc=cython.int, arg=cython.int)
+    cpdef close(self, fd)
+    @cython.locals(rc=cython.int, arg=cython.int)
+    cpdef fsync(self, fd)
+    @cython.locals(rc=cython.int, arg=cython.int, size=u64)
+    cpdef ftruncate(self, fd, length)
+    @cython.locals(arg=cython.int, size=i64)
+    cpdef fstat_size(self, fd)
+    @cython.locals(rc=i64, arg=u64)
+    cpdef writeback(self, nr_to_write=*)
     @cython.locals(rc=i64, arg0=u64, arg1=u64)
     cpdef munmap(self, addr, length)
     @cython.locals(rc=i64, arg0=u64, arg1=u64, arg2=u64)

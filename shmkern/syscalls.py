@@ -13,16 +13,18 @@ from cython import NULL, address as addressof, cast, pointer, sizeof
 from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cython.cimports.cpython.long import PyLong_AsLongLong, PyLong_AsUnsignedLong
 from cython.cimports.cpython.number import PyNumber_Index
-from cython.cimports.libc.errno import EINVAL, ENOMEM, ESRCH
+from cython.cimports.libc.errno import EBADF, EINVAL, ENOMEM, ESRCH
 from cython.cimports.libc.string import memcpy, memset
 
-from shmkern.errors import SegmentationFault
+from shmkern.errors import BusError, SegmentationFault
 
 
 def user_fault(address, write, rc):
-    """Raises what an access that ended in `rc` (-EFAULT or -ENOMEM) means."""
+    """Raises what an access that ended in `rc` (-EFAULT, -ENOMEM or -VM_FAULT_SIGBUS) means."""
     if rc == -ENOMEM:
         raise OSError(errno.ENOMEM, "out of frames", hex(address))
+    if rc == -VM_FAULT_SIGBUS:
+        raise BusError(address, "store" if write else "load")
     raise SegmentationFault(address, "store" if write else "load")
 
 
@@ -45,6 +47,13 @@ def user_id(value):
     if not -1 <= number <= 0xfffffffe:
         raise OverflowError(f"{number} is no user id")
     return number & 0xffffffff
+
+
+def descriptor(value):
+    """A file descriptor; any number that cannot be one is -1.  TypeError for what is no whole
+    number."""
+    number = PyNumber_Index(value)
+    return number if 0 <= number < NR_OPEN else -1
 
 
 def word(value):
@@ -164,12 +173,13 @@ class Syscalls:
 
     # ---- system calls on the own address space ----
 
-    def mmap(self, length, prot=3, flags=0x22, addr=0):
-        """mmap(2) of anonymous memory; PROT_READ|PROT_WRITE and MAP_PRIVATE|MAP_ANONYMOUS by
-        default.  Returns the address."""
+    def mmap(self, length, prot=3, flags=0x22, addr=0, fd=-1, offset=0):
+        """mmap(2); PROT_READ|PROT_WRITE and MAP_PRIVATE|MAP_ANONYMOUS by default.  Without
+        MAP_ANONYMOUS of the file that is open as `fd`.  Returns the address."""
         arg0, arg1, arg2, arg3 = unsigned(addr), unsigned(length), unsigned(prot), unsigned(flags)
+        arg4, arg5 = descriptor(fd), unsigned(offset)
         kernel_enter()
-        rc = do_mmap(current().mm, arg0, arg1, arg2, arg3)
+        rc = do_mmap(current().mm, arg0, arg1, arg2, arg3, arg4, arg5)
         # If it is locked, its pages had better be there; if they cannot, that is no error.
         if rc > 0 and current().mm.locked_vm:
             mm_populate(current().mm, rc, rc + PAGE_ALIGN(arg1))
@@ -234,6 +244,86 @@ class Syscalls:
         rc = do_munlockall()
         kernel_exit()
         check_errno(rc)
+
+    def msync(self, addr, length, flags=4):
+        """msync(2), with MS_SYNC by default.  Raises OSError: also EIO or ENOSPC, when the host did not
+        take the bytes; they are still there, and the next msync tries again."""
+        arg0, arg1, arg2 = unsigned(addr), unsigned(length), unsigned(flags)
+        kernel_enter()
+        rc = do_msync(current().mm, arg0, arg1, arg2)
+        kernel_exit()
+        check_errno(rc)
+
+    # ---- files ----
+
+    def _open(self, dev, ino, flags, kind, blkbits, host_fd):
+        """do_open for Python; on success this process's descriptor of the file is the kernel's."""
+        arg0, arg1 = unsigned(dev), unsigned(ino)
+        id = 0
+        kernel_enter()
+        rc = do_open(arg0, arg1, flags, kind, blkbits, addressof(id))
+        if rc >= 0:
+            host_fd_install(id, host_fd)
+        kernel_exit()
+        return check_errno(rc)
+
+    def _register_host_file(self, dev, ino, size, kind, blkbits, fd, writable):
+        """register_host_file for Python.  Init's."""
+        arg0, arg1, arg2 = unsigned(dev), unsigned(ino), unsigned(size)
+        kernel_enter()
+        rc = register_host_file(arg0, arg1, arg2, kind, blkbits, fd, writable)
+        kernel_exit()
+        return check_errno(rc)
+
+    def _host_fds(self, fds):
+        """Fills an int array with init's descriptors that inodes use; returns how many there are."""
+        kernel_enter()
+        count = host_fds_in_use(addressof(fds[0]), fds.shape[0])
+        kernel_exit()
+        return count
+
+    def close(self, fd):
+        """close(2)."""
+        arg = descriptor(fd)
+        kernel_enter()
+        rc = do_close(arg)
+        kernel_exit()
+        check_errno(rc)
+
+    def fsync(self, fd):
+        """fsync(2).  Raises OSError as msync."""
+        arg = descriptor(fd)
+        kernel_enter()
+        rc = do_fsync(arg)
+        kernel_exit()
+        check_errno(rc)
+
+    def ftruncate(self, fd, length):
+        """ftruncate(2)."""
+        arg, size = descriptor(fd), unsigned(length)
+        kernel_enter()
+        rc = do_ftruncate(arg, size)
+        kernel_exit()
+        check_errno(rc)
+
+    def fstat_size(self, fd):
+        """The size of an open file, as fstat(2) gives it."""
+        arg = descriptor(fd)
+        kernel_enter()
+        file = fget(arg)
+        size = cast(i64, file.f_mapping.host.i_size) if file != NULL else -EBADF
+        fput(file)
+        kernel_exit()
+        return check_errno(size)
+
+    def writeback(self, nr_to_write=1024):
+        """The flusher's round: writes up to that many dirty pages of each file back.  Returns how many
+        were written.  What fails is told to who calls msync or fsync."""
+        arg = unsigned(nr_to_write)
+        kernel_enter()
+        rc = writeback_inodes(arg)
+        kernel_exit()
+        return rc
 
     # ---- migration ----
 
@@ -377,7 +467,7 @@ class Syscalls:
 
     def _become(self, cpu, pid, os_pid, start_time, comm):
         """This process is task `pid` in slot `cpu` from now on.  Gives the task an address space
-        unless it has one from its parent.  Raises ProcessLookupError when the slot was taken
+        and descriptors unless it has them from its parent.  Raises ProcessLookupError when the slot was taken
         back, OSError(ENOMEM)."""
         task = addressof(kernel().tasks[cpu])
         if not start_task(task, pid, os_pid, start_time):
@@ -391,8 +481,13 @@ class Syscalls:
             if task.mm != NULL:
                 activate_mm(task.mm)
             kernel_exit()
-            if task.mm == NULL:
-                check_errno(-ENOMEM)
+        # Who begins in a group has been given an address space, and nothing else.
+        if task.files == NULL:
+            kernel_enter()
+            task.files = files_alloc()
+            kernel_exit()
+        if task.mm == NULL or task.files == NULL:
+            check_errno(-ENOMEM)
 
     def _prepare_mm(self, cpu, id):
         """Gives the task that is going to run in slot `cpu` an address space in a group."""
@@ -424,6 +519,7 @@ class Syscalls:
         kernel_enter()
         drop_mm(task)
         drop_mempolicy(task)
+        exit_files(task)
         release_task(task)
         kernel_exit()
 

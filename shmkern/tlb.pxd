@@ -66,6 +66,7 @@ cdef void flush_tlb_range(MmStruct* mm, u64 start, u64 end) noexcept nogil
 cdef void flush_tlb_mm(MmStruct* mm) noexcept nogil
 cdef void shoot_down(MmStruct* mm, u64 start, u64 end) noexcept nogil
 cdef pte_t ptep_clear_flush(MmStruct* mm, u64 address, pte_t* ptep) noexcept nogil
+cdef bint ptep_clear_flush_young(MmStruct* mm, u64 address, pte_t* ptep) noexcept nogil
 cdef void activate_mm(MmStruct* mm) noexcept nogil
 cdef void deactivate_mm(MmStruct* mm, Task* task) noexcept nogil
 cdef void tlb_gather_mmu(MmuGather* tlb, MmStruct* mm) noexcept nogil

@@ -151,6 +151,18 @@ def ptep_clear_flush(mm, address, ptep):
     return pte
 
 
+def ptep_clear_flush_young(mm, address, ptep):
+    """Takes ACCESSED off a PTE and says whether it was there; the next access through it sets it
+    again, as no CPU has the translation any more.  Holds the split lock."""
+    if not pte_young(READ_PTE(ptep)):
+        return False
+    young = pte_young(fetch_and64(ptep, ~cast(u64, _PAGE_ACCESSED)))
+    if young:
+        smp_mb__after_atomic()
+        shoot_down(mm, address & PAGE_MASK, (address & PAGE_MASK) + PAGE_SIZE)
+    return young
+
+
 def activate_mm(mm):
     """This CPU begins to run `mm`."""
     me = current()

@@ -40,3 +40,8 @@ cdef enum:
     MPOL_MF_STRICT = 1
     MPOL_MF_MOVE = 2
     MPOL_MF_MOVE_ALL = 4
+
+cdef enum:
+    MS_ASYNC = 1
+    MS_INVALIDATE = 2
+    MS_SYNC = 4

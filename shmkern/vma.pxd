@@ -6,26 +6,19 @@ from shmkern.rmap cimport *
 from shmkern.rbtree cimport *
 from shmkern.uapi cimport *
 
-# include/linux/mm.h
 cdef enum:
-    VM_READ = 0x01
-    VM_WRITE = 0x02
-    VM_EXEC = 0x04
-    VM_SHARED = 0x08
-    VM_MAYREAD = 0x10
-    VM_MAYWRITE = 0x20
-    VM_MAYEXEC = 0x40
-    VM_ACCESS_FLAGS = 7        # VM_READ | VM_WRITE | VM_EXEC, equal to the PROT_ bits
-    VM_PFNMAP = 0x400          # frames without struct pages
-    VM_IO = 0x4000
-    VM_DONTCOPY = 0x20000
-    VM_DONTEXPAND = 0x40000
-    VM_RESERVED = 0x80000
-    VM_SPECIAL = 0xc4400       # VM_IO | VM_DONTEXPAND | VM_RESERVED | VM_PFNMAP
     MAX_MAP_COUNT = 65536      # /proc/sys/vm/max_map_count
 
-# What the owner of an area's memory does (struct vm_operations_struct).  The table lies in the
-# module, which all processes of a machine have at one address, since they are forked.
+# What a fault does where nothing is mapped: numbers in VmAreaStruct.vm_ops.
+cdef enum:
+    VM_OPS_ANON = 0            # a page of its own
+    VM_OPS_FILE = 1            # the file's page
+    VM_OPS_SHMEM = 2           # the page of shared anonymous memory
+    VM_OPS_DEVICE = 3          # all of the area is mapped from the start
+    NR_VM_OPS = 4
+
+# What else the owner of an area's memory does (struct vm_operations_struct), by the same numbers: a
+# function has another address in each process.  NULL where there is nothing to do.
 ctypedef void (*vma_close_t)(VmAreaStruct* vma) noexcept nogil
 ctypedef int (*vma_migrate_t)(VmAreaStruct* vma, u64 to_nodes, u64 from_nodes, u64 flags) noexcept nogil
 
@@ -33,8 +26,8 @@ cdef struct VmOperations:
     vma_close_t close
     vma_migrate_t migrate
 
-cdef inline VmOperations* vma_ops(VmAreaStruct* vma) noexcept nogil:
-    return <VmOperations*>vma.vm_ops
+cdef VmOperations vm_operations[4]      # NR_VM_OPS
+cdef VmOperations* vma_ops(VmAreaStruct* vma) noexcept nogil
 
 # Whether pages of the area can be moved one by one (include/linux/migrate.h).
 cdef inline bint vma_migratable(VmAreaStruct* vma) noexcept nogil:
@@ -48,8 +41,15 @@ cdef inline bint is_cow_mapping(u64 flags) noexcept nogil:
 
 cdef void account_pages(MmStruct* mm, u64 vm_flags, i64 pages) noexcept nogil
 cdef u64 vm_get_page_prot(u64 vm_flags) noexcept nogil
-cdef VmAreaStruct* vma_alloc(MmStruct* mm, u64 start, u64 end, u64 vm_flags, u64 pgoff) noexcept nogil
-cdef void vma_free(VmAreaStruct* vma) noexcept nogil
+cdef bint vma_wants_writenotify(VmAreaStruct* vma) noexcept nogil
+cdef void vma_set_page_prot(VmAreaStruct* vma) noexcept nogil
+cdef void get_file(File* file) noexcept nogil
+cdef VmAreaStruct* vma_alloc(MmStruct* mm, u64 start, u64 end, u64 vm_flags, u64 pgoff, File* file, u64 vm_ops) noexcept nogil
+cdef void vma_link_file(VmAreaStruct* vma) noexcept nogil
+cdef void vma_link_file_after(VmAreaStruct* vma, VmAreaStruct* prev) noexcept nogil
+cdef void unlink_file_vma(VmAreaStruct* vma) noexcept nogil
+cdef void lock_rmap(AddressSpace* mapping, AnonVma* anon_vma) noexcept nogil
+cdef void unlock_rmap(AddressSpace* mapping, AnonVma* anon_vma) noexcept nogil
 cdef VmAreaStruct* find_vma_prev(MmStruct* mm, u64 address, VmAreaStruct** prev_out) noexcept nogil
 cdef VmAreaStruct* find_vma(MmStruct* mm, u64 address) noexcept nogil
 cdef VmAreaStruct* find_vma_intersection(MmStruct* mm, u64 start, u64 end) noexcept nogil

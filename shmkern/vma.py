@@ -7,11 +7,26 @@ neighbour.  Linux's vma_merge and vma_adjust do several of these at once, to sav
 allocation; the areas that come out are the same.
 
 Locks: the caller has mmap_sem, for writing when it changes anything.  What a reverse
-map walk reads (vm_start, vm_end, vm_pgoff, membership in the anon_vma's list) changes
-under anon_vma->lock.
+map walk reads (vm_start, vm_end, vm_pgoff, membership in the anon_vma's list and in the
+file's tree) changes under i_mmap_lock and anon_vma->lock.
 """
 from cython import NULL, address as addressof, cast, pointer
 from cython.cimports.libc.errno import ENOMEM
+
+
+def vma_wants_writenotify(vma):
+    """Whether the first write to a clean page of this area must fault, so that the page becomes
+    dirty: it is of a file that dirty pages are written back to."""
+    return (vma.vm_flags & (VM_WRITE | VM_SHARED)) == (VM_WRITE | VM_SHARED) and vma.vm_file != NULL and \
+        mapping_cap_account_dirty(vma.vm_file.f_mapping)
+
+
+def vma_set_page_prot(vma):
+    """Computes vm_page_prot from vm_flags."""
+    flags = vma.vm_flags
+    if vma_wants_writenotify(vma):
+        flags &= ~cast(u64, VM_SHARED)
+    vma.vm_page_prot = vm_get_page_prot(flags)
 
 
 def vm_get_page_prot(vm_flags):
@@ -27,24 +42,77 @@ def vm_get_page_prot(vm_flags):
     return prot
 
 
-def vma_alloc(mm, start, end, vm_flags, pgoff):
-    """A new area [start, end), in no list yet; NULL without memory."""
+def get_file(file):
+    """One more reference to an open file, by somebody who has one; NULL is none."""
+    if file != NULL:
+        atomic_add_return32(addressof(file.f_count), 1)
+
+
+def vma_ops(vma):
+    """What the owner of an area's memory does, in this process's table."""
+    return addressof(vm_operations[vma.vm_ops])
+
+
+def vma_alloc(mm, start, end, vm_flags, pgoff, file, vm_ops):
+    """A new area [start, end), in no list yet, with a reference to its file; NULL without
+    memory."""
     vma = cast(pointer(VmAreaStruct), kmem_cache_alloc(kernel().vm_area_cachep))
     if vma != NULL:
+        get_file(file)
         vma.vm_mm = mm
         vma.vm_start = start
         vma.vm_end = end
         vma.vm_flags = vm_flags
-        vma.vm_page_prot = vm_get_page_prot(vm_flags)
         vma.vm_pgoff = pgoff
+        vma.vm_file = file
+        vma.vm_ops = vm_ops
+        vma_set_page_prot(vma)
     return vma
 
 
-def vma_free(vma):
-    """Frees an area that is in no list any more."""
-    VM_BUG_ON(vma.anon_vma != NULL)
-    mpol_put(vma.vm_policy)
-    kmem_cache_free(kernel().vm_area_cachep, vma)
+# ---- areas of a file -----------------------------------------------------------
+
+def vma_link_file(vma):
+    """Enters an area in its file's i_mmap, if it has a file.  Takes i_mmap_lock."""
+    mapping = vma_mapping(vma)
+    if mapping != NULL:
+        spin_lock(addressof(mapping.i_mmap_lock))
+        vma_interval_tree_insert(vma, addressof(mapping.i_mmap))
+        spin_unlock(addressof(mapping.i_mmap_lock))
+
+
+def vma_link_file_after(vma, prev):
+    """As vma_link_file, right behind the area that it was copied from."""
+    mapping = vma_mapping(vma)
+    if mapping != NULL:
+        spin_lock(addressof(mapping.i_mmap_lock))
+        vma_interval_tree_insert_after(vma, prev, addressof(mapping.i_mmap))
+        spin_unlock(addressof(mapping.i_mmap_lock))
+
+
+def unlink_file_vma(vma):
+    """Takes an area out of its file's i_mmap, if it has a file.  Takes i_mmap_lock."""
+    mapping = vma_mapping(vma)
+    if mapping != NULL:
+        spin_lock(addressof(mapping.i_mmap_lock))
+        vma_interval_tree_remove(vma, addressof(mapping.i_mmap))
+        spin_unlock(addressof(mapping.i_mmap_lock))
+
+
+def lock_rmap(mapping, anon_vma):
+    """Keeps reverse map walks away that come through either; both may be NULL."""
+    if mapping != NULL:
+        spin_lock(addressof(mapping.i_mmap_lock))
+    if anon_vma != NULL:
+        spin_lock(addressof(anon_vma.lock))
+
+
+def unlock_rmap(mapping, anon_vma):
+    """Undoes lock_rmap."""
+    if anon_vma != NULL:
+        spin_unlock(addressof(anon_vma.lock))
+    if mapping != NULL:
+        spin_unlock(addressof(mapping.i_mmap_lock))
 
 
 # ---- find --------------------------------------------------------------------
@@ -139,14 +207,16 @@ def detach_vma(mm, vma):
 
 def vma_set_end(mm, vma, end):
     """Moves the end of an area; nothing is mapped between the old end and the new."""
-    anon_vma = vma.anon_vma
-    if anon_vma != NULL:
-        spin_lock(addressof(anon_vma.lock))
+    mapping = vma_mapping(vma)
+    lock_rmap(mapping, vma.anon_vma)
+    if mapping != NULL:
+        vma_interval_tree_remove(vma, addressof(mapping.i_mmap))
     account_pages(mm, vma.vm_flags, -cast(i64, vma_pages(vma)))
     vma.vm_end = end
     account_pages(mm, vma.vm_flags, vma_pages(vma))
-    if anon_vma != NULL:
-        spin_unlock(addressof(anon_vma.lock))
+    if mapping != NULL:
+        vma_interval_tree_insert(vma, addressof(mapping.i_mmap))
+    unlock_rmap(mapping, vma.anon_vma)
 
 
 # ---- split, merge ------------------------------------------------------------
@@ -159,22 +229,25 @@ def split_vma(mm, vma, address):
     if mm.map_count >= MAX_MAP_COUNT:
         return -ENOMEM
     high = vma_alloc(mm, address, vma.vm_end, vma.vm_flags,
-                     vma.vm_pgoff + ((address - vma.vm_start) >> PAGE_SHIFT))
+                     vma.vm_pgoff + ((address - vma.vm_start) >> PAGE_SHIFT), vma.vm_file, vma.vm_ops)
     if high == NULL:
         return -ENOMEM
     high.anon_vma = vma.anon_vma
     mpol_get(vma.vm_policy)
     high.vm_policy = vma.vm_policy
-    high.vm_ops = vma.vm_ops
-    anon_vma = vma.anon_vma
-    if anon_vma != NULL:
-        # A walk finds each page in exactly one half.
-        spin_lock(addressof(anon_vma.lock))
+    mapping = vma_mapping(vma)
+    # A walk finds each page in exactly one half.
+    lock_rmap(mapping, vma.anon_vma)
+    if mapping != NULL:
+        vma_interval_tree_remove(vma, addressof(mapping.i_mmap))
+    if high.anon_vma != NULL:
         __anon_vma_link(high)
     account_pages(mm, vma.vm_flags, -cast(i64, vma_pages(high)))
     vma.vm_end = address
-    if anon_vma != NULL:
-        spin_unlock(addressof(anon_vma.lock))
+    if mapping != NULL:
+        vma_interval_tree_insert(vma, addressof(mapping.i_mmap))
+        vma_interval_tree_insert(high, addressof(mapping.i_mmap))
+    unlock_rmap(mapping, vma.anon_vma)
     insert_vm_struct(mm, high)
     return 0
 
@@ -183,7 +256,8 @@ def can_vma_merge(low, high):
     """Whether two areas could be one: they touch, agree in all that a PTE depends on, and
     count their pages alike; and at most one anon_vma is between them."""
     return low.vm_end == high.vm_start and low.vm_flags == high.vm_flags and \
-        low.vm_file == high.vm_file and low.vm_ops == high.vm_ops and mpol_equal(low.vm_policy, high.vm_policy) and \
+        low.vm_file == high.vm_file and low.vm_ops == high.vm_ops and \
+        mpol_equal(low.vm_policy, high.vm_policy) and \
         low.vm_pgoff + vma_pages(low) == high.vm_pgoff and \
         (low.anon_vma == NULL or high.anon_vma == NULL or low.anon_vma == high.anon_vma)
 
@@ -191,21 +265,30 @@ def can_vma_merge(low, high):
 def vma_absorb(mm, low, high):
     """Lets `low` take over the range and the pages of `high`, which is freed."""
     anon_vma = low.anon_vma if low.anon_vma != NULL else high.anon_vma
+    mapping = vma_mapping(low)
     detach_vma(mm, high)
-    if anon_vma != NULL:
-        spin_lock(addressof(anon_vma.lock))
-        # Easily overlooked: the pages of `high` must be found through `low` from now on.
-        if low.anon_vma == NULL:
-            low.anon_vma = anon_vma
-            __anon_vma_link(low)
-        if high.anon_vma != NULL:
-            __anon_vma_merge(low, high)
+    lock_rmap(mapping, anon_vma)
+    if mapping != NULL:
+        vma_interval_tree_remove(low, addressof(mapping.i_mmap))
+        vma_interval_tree_remove(high, addressof(mapping.i_mmap))
+    # Easily overlooked: the pages of `high` must be found through `low` from now on.
+    if anon_vma != NULL and low.anon_vma == NULL:
+        low.anon_vma = anon_vma
+        __anon_vma_link(low)
+    if high.anon_vma != NULL:
+        __anon_vma_merge(low, high)
     account_pages(mm, low.vm_flags, vma_pages(high))
     low.vm_end = high.vm_end
-    if anon_vma != NULL:
-        spin_unlock(addressof(anon_vma.lock))
+    if mapping != NULL:
+        vma_interval_tree_insert(low, addressof(mapping.i_mmap))
+    unlock_rmap(mapping, anon_vma)
     high.anon_vma = NULL
-    vma_free(high)
+    if high.vm_file != NULL:
+        # Not the last reference: `low` has one.
+        atomic_add_return32(addressof(high.vm_file.f_count), -1)
+        high.vm_file = NULL
+    mpol_put(high.vm_policy)
+    kmem_cache_free(kernel().vm_area_cachep, high)
 
 
 def vma_merge(mm, vma):

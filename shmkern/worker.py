@@ -11,10 +11,11 @@ import numpy as np
 import operator
 import os
 import random
+import stat
 import time
 from multiprocess.pool import ExceptionWithTraceback
 
-from shmkern import boot, direct_map, layout, lifeline, replay
+from shmkern import boot, direct_map, host_files, layout, lifeline, replay, swapoff, vmscan
 from shmkern.errors import TaskDied
 from shmkern.numa import NumaSyscalls
 
@@ -76,6 +77,29 @@ class Task(NumaSyscalls):
         """cmpxchg64 at each address; what the words were, as a u64 array."""
         return replay.cmpxchg64_many(addresses, old, new)
 
+    def _swapon(self, path, pages):
+        """Machine.swapon's part in init, who keeps the file open."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                # With slot 0.  A hole would only show when it is written, which is too late.
+                os.posix_fallocate(fd, 0, (pages + 1) * C["PAGE_SIZE"])
+            area = vmscan.swapon(fd, pages)
+            if area < 0:
+                raise OSError(-area, os.strerror(-area))
+        except BaseException:
+            os.close(fd)
+            raise
+        return area
+
+    def _swapoff(self, area):
+        """Machine.swapoff's part in init."""
+        fd = int(layout.kernel().swap_info[area]["swap_file"]["i_host_fd"])
+        rc = swapoff.swapoff(area)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+        os.close(fd)
+
     def _make_child(self, share_mm, program, args):
         cpu = self._copy_process(share_mm)
         try:
@@ -83,6 +107,20 @@ class Task(NumaSyscalls):
         except BaseException:
             self._abandon(cpu)
             raise
+
+    def open(self, path, flags=os.O_RDWR, mode=0o666, *, fs=None, block_size=None):
+        """open(2) of a file of the host: O_RDONLY or O_RDWR (the default; O_WRONLY reads all the
+        same), with O_CREAT, O_EXCL, O_TRUNC and mode.  Returns a descriptor for mmap, ftruncate,
+        fsync and close.
+
+        fs: what sort of file it is to the machine: "page" (the default), "buffer", "fallback",
+        "ramfs", "fixed"; see fs.py.  block_size: bytes of its buffers, 512 to 4096.  While it is open
+        another open() must say the same, or nothing.
+
+        Raises OSError: what the host says; ENODEV for what is no plain file; EBUSY when it is open as
+        another sort; EMFILE, ENOMEM.
+        """
+        return host_files.open_file(self, path, flags, mode, fs, block_size)
 
     def exit(self, value=None):
         """Ends this task at once; `value` is what its result() returns."""
@@ -249,8 +287,16 @@ def _run(cpu, pid, program, args):
 # ---- programs of the machine's own ---------------------------------------------
 
 def serve(task, connection):
-    """Init: does on request what its supervisor, who is no task, cannot do itself."""
+    """Init: does on request what its supervisor, who is no task, cannot do itself; and keeps the
+    descriptors of the host files that tasks open."""
+    keeper = host_files.keeper = host_files.Keeper(task)
     while True:
+        ready = multiprocess.connection.wait([connection, keeper], keeper.patience())
+        keeper.tidy()
+        if keeper in ready:
+            keeper.take()
+        if connection not in ready:
+            continue
         try:
             number, method, args = connection.recv()
         except EOFError:
@@ -262,6 +308,20 @@ def serve(task, connection):
         except Exception as error:
             reply = False, ExceptionWithTraceback(error, error.__traceback__)
         hand_over(connection, (number, *reply), number)
+
+
+def flusher(task, connection, interval):
+    """Writes dirty pages of all files back, a round every `interval` seconds, until told to stop;
+    then one more round.  Returns how many pages it has written."""
+    written = 0
+    while not connection.poll(interval):
+        written += task.writeback()
+    return written + task.writeback(1 << 40)
+
+
+def kswapd(task, node):
+    """Frees memory of a node whenever it gets short, until it is killed."""
+    vmscan.run_kswapd(node)
 
 
 def migrator(task, connection, nodes, seed):

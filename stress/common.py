@@ -4,8 +4,9 @@ printed result, the JSON file, the exit status.
 
 A scenario is a module with NAME, worker(task, run, number), plan(options), which gives what
 the workers need and checks the options, and perhaps roots(options): how many workers the
-supervisor starts, if they start others, and machine_options(options): more arguments of its
-Machine.  What the run itself does is in harness.py, what tasks have at hand in board.py.
+supervisor starts, if they start others; prepare(machine, options): what a machine needs first;
+and MACHINE, more arguments of its Machine.  What the run itself does is in harness.py, what tasks
+have at hand in board.py.
 """
 import argparse
 import contextlib
@@ -28,6 +29,9 @@ SCENARIOS = {
     "memcg": "workers wander between control groups, whose limits they hit, which are emptied and removed",
     "move_pages": "every task moves every other task's pages, and what move_pages says of them is checked",
     "offline": "nodes are emptied and brought back under load",
+    "file": "workers map files, shared and private, sync and truncate them; memory and disk must agree",
+    "buffers": "the same on files with buffer heads of every size",
+    "swap": "as anon, with twice as much memory as there are frames, the rest of it in a file of the host",
     "trace": "each worker replays the memory accesses of a real program",
 }
 HELD, BROKEN, BAD_USE = 0, 1, 2
@@ -138,6 +142,8 @@ def summary(result):
              "pages migrated": f"{result['pages_migrated']:,} ({result['pages_per_second']:,} a second), "
                                f"{result['migrate_retried']:,} retried, {result['migrate_failed']:,} failed",
              "TLB shootdowns": f"{result['tlb_shootdowns']:,}"}
+    if result["pages_swapped_in"]:
+        shown["pages swapped"] = f"{result['pages_swapped_out']:,} out, {result['pages_swapped_in']:,} in"
     if result["forks"]:
         shown["forks"] = f"{result['forks']:,}, up to {result['tasks_live_max']} tasks at once"
     lines += [f"  {name:16} {value}" for name, value in shown.items()]

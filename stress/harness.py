@@ -71,7 +71,7 @@ class Supervision:
         self.scenario, self.options = scenario, options
         self.signals, self.display, self.tick = signals, display, tick
         # A forked task may be there before the one whose place it takes has gone.
-        self.max_tasks = 2 * options.workers + options.migrators + 8
+        self.max_tasks = 2 * options.workers + options.migrators + options.nodes + 8
         self.board = Board(self.max_tasks)
         self.run = Run(options, plan, self.board)
         self.failures, self.findings, self.lost_writes = [], [], 0
@@ -103,8 +103,7 @@ class Supervision:
         self.read_messages()
         if self.watching:
             self.look_for_dead()
-            # Without init and the migrators.
-            self.live = max(self.live, int((vmstat.tasks()["state"] != 0).sum()) - 1 - len(self.migrators))
+            self.live = max(self.live, self.tasks_left() - len(self.migrators))
         if self.running and (self.failures or self.signals.number):
             raise Stop
         if self.tick:
@@ -117,6 +116,10 @@ class Supervision:
         for message in self.board.messages():
             self.lost_writes += message["kind"] == "lost write"
             self.fail(message["text"])
+
+    def tasks_left(self):
+        """How many tasks there are that are not the machine's own."""
+        return int((vmstat.tasks()["state"] != 0).sum()) - 1 - len(self.machine.kswapds)
 
     def look_for_dead(self):
         """Finds tasks that ended without a word: who ends otherwise leaves the board first."""
@@ -156,6 +159,8 @@ class Supervision:
     def start(self):
         """Starts the tasks, and the migrators when all are set up."""
         scenario, options = self.scenario, self.options
+        if hasattr(scenario, "prepare"):
+            scenario.prepare(self.machine, options)
         count = scenario.roots(options) if hasattr(scenario, "roots") else options.workers
         for number in range(count):
             self.roots.append(self.machine.spawn(enter, self.run, scenario.worker, number))
@@ -200,7 +205,7 @@ class Supervision:
         self.audit()
         self.board.release()
         self.poll_until(lambda: not any(root.is_alive() for root in self.roots), STOP_LIMIT, "not all tasks have ended")
-        self.poll_until(lambda: (vmstat.tasks()["state"] != 0).sum() <= 1, STOP_LIMIT, "not all tasks have ended")
+        self.poll_until(lambda: self.tasks_left() <= 0, STOP_LIMIT, "not all tasks have ended")
         self.audit()
 
     def audit(self):
@@ -261,6 +266,7 @@ class Supervision:
             "audit": self.findings, "failures": self.failures,
             "forks": int(self.board.rows["forks"].sum()), "tasks_live_max": self.live,
             "cow_faults": counters["pgfault_cow"], "out_of_frames": counters["pgfault_oom"],
+            "pages_swapped_out": counters["pswpout"], "pages_swapped_in": counters["pswpin"],
             "refused": int(self.board.rows["refused"].sum()),
             "signal": self.signals.number,
         }

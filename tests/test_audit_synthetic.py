@@ -30,7 +30,8 @@ MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x1, 0x20, 0x400
 POISON_WORD = 0x6b6b6b6b6b6b6b6b
 LIST_POISON = 0x100100
 CACHES = {"VmAreaStruct": "vm_area_cachep", "MmStruct": "mm_cachep", "AnonVma": "anon_vma_cachep",
-          "Mempolicy": "policy_cachep"}
+          "Mempolicy": "policy_cachep", "RadixTreeNode": "radix_tree_node_cachep", "Inode": "inode_cachep",
+          "File": "filp_cachep", "FilesStruct": "files_cachep", "BufferHead": "buffer_head_cachep"}
 
 PRESENT, RW, USER = C["_PAGE_PRESENT"], C["_PAGE_RW"], C["_PAGE_USER"]
 ACCESSED, DIRTY = C["_PAGE_ACCESSED"], C["_PAGE_DIRTY"]
@@ -158,6 +159,7 @@ class Synthetic:
     def init_caches(self):
         self.kernel.nr_caches = len(CACHES)
         self.list_init(self.kernel.address + layout.offsetof("Kernel", "slabs_free"))
+        self.list_init(self.kernel.address + layout.offsetof("Kernel", "inodes"))
         for struct, field in CACHES.items():
             cache = self.cache(struct)
             cache.object_size, cache.name = layout.sizeof(struct), field[:-1].encode()
@@ -1470,7 +1472,7 @@ def test_write_to_a_freed_frame_is_found_on_request():
 
 def test_much_damage_of_one_sort_is_counted():
     def damage(s):
-        s.pages["mapping"][262:500] = 8
+        s.pages["mapping"][262:500] = 9
     findings = findings_of(damage)
     assert len(findings) == audit_module.LIMIT + 1
     assert f"{238 - audit_module.LIMIT} more" in findings[-1]["message"]

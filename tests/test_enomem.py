@@ -152,7 +152,7 @@ def test_fork(machine, puppet):
 
     count = check_each_failure(machine, puppet, call, ALL)
     # mm, pgd, four areas, and pud, pmd, pte for one place and pmd, pte for the other.
-    assert count == 1 + 1 + 4 + 5
+    assert count == 1 + 1 + 4 + 5 + 1
 
 
 def test_fork_may_fail_while_threads_go_on_writing(machine, puppet):

@@ -613,7 +613,7 @@ def test_end_of_writeback_wakes_its_waiters_and_an_unlock_does_not_end_it(machin
 
 
 def test_end_of_a_writeback_that_never_began_is_a_kernel_bug(machine, shared, stops):
-    assert where(stops(machine, lambda task: ksym.end_page_writeback(shared("Page")))) == "locks.py"
+    assert where(stops(machine, lambda task: ksym.end_page_writeback(shared("Page")))) == "writeback.py"
 
 
 # ---- condition variables ------------------------------------------------------

@@ -199,9 +199,9 @@ def test_every_errno_is_the_man_pages_and_the_hosts(machine):
         assert there == expected, f"{call} is {there} on the host, {expected} in the table"
 
 
-def test_shared_memory_and_files_are_not_to_be_had(machine):
-    assert run(machine, lambda task: errno_of(lambda: task.mmap(PAGE, RW, MAP_SHARED | MAP_ANONYMOUS))) == "ENODEV"
-    assert run(machine, lambda task: errno_of(lambda: task.mmap(PAGE, RW, MAP_PRIVATE))) == "ENODEV"
+def test_a_mapping_without_a_file_is_anonymous_or_refused(machine):
+    assert run(machine, lambda task: errno_of(lambda: task.mmap(PAGE, RW, MAP_PRIVATE))) == "EBADF"
+    assert run(machine, lambda task: errno_of(lambda: task.mmap(PAGE, RW, MAP_SHARED, 0, 63))) == "EBADF"
     assert run(machine, lambda task: errno_of(
         lambda: task.mmap(PAGE, RW, MAP_SHARED | PRIVATE))) == "EINVAL"
 

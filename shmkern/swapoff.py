@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""swapoff: brings everything back that is in an area (mm/swapfile.c).
+
+2.6.30 goes from slot to slot, and for each through all page tables.  Later kernels go through
+the page tables once and fault in every entry of the area that they meet, then take out of the
+swap cache what only that has; and again, for an entry may have been forked to where they had
+already been.  So it is done here.
+
+Locks: mmap_sem for reading, of one address space at a time; then those of a fault.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import EINVAL
+
+
+def mmget_not_zero(mm):
+    """Takes a use of an address space unless the last one is gone; says whether it did."""
+    users = READ_ONCE32(addressof(mm.mm_users))
+    while users != 0:
+        seen = cmpxchg32(addressof(mm.mm_users), users, users + 1)
+        if seen == users:
+            return True
+        users = seen
+    return False
+
+
+def next_mm(mm):
+    """The address space behind `mm` on init_mmlist (the first for NULL), with a use taken, and the
+    caller's use of `mm` dropped; NULL at the end.  Takes mmlist_lock."""
+    k = kernel()
+    found = NULL
+    spin_lock(addressof(k.mmlist_lock))
+    node = k.init_mmlist.next if mm == NULL else mm.mmlist.next
+    while node != addressof(k.init_mmlist):
+        if mmget_not_zero(list_entry_mm(node)):
+            found = list_entry_mm(node)
+            break
+        node = node.next
+    spin_unlock(addressof(k.mmlist_lock))
+    if mm != NULL:
+        mmput(mm)
+    return found
+
+
+def unuse_pte_range(vma, pmd, address, end, type):
+    """Faults in every entry of the area in one table's part of [address, end).  Returns 0,
+    -ENOMEM or -VM_FAULT_SIGBUS."""
+    while address < end:
+        pte = READ_PTE(pte_offset(pmd, address))
+        while is_swap_pte(pte) and swp_type(pte_to_swp_entry(pte)) == type:
+            rc = handle_mm_fault(vma.vm_mm, vma, address, 0)
+            if rc != 0:
+                return rc
+            pte = READ_PTE(pte_offset(pmd, address))
+        address += PAGE_SIZE
+    return 0
+
+
+def unuse_mm(mm, type):
+    """unuse_pte_range for a whole address space.  Takes mmap_sem for reading."""
+    rc = 0
+    down_read(addressof(mm.mmap_sem))
+    vma = mm.mmap
+    while vma != NULL and rc == 0:
+        at = vma.vm_start
+        while rc == 0:
+            pmd = next_pmd(mm, addressof(at), vma.vm_end)
+            if pmd == NULL:
+                break
+            stop = addr_end(at, vma.vm_end, PMD_MASK)
+            rc = unuse_pte_range(vma, pmd, at, stop, type)
+            at = stop
+        vma = vma.vm_next
+    up_read(addressof(mm.mmap_sem))
+    return rc
+
+
+def unuse_all_mms(type):
+    """unuse_mm for every address space."""
+    rc = 0
+    mm = next_mm(NULL)
+    while mm != NULL:
+        if READ_ONCE64(addressof(mm.swap_ents)) != 0 and rc == 0:
+            rc = unuse_mm(mm, type)
+        mm = next_mm(mm)
+    return rc
+
+
+def unuse_cache(si, type):
+    """Takes those pages of the area out of the swap cache that have no swap entry left."""
+    for offset in range(1, si.max):
+        if si.swap_map[offset] == 0:
+            continue
+        entry = swp_entry(type, offset)
+        page = lookup_swap_cache(entry)
+        if page == NULL:
+            continue
+        lock_page(page)
+        wait_on_page_writeback(page)
+        if PageSwapCache(page) and page.private == entry:
+            try_to_free_swap(page)
+        unlock_page(page)
+        put_page(page)
+
+
+def try_to_unuse(si, type):
+    """Brings back what is in an area, of which no slot is given out any more.  Returns 0, -ENOMEM,
+    or -VM_FAULT_SIGBUS for a slot that cannot be read."""
+    while READ_ONCE64(addressof(si.inuse_pages)) != 0:
+        rc = unuse_all_mms(type)
+        if rc != 0:
+            return rc
+        unuse_cache(si, type)
+        # What is left is being forked, zapped or read this moment.
+        cpu_yield()
+    return 0
+
+
+def do_swapoff(type):
+    """Gives an area back, when everything in it is in memory.  Returns 0, -EINVAL (there is no such
+    area, or somebody else is at it), -ENOMEM or -EIO: then it stays, and nothing is lost.  Sleeps.
+    Takes swap_lock."""
+    k = kernel()
+    if type >= MAX_SWAPFILES:
+        return -EINVAL
+    si = addressof(k.swap_info[type])
+    spin_lock(addressof(k.swap_lock))
+    if not si.flags & SWP_WRITEOK:
+        spin_unlock(addressof(k.swap_lock))
+        return -EINVAL
+    set_swap_writeok(si, False)
+    spin_unlock(addressof(k.swap_lock))
+    rc = try_to_unuse(si, type)
+    spin_lock(addressof(k.swap_lock))
+    if rc == 0:
+        si.flags = 0
+    else:
+        set_swap_writeok(si, True)
+    spin_unlock(addressof(k.swap_lock))
+    return rc
+
+
+def swapoff(type):
+    """do_swapoff for init: 0 or a negative errno."""
+    kernel_enter()
+    rc = do_swapoff(type)
+    kernel_exit()
+    return rc

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Reclaim.  May use: swap_state, buffer and below.
+
+cimport cython
+from shmkern.rmap cimport *
+from shmkern.swap_state cimport *
+from shmkern.buffer cimport *
+from shmkern.freezer cimport *
+
+cdef enum:
+    DEF_PRIORITY = 12
+    SWAP_CLUSTER_MAX = 32
+    SWAPPINESS = 60
+
+# Answers of pageout.
+cdef enum:
+    PAGE_KEEP = 0              # in use, or could not be written
+    PAGE_ACTIVATE = 1          # cannot be written now
+    PAGE_SUCCESS = 2           # has been written; the page is unlocked
+    PAGE_CLEAN = 3
+
+# Answers of shrink_locked_page.
+cdef enum:
+    SHRINK_FREED = 0
+    SHRINK_KEEP = 1
+    SHRINK_ACTIVATE = 2
+    SHRINK_UNLOCKED = 3
+
+cdef struct ScanControl:
+    u64 nr_scanned
+    u64 nr_reclaimed
+    u64 gfp
+    bint kswapd
+
+# The part of a zone's scan that each list gets, in percent: anonymous, file.
+ctypedef u64 scan_ratio_t[2]
+
+cdef bint page_mapping_inuse(Page* page) noexcept nogil
+cdef bint is_page_cache_freeable(Page* page) noexcept nogil
+@cython.locals(wbc=WritebackControl)
+cdef int pageout(Page* page, AddressSpace* mapping) noexcept nogil
+@cython.locals(entry=swp_entry_t)
+cdef bint __remove_mapping(AddressSpace* mapping, Page* page) noexcept nogil
+@cython.locals(referenced=bint)
+cdef int shrink_locked_page(Page* page, ScanControl* sc) noexcept nogil
+cdef bint shrink_page(Page* page, ScanControl* sc) noexcept nogil
+cdef void shrink_page_list(ListHead* pagelist, ScanControl* sc) noexcept nogil
+@cython.locals(scanned=u64)
+cdef u64 isolate_lru_tail(Zone* zone, int lru, u64 nr_to_scan, ListHead* pagelist) noexcept nogil
+@cython.locals(pvec=Pagevec)
+cdef void putback_isolated(Zone* zone, ListHead* pagelist) noexcept nogil
+@cython.locals(pagelist=ListHead)
+cdef void shrink_inactive_list(Zone* zone, int file, u64 nr_to_scan, ScanControl* sc) noexcept nogil
+@cython.locals(pagelist=ListHead, moved=u64, referenced=u64)
+cdef void shrink_active_list(Zone* zone, int file, u64 nr_to_scan) noexcept nogil
+cdef bint inactive_list_is_low(Zone* zone, int file) noexcept nogil
+cdef u64 zone_lru_pages(Zone* zone, int lru) noexcept nogil
+cdef void get_scan_ratio(Zone* zone, u64* percent) noexcept nogil
+@cython.locals(percent=scan_ratio_t, size=u64, left=u64, batch=u64)
+cdef void shrink_zone(Zone* zone, int priority, ScanControl* sc) noexcept nogil
+@cython.locals(sc=ScanControl)
+cdef u64 try_to_free_pages(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
+cdef bint pgdat_balanced(PgData* pgdat) noexcept nogil
+@cython.locals(sc=ScanControl)
+cdef void balance_pgdat(PgData* pgdat) noexcept nogil
+cdef void kswapd_sleep(PgData* pgdat) noexcept nogil
+cdef void kswapd(i32 nid) noexcept nogil

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Promises of files: what a program stores through a shared mapping is in the file, what it stores
+through a private one is its own; every process finds the same page, also while it moves; a file
+becomes shorter and longer under its mappings; what is synced is on the host's disk."""
+import errno
+import os
+
+import pytest
+
+import shmkern
+from helpers import (PAGE, Puppet, counter, flags, migration_entry, mm_of, node_at, page_at, pfn_at, pte_of,
+                     until_waits)
+from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout
+from shmkern.kallsyms import ksym
+
+C = layout.constants
+RW = PROT_READ | PROT_WRITE
+MOVE_ALL = shmkern.MPOL_MF_MOVE_ALL
+KINDS = ["page", "buffer", "fallback"]
+PAGES = 8
+
+
+def errno_of(call):
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return None
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A host file of eight pages; byte i of page n is n + i."""
+    file = tmp_path / "file"
+    file.write_bytes(b"".join(bytes((n + i) % 256 for i in range(PAGE)) for n in range(PAGES)))
+    return str(file)
+
+
+def on_disk(path, offset, length):
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+class Mapper(Puppet):
+    """A task that has the file open, and mapped shared at `va`."""
+
+    def __init__(self, machine, path, how=MAP_SHARED, flags=os.O_RDWR, prot=RW, **options):
+        super().__init__(machine)
+
+        def program(task):
+            fd = task.open(path, flags, **options)
+            return fd, task.mmap(PAGES * PAGE, prot, how, fd=fd)
+        self.fd, self.va = self(program)
+
+    def load(self, offset, length):
+        va = self.va + offset
+        return self(lambda task: task.load(va, length))
+
+    def store(self, offset, data):
+        va = self.va + offset
+        self(lambda task: task.store(va, data))
+
+    def sync(self):
+        va = self.va
+        self(lambda task: task.msync(va, PAGES * PAGE))
+
+
+# ---- sharing -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fs", KINDS)
+def test_a_shared_store_is_in_the_file_and_in_every_mapping(machine, path, fs):
+    one, other = Mapper(machine, path, fs=fs, block_size=1024), Mapper(machine, path)
+    assert one.load(PAGE + 5, 3) == bytes([6, 7, 8])
+    one.store(PAGE - 2, b"across")
+    assert other.load(PAGE - 2, 6) == b"across"
+    assert pfn_at(one, one.va) == pfn_at(other, other.va)
+    assert on_disk(path, PAGE - 2, 6) != b"across"
+    other.sync()
+    assert on_disk(path, PAGE - 2, 6) == b"across"
+    assert machine.vmstat()["nr_file_dirty"] == 0
+
+
+def test_a_private_store_is_nobody_elses(machine, path):
+    """Private COW: do_fault for a page that is not mapped yet, do_wp_page for one that is."""
+    shared, private = Mapper(machine, path), Mapper(machine, path, MAP_PRIVATE)
+    private.load(0, 1)
+    private.store(0, b"mine"), private.store(PAGE, b"mine")
+    shared.store(4, b"theirs")
+    assert shared.load(0, 4) == bytes(range(4)) and private.load(0, 10) == b"mine" + bytes(range(4, 10))
+    # What it has not written yet it still shares.
+    shared.store(2 * PAGE, b"all")
+    assert private.load(2 * PAGE, 3) == b"all"
+    assert (mm_of(private).anon_rss, mm_of(private).file_rss) == (2, 1)
+    shared.sync()
+    assert on_disk(path, 0, 4) == bytes(range(4))
+
+
+def test_the_last_close_writes_back_and_the_next_open_reads_the_host(machine, path):
+    one = Mapper(machine, path)
+    one.store(0, b"closed")
+    one.exit()
+    assert on_disk(path, 0, 6) == b"closed"
+    assert machine.vmstat()["nr_file_pages"] == 0
+    with open(path, "r+b") as file:
+        file.write(b"edited")
+    assert Mapper(machine, path).load(0, 6) == b"edited"
+
+
+def test_shared_anonymous_memory_is_shared_over_fork(machine):
+    parent = Puppet(machine)
+    va = parent(lambda task: task.mmap(2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS))
+    parent(lambda task: task.store(va, b"parent"))
+    child = parent.fork()
+    assert child(lambda task: task.load(va, 6)) == b"parent"
+    child(lambda task: task.store(va + PAGE, b"child"))
+    assert parent(lambda task: task.load(va + PAGE, 5)) == b"child"
+    assert parent(lambda task: task.move_pages(0, [va, va + PAGE], [1, 1], MOVE_ALL)) == [1, 1]
+    assert child(lambda task: task.load(va, 6)) == b"parent"
+    machine.audit().raise_if_broken()
+    parent.exit(), child.exit()
+    assert machine.vmstat()["nr_file_pages"] == 0
+
+
+def test_a_fork_shares_the_files_and_copies_what_was_private(machine, path):
+    parent = Mapper(machine, path, MAP_PRIVATE)
+    va, fd = parent.va, parent.fd
+    parent.store(0, b"private")
+    child = parent.fork()
+    child(lambda task: task.store(va, b"changed"))
+    assert parent.load(0, 7) == b"private"
+    assert child(lambda task: task.load(va + PAGE, 1)) == b"\1"
+    parent(lambda task: task.close(fd))
+    assert child(lambda task: task.fstat_size(fd)) == PAGES * PAGE
+    thread = child.clone()
+    child(lambda task: task.close(fd))
+    assert thread(lambda task: errno_of(lambda: task.fstat_size(fd))) == "EBADF"
+    machine.audit().raise_if_broken()
+
+
+def test_a_file_that_is_gone_from_the_host_goes_on(machine, path):
+    """Every process reaches it through init: also one that starts afterwards."""
+    one = Mapper(machine, path)
+    va, pid = one.va, one.pid
+    os.unlink(path)
+    one.store(3 * PAGE, b"nameless")
+    assert machine.init.writeback() == 1
+    one(lambda task: task.munmap(va, PAGE))
+    child = one.fork()
+    assert child(lambda task: task.load(va + 3 * PAGE, 8)) == b"nameless"
+    assert child(lambda task: task.load(va + 5 * PAGE, 1)) == b"\5"
+    assert machine.init.move_pages(pid, [va + 3 * PAGE], [1], MOVE_ALL) == [1]
+
+
+# ---- moving --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fs", KINDS)
+def test_a_page_of_a_file_moves_with_its_mappings_its_dirt_and_its_tag(machine, path, fs):
+    """migrate_page_move_mapping and migrate_page_copy, lines 262-394; for fallback after it was
+    written back, lines 491-554."""
+    one, other = Mapper(machine, path, fs=fs), Mapper(machine, path)
+    one.store(0, b"dirty"), other.load(0, 5), other.load(PAGE, 1)
+    machine.init.migrate_prep()
+    before = page_at(one, one.va)
+    assert before.flags & flags("PG_dirty")
+    target = 1 - node_at(one, one.va)
+    va, pid = one.va, one.pid
+    assert machine.init.move_pages(pid, [va], [target], MOVE_ALL) == [target]
+    assert before._count == 0 and before.mapping == 0
+    assert one.load(0, 5) == b"dirty" == other.load(0, 5)
+    assert pfn_at(one, one.va) == pfn_at(other, other.va)
+    page = page_at(one, one.va)
+    assert bool(page.flags & flags("PG_dirty")) == (fs != "fallback")
+    assert (on_disk(path, 0, 5) == b"dirty") == (fs == "fallback")
+    machine.audit().raise_if_broken()
+    one.sync()
+    assert on_disk(path, 0, 5) == b"dirty"
+
+
+def test_a_store_after_a_move_is_written_back_too(machine, path):
+    """The PTE that takes the entry's place may only be writable if the page is dirty."""
+    one = Mapper(machine, path, fs="fallback")
+    va = one.va
+    for turn in range(4):
+        one.store(0, b"turn%d" % turn)
+        assert one(lambda task: task.move_pages(0, [va], [turn % 2])) == [turn % 2]
+        one.store(0, b"TURN%d" % turn)
+        machine.audit().raise_if_broken()
+        one.sync()
+        assert on_disk(path, 0, 5) == b"TURN%d" % turn
+
+
+def test_cached_pages_that_nobody_maps_are_moved(machine, path):
+    one = Mapper(machine, path)
+    va = one.va
+    one.load(0, PAGES * PAGE)
+    one(lambda task: task.munmap(va, PAGES * PAGE))
+    machine.init.migrate_prep()
+    frames = layout.kernel().frames_per_node
+    cached = {node: machine.zoneinfo()[node]["nr_file_pages"] for node in (0, 1)}
+    assert sum(cached.values()) == PAGES
+    for node in (0, 1):
+        machine.init.migrate_prep()
+        assert machine.init.migrate_frames(node * frames, (node + 1) * frames, 1 - node)[1] == 0
+    assert machine.zoneinfo()[0]["nr_file_pages"] == PAGES
+    machine.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("fs, clean, dirty", [("ramfs", 1, -errno.EINVAL), ("fixed", -errno.EIO, -errno.EIO)])
+def test_what_cannot_be_moved_says_why_and_stays(machine, path, fs, clean, dirty):
+    """Lines 506-508: a mapping without writepage; lines 400-405: fail_migrate_page."""
+    one = Mapper(machine, path, fs=fs)
+    va = one.va
+    one.load(0, 1), one.store(PAGE, b"dirty")
+    one(lambda task: task.migrate_prep())
+    target = 1 - node_at(one, va)
+    assert node_at(one, va + PAGE) != target
+    found = one(lambda task: task.move_pages(0, [va, va + PAGE], [target] * 2))
+    assert found == [target if clean == 1 else clean, dirty]
+    assert one.load(PAGE, 5) == b"dirty"
+    machine.audit().raise_if_broken()
+
+
+def test_a_mapped_page_under_way_is_waited_for_by_every_kind_of_look(machine, path):
+    """A fault that meets the migration entry, and one that looks the page up in the cache, both
+    wait for its lock."""
+    one, other = Mapper(machine, path), Mapper(machine, path)
+    one.store(0, b"x"), machine.init.migrate_prep()
+    mover, old = Puppet(machine), page_at(one, one.va).address
+    assert mover(lambda task: ksym.isolate_lru_page(old)) == 0
+    mover(lambda task: ksym.lock_page(old))
+    mover(lambda task: ksym.try_to_unmap(old, 1))
+    assert migration_entry(pte_of(one, one.va))[0] == "write"
+    va, its = one.va, other.va
+    one.begin(lambda task: task.load(va, 1))
+    other.begin(lambda task: task.load(its, 1))
+    assert until_waits(one, "WAIT_PAGE_LOCK") == until_waits(other, "WAIT_PAGE_LOCK") == old
+
+    def land(task):
+        new = ksym.alloc_pages_node(1, C["GFP_HIGHUSER_MOVABLE"], 0)
+        # Two tasks wait with a reference each.
+        busy = ksym.move_to_new_page(new, old)
+        ksym.remove_migration_ptes(old, old)
+        ksym.unlock_page(old), ksym.putback_lru_page(old), ksym.putback_lru_page(new)
+        return busy
+    assert mover(land) == -errno.EAGAIN
+    assert one.reply() == b"x" == other.reply()
+
+
+# ---- shorter and longer ----------------------------------------------------------------
+
+@pytest.mark.parametrize("fs", KINDS)
+def test_truncation_takes_pages_and_private_copies_away(machine, path, fs):
+    shared, private = Mapper(machine, path, fs=fs, block_size=512), Mapper(machine, path, MAP_PRIVATE)
+    for n in range(PAGES):
+        shared.store(n * PAGE, b"shared"), private.store(n * PAGE + 100, b"private")
+    fd = shared.fd
+    shared(lambda task: task.ftruncate(fd, 2 * PAGE + 50))
+    for puppet in (shared, private):
+        va = puppet.va
+        puppet.load(2 * PAGE, 1)
+        with pytest.raises(shmkern.BusError) as fault:
+            puppet(lambda task: task.load(va + 3 * PAGE, 1))
+        assert (fault.value.address, fault.value.access) == (va + 3 * PAGE, "load")
+    assert machine.vmstat()["nr_file_pages"] == 3
+    assert shared.load(2 * PAGE + 50, 50) == bytes(50)
+    machine.audit().raise_if_broken()
+    shared(lambda task: task.ftruncate(fd, 5 * PAGE))
+    assert shared.load(3 * PAGE, 2 * PAGE) == bytes(2 * PAGE) and shared.load(2 * PAGE, 50)[:6] == b"shared"
+    shared.store(4 * PAGE, b"again")
+    shared(lambda task: task.fsync(fd))
+    assert os.path.getsize(path) == 5 * PAGE and on_disk(path, 4 * PAGE, 5) == b"again"
+
+
+def test_what_is_stored_behind_the_end_is_not_in_the_file(machine, tmp_path):
+    """Not when it is written back, nor when the file grows over it."""
+    path = str(tmp_path / "short")
+    with open(path, "wb") as file:
+        file.write(b"0123456789")
+    one = Puppet(machine)
+    fd = one(lambda task: task.open(path))
+    va = one(lambda task: task.mmap(PAGE, RW, MAP_SHARED, fd=fd))
+    one(lambda task: task.store(va + 8, b"beyond"))
+    assert one(lambda task: task.load(va, 14)) == b"01234567beyond"
+    one(lambda task: task.fsync(fd))
+    assert on_disk(path, 0, 100) == b"01234567be"
+    one(lambda task: task.ftruncate(fd, 20))
+    assert one(lambda task: task.load(va, 20)) == b"01234567be" + bytes(10)
+    one(lambda task: task.store(va + 12, b"in"))
+    one(lambda task: task.msync(va, PAGE, MS_SYNC))
+    assert on_disk(path, 0, 100) == b"01234567be\0\0in" + bytes(6)
+
+
+def test_an_area_of_a_file_is_split_moved_and_merged_like_any_other(machine, path):
+    one = Mapper(machine, path)
+    va, fd = one.va, one.fd
+    one.store(3 * PAGE, b"three")
+    one(lambda task: task.mprotect(va + 2 * PAGE, 2 * PAGE, PROT_READ))
+    machine.audit().raise_if_broken()
+    with pytest.raises(shmkern.SegmentationFault):
+        one.store(3 * PAGE, b"x")
+    moved = one(lambda task: task.mremap(va + 2 * PAGE, 2 * PAGE, 4 * PAGE, MREMAP_MAYMOVE))
+    assert one(lambda task: task.load(moved + PAGE, 5)) == b"three"
+    assert one(lambda task: task.load(moved + 3 * PAGE, 1)) == b"\5"
+    machine.audit().raise_if_broken()
+    back = one(lambda task: task.mmap(2 * PAGE, RW, MAP_SHARED | shmkern.MAP_FIXED, va + 2 * PAGE, fd, 2 * PAGE))
+    one(lambda task: task.store(back + PAGE, b"THREE"))
+    assert one(lambda task: task.load(moved + PAGE, 5)) == b"THREE"
+    machine.audit().raise_if_broken()
+    one(lambda task: task.munmap(va + PAGE, PAGE))
+    machine.audit().raise_if_broken()
+
+
+# ---- open, mmap: rights and wrong arguments ----------------------------------------------
+
+def test_the_errnos_of_open_and_mmap(machine, path, tmp_path):
+    def program(task):
+        read_only = task.open(path, os.O_RDONLY)
+        assert errno_of(lambda: task.mmap(PAGE, RW, MAP_SHARED, fd=read_only)) == "EACCES"
+        va = task.mmap(PAGE, PROT_READ, MAP_SHARED, fd=read_only)
+        assert errno_of(lambda: task.mprotect(va, PAGE, RW)) == "EACCES"
+        private = task.mmap(PAGE, RW, MAP_PRIVATE, fd=read_only)
+        task.store(private, b"mine")
+        assert errno_of(lambda: task.ftruncate(read_only, 0)) == "EINVAL"
+        assert errno_of(lambda: task.mmap(PAGE, RW, MAP_PRIVATE, fd=read_only, offset=100)) == "EINVAL"
+        assert errno_of(lambda: task.mmap(PAGE, RW, MAP_PRIVATE, fd=read_only, offset=1 << 60)) == "EOVERFLOW"
+        assert errno_of(lambda: task.mmap(PAGE, RW, MAP_PRIVATE, fd=17)) == "EBADF"
+        assert errno_of(lambda: task.close(17)) == "EBADF" == errno_of(lambda: task.fsync(-1))
+        assert errno_of(lambda: task.open(str(tmp_path))) in ("EISDIR", "ENODEV")
+        assert errno_of(lambda: task.open("/dev/null")) == "ENODEV"
+        assert errno_of(lambda: task.open(path + ".not")) == "ENOENT"
+        assert errno_of(lambda: task.open(path, fs="buffer")) == "EBUSY"
+        with pytest.raises(ValueError):
+            task.open(path, fs="ext4")
+        # A second opener may write, and the first still may not.
+        writer = task.open(path, os.O_RDWR)
+        shared = task.mmap(PAGE, RW, MAP_SHARED, fd=writer)
+        task.store(shared, b"written")
+        task.fsync(writer)
+        assert errno_of(lambda: task.ftruncate(read_only, 0)) == "EINVAL"
+        task.open(path, os.O_RDWR | os.O_TRUNC)
+        assert os.path.getsize(path) == 0
+        opened = [task.open(path) for _ in range(C["NR_OPEN"] - 3)]
+        assert errno_of(lambda: task.open(path)) == "EMFILE"
+        return len(opened)
+    machine.spawn(program).result(timeout=20)
+    machine.audit().raise_if_broken()
+
+
+def test_without_memory_a_fault_on_a_file_says_so_and_leaves_nothing(machine, path):
+    """The nth allocation fails, until none is reached: of the page, the tree's nodes, a page table,
+    the anon_vma, the buffers."""
+    def program(task, fs, how):
+        fd = task.open(path, fs=fs)
+        for n in range(1, 40):
+            va = task.mmap(PAGES * PAGE, RW, how, fd=fd)
+            task.fail_nth(n)
+            failed = errno_of(lambda: task.store(va + PAGE, b"x"))
+            left = task.fail_nth(0)
+            assert failed in (None, "ENOMEM")
+            assert task.load(va + PAGE + 1, 1) == b"\2"
+            task.munmap(va, PAGES * PAGE)
+            task.ftruncate(fd, 0), task.ftruncate(fd, PAGES * PAGE)
+            with open(path, "r+b") as file:
+                file.seek(PAGE + 1)
+                file.write(b"\2")
+            if left:
+                return n
+    for fs in KINDS:
+        for how in (MAP_SHARED, MAP_PRIVATE):
+            assert machine.spawn(program, fs, how).result(timeout=20) > 3
+            machine.audit().raise_if_broken()
+
+
+# ---- the flusher and errors -----------------------------------------------------------------
+
+def test_the_flusher_writes_what_nobody_syncs(machine, path, until):
+    one = Mapper(machine, path)
+    flusher = machine.start_flusher(interval=0.01)
+    for turn in range(5):
+        one.store(turn * PAGE, b"flush%d" % turn)
+        until(lambda: on_disk(path, turn * PAGE, 6) == b"flush%d" % turn)
+    assert flusher.stop(timeout=20) >= 5
+    assert machine.vmstat()["nr_file_dirty"] == machine.vmstat()["nr_writeback"] == 0
+
+
+@pytest.mark.parametrize("fs", KINDS)
+def test_a_host_that_does_not_take_the_bytes_is_an_error_of_the_file_told_once(machine, path, fs):
+    """RLIMIT_FSIZE, which the host counts as no space; the page stays dirty and readable."""
+    import resource
+    one = Mapper(machine, path, fs=fs)
+    va, fd, size = one.va, one.fd, PAGES * PAGE
+
+    def limit(task, limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    one(lambda task: limit(task, 4 * PAGE))
+    one.store(0, b"fits"), one.store(6 * PAGE, b"fits not")
+    assert one(lambda task: errno_of(lambda: task.msync(va, size))) == "ENOSPC"
+    assert on_disk(path, 0, 4) == b"fits" and on_disk(path, 6 * PAGE, 4) != b"fits"
+    assert one.load(6 * PAGE, 8) == b"fits not" and page_at(one, va + 6 * PAGE).flags & flags("PG_dirty")
+    assert one(lambda task: errno_of(lambda: task.fsync(fd))) == "ENOSPC"
+    machine.audit().raise_if_broken()
+    one(lambda task: limit(task, resource.RLIM_INFINITY))
+    # A flusher's error is told by the next fsync, and then no more.
+    other = Puppet(machine)
+    one.store(7 * PAGE, b"late")
+    other(lambda task: limit(task, 4 * PAGE))
+    other(lambda task: task.writeback())
+    assert one(lambda task: errno_of(lambda: task.fsync(fd))) == "ENOSPC"
+    assert one(lambda task: errno_of(lambda: task.fsync(fd))) is None
+    assert on_disk(path, 6 * PAGE, 8) == b"fits not" and on_disk(path, 7 * PAGE, 4) == b"late"
+
+
+def test_counters_know_of_files(machine, path):
+    count, one = counter(machine), Mapper(machine, path)
+    one.load(0, PAGES * PAGE)
+    assert count("nr_file_pages") == count("nr_file_mapped") == PAGES and count("pgpgin") == PAGES
+    one.store(0, b"x")
+    assert count("nr_file_dirty") == 1
+    one.sync()
+    assert count("nr_file_dirty") == 0 and count("pgpgout") == 1
