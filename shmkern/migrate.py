@@ -64,7 +64,8 @@ def remove_migration_pte(vma, old, new):
         # Usually it is charged, as mem_cgroup_prepare_migration saw to.  A failed charge is not an
         # option: the entry has to go (lines 125-136).
         mem_cgroup_charge(new, mm, GFP_ATOMIC)
-        pte = pte_mkold(mk_pte(new, vma.vm_page_prot))
+        # mprotect may be at the area; then it comes to this PTE next, by the lock we hold.
+        pte = pte_mkold(mk_pte(new, READ_ONCE64(addressof(vma.vm_page_prot))))
         if is_write_migration_entry(entry):
             pte = pte_mkwrite(pte)
         # Counted before it can be seen: the MMU may walk to it at once.
@@ -164,7 +165,8 @@ def migrate_page_copy(newpage, page):
     # The seed goes flag by flag.  Here all go at once, for each would be a locked
     # instruction: what the new page takes over, which nobody else can see yet, and what
     # the old page loses, whose waiters may be setting PG_waiters.
-    newpage.flags |= READ_ONCE64(addressof(page.flags)) & page_flags_carried()
+    WRITE_ONCE64(addressof(newpage.flags),
+                 newpage.flags | READ_ONCE64(addressof(page.flags)) & page_flags_carried())
     if PageMlocked(newpage):
         # mlock_migrate_page: the bit stands still under the page lock.
         dec_zone_page_state(page, NR_MLOCK)

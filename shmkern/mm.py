@@ -295,7 +295,7 @@ def do_mmap(mm, addr, length, prot, flags):
 def mprotect_area(vma, prot):
     """Gives one whole area a new protection and merges it with its neighbours."""
     vma.vm_flags = (vma.vm_flags & ~cast(u64, VM_ACCESS_FLAGS)) | prot
-    vma.vm_page_prot = vm_get_page_prot(vma.vm_flags)
+    WRITE_ONCE64(addressof(vma.vm_page_prot), vm_get_page_prot(vma.vm_flags))
     change_protection(vma, vma.vm_start, vma.vm_end)
 
 
