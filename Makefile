@@ -22,7 +22,7 @@ help:
 	@echo 'make stress      build, and run the main job: shmkern stress anon'
 	@echo 'make test        build, and run the tests'
 	@echo 'make soak        build, and run all scenarios in turn for an hour: shmkern soak'
-	@echo 'make explore     build, and try every interleaving of the scenarios'
+	@echo 'make explore     build, try every interleaving of the scenarios, and find the museum'\''s bugs'
 	@echo 'make bench       build, and run the benchmarks'
 	@echo 'make fuzz        build, and make a million random system calls'
 	@echo 'make selftest    build, and run what the selftest mm/migration of the kernel does, 20 s for each part'
@@ -47,6 +47,7 @@ soak: build
 
 explore: build
 	@$(VENV)/bin/shmkern explore --jobs $$(nproc) $(ARGS)
+	@$(VENV)/bin/shmkern explore --museum --jobs $$(nproc)
 
 bench: build
 	@$(VENV)/bin/python bench/migrate.py $(ARGS)

@@ -67,6 +67,11 @@ def _capsules():
     return found
 
 
+def symbol_address(name):
+    """Where a kernel function is, for those that are given one."""
+    return _get_pointer(_capsules()[name], _get_name(_capsules()[name]))
+
+
 class Symbols:
     """Every kernel function is an attribute."""
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The explorer: it covers what it says, finds what is wrong, tells it, and does it again."""
 import json
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+import shmkern as shmkern_package
 
 SHMKERN = [sys.executable, "-m", "shmkern.cli"]
 QUICK = ["fault", "load", "store", "store_clean", "mremap", "mprotect", "fork", "move_pages_exit"]
@@ -228,6 +232,28 @@ def test_an_interrupted_exploration_goes_on_to_the_same_result(tmp_path, scenari
 def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, arguments, sentence):
     text = shmkern(*arguments, status=2, cwd=tmp_path)
     assert sentence in text and "Traceback" not in text
+
+
+# ---- the museum ----------------------------------------------------------------------
+
+def test_bugs_that_linux_had_are_found_and_nothing_without_them(tmp_path):
+    """Two of them, one that loses a store and one that leaves an entry behind; `make explore` has all."""
+    text = shmkern("explore", "--museum", "no_tlb_flush", "mremap_past_rmap", "--jobs", 2, "--json", "verdicts", cwd=tmp_path)
+    verdicts = json.loads((tmp_path / "verdicts").read_text())
+    assert [verdict["right"] for verdict in verdicts] == [True, True], text
+    assert "without the patches nothing fails (2 scenarios)" in text
+
+
+def test_every_patch_of_the_museum_fits_todays_source(tmp_path):
+    patches = sorted((Path(shmkern_package.__file__).parent / "explore" / "museum").glob("*.patch"))
+    assert len(patches) >= 12
+    scenarios = {line.split()[0] for line in shmkern("explore", "--list").splitlines()}
+    for patch in patches:
+        fields = dict(re.findall(r"^(\w+): (.*)", patch.read_text(), re.M))
+        assert fields["Scenario"] in scenarios and fields["Symptom"] and fields["Linux"], patch.name
+        done = subprocess.run(["patch", "--dry-run", "--batch", "--forward", "-p1", "-i", patch], capture_output=True,
+                              text=True, cwd=Path(shmkern_package.__file__).parent.parent)
+        assert done.returncode == 0, f"{patch.name}: {done.stdout}"
 
 
 def test_the_list_has_a_sentence_for_each_scenario():

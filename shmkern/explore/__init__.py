@@ -9,6 +9,7 @@
     search       exploring one scenario: rounds, units, jobs
     names        what addresses are called, and where instructions come from
     findings     what has failed, and how it is told: shrinking, table, page
+    museum       bugs that Linux had, as patches that must be found
     command      `shmkern explore` and `shmkern replay`
 
 Nothing here is imported by a running machine.  The command starts a process of its own

@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from shmkern.cli import BAD_USE, DONE, Parser, UsageError, _command, _positive
-from shmkern.explore import findings, room as room_module, scenarios, search  # noqa: F401
+from shmkern.explore import findings, museum, room as room_module, scenarios, search  # noqa: F401
 
 BROKEN = 1
 EXPLORE_EXAMPLE = "shmkern explore fault store --preemptions 3 --jobs 2"
@@ -140,6 +140,8 @@ def run_explore(args):
             load_file(args.file)
         list_scenarios()
         return DONE
+    if args.museum:
+        return museum.run_museum(args.scenarios, args.jobs, args.json)
     names = wanted_scenarios(args)
     if (args.html or args.output) and len(names) > 1:
         raise UsageError("--html and --output are for one scenario")
@@ -243,6 +245,8 @@ def make_parser():
     explore.add_argument("--resume", action="store_true", help="go on with what Ctrl-C interrupted")
     explore.add_argument("--output", metavar="FILE", help="where a failed schedule goes (default SCENARIO.schedule)")
     explore.add_argument("--html", metavar="FILE", help="also write a failed schedule as a page to step through")
+    explore.add_argument("--museum", action="store_true",
+                         help="build the kernel with bugs that Linux had and find each; SCENARIOs are then their names")
     explore.add_argument("--json", metavar="FILE", help="also write the results to FILE, as JSON; - is the standard output")
     replay = _command(commands, "replay", run_replay, "run a failed schedule again, exactly", REPLAY_EXAMPLE)
     replay.add_argument("schedule", metavar="FILE", help="what `shmkern explore` has saved")

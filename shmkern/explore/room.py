@@ -18,6 +18,7 @@ must be pure: the same in every run but for what the machine answers.
 
 May import: engine, and everything of shmkern outside explore.
 """
+import ctypes
 import traceback
 
 import numpy as np
@@ -27,7 +28,7 @@ from shmkern import audit as audit_module
 from shmkern import boot, direct_map, layout, worker
 from shmkern.explore import engine as engine_module
 from shmkern.explore.engine import Engine, Outcome
-from shmkern.kallsyms import ksym
+from shmkern.kallsyms import ksym, symbol_address
 from shmkern.syscalls import Syscalls
 
 C = layout.constants
@@ -121,14 +122,16 @@ class Room:
 
     def __init__(self, build):
         self.engine = Engine()
-        metadata, self.size = boot.block_size(NODES, FRAMES_PER_NODE, MAX_TASKS)
-        direct_map.map_private(self.size)
-        direct_map.write_header(self.size, metadata)
+        metadata, self.size, address_size = boot.block_size(NODES, FRAMES_PER_NODE, MAX_TASKS)
+        direct_map.map_private(address_size)
+        direct_map.write_header(self.size, metadata, address_size)
         if self.engine.open(direct_map.BASE, self.size, metadata) != 0:
             raise MemoryError("the host has no memory for the explorer")
         boot.boot(NODES, FRAMES_PER_NODE, MAX_TASKS, HUNG_TASK_NS, True, 0, 0)
-        self.programs, self.checks = [], []
+        self.programs, self.checks, self.resets, self._kept = [], [], [], []
         self.known = {}
+        # Unless a scenario begins in the middle of something, with a page isolated, say.
+        self.begins_whole = True
         self._stranded = []
         build(self)
         if not 1 < len(self.programs) <= engine_module.MAX_TASKS:
@@ -138,7 +141,8 @@ class Room:
         self._flag_words()
         self.metadata = metadata
         self.engine.snapshot(metadata)
-        self.audit_once()
+        if self.begins_whole:
+            self.audit_once()
 
     # ---- what scenarios use ----
 
@@ -183,6 +187,32 @@ class Room:
             return self._start(cpu).load64(va)
         return Task(self, Cpu(cpu)).load64(va)
 
+    def is_dirty(self, task, va):
+        """Whether reclaim would see that the page at an address was written to."""
+        flags = layout.struct("Page", self.page_of(task, va)).flags
+        return bool(task._pte(va) & C["_PAGE_DIRTY"] or flags >> C["PG_dirty"] & 1)
+
+    def page_of(self, task, va):
+        """The address of struct Page of what is mapped at an address."""
+        return layout.kernel().mem_map + task.frame_of(va) * layout.sizeof("Page")
+
+    def list_head(self):
+        """The address of a list head outside the block, as on a kernel stack."""
+        self._kept.append((ctypes.c_uint64 * 2)())
+        return ctypes.addressof(self._kept[-1])
+
+    def offset(self, struct, field):
+        """Where a field lies in its struct."""
+        return layout.offsetof(struct, field)
+
+    def symbol(self, name):
+        """The address of a kernel function."""
+        return symbol_address(name)
+
+    def before_each_run(self, function):
+        """Puts back what programs keep outside the machine."""
+        self.resets.append(function)
+
     def program(self, task, function):
         """What `task` does in every run."""
         self.programs.append((task, function))
@@ -222,6 +252,8 @@ class Room:
         """One run, of the engine's plan and strategy.  The memory is left as the run left it;
         the caller calls restore().  Returns a Run."""
         results = [None] * len(self.programs)
+        for reset in self.resets:
+            reset()
 
         def body(index, task, function):
             def run():

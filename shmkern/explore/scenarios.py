@@ -79,7 +79,7 @@ def store_clean(room):
     room.clean(user, va)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(migrator, migrate(user, va))
-    room.check(lambda: user.load64(va) == NEW)
+    room.check(lambda: room.is_dirty(user, va) and user.load64(va) == NEW)
 
 
 @scenario
@@ -246,3 +246,83 @@ def forked_exit(room):
     room.program(child, lambda task: task.exit())
     room.program(migrator, migrate_frame(user, va))
     room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
+def mremap_store(room):
+    """One thread moves the page in the address space, another stores to its old address, and a
+    migrator moves it in memory: the store is seen at the new address, or faults."""
+    user, va, migrator = one_page(room)
+    other = room.task(shares=user)
+    other.load64(va)
+    target = va - (8 << 20)
+
+    def store(task):
+        try:
+            task.store64(va, NEW)
+        except SegmentationFault:
+            return OLD
+        return NEW
+    room.program(user, lambda task: task.mremap(va, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target))
+    room.program(other, store)
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda _new, stored, _stayed: user.load64(target) == stored)
+
+
+@scenario
+def anon_vma(room):
+    """The page is unmapped while it is being moved, and so is the last area of its anon_vma, which
+    is freed when RCU lets it."""
+    user, va, migrator = one_page(room)
+
+    def program(task):
+        task.munmap(va, PAGE)
+        task.kernel("rcu_process_callbacks")
+    room.program(user, program)
+    room.program(migrator, migrate_frame(user, va))
+
+
+@scenario
+def munmap_isolated(room):
+    """A page that a migrator has isolated already is unmapped: once it is gone, there is nothing left
+    that could fail to move."""
+    user, va, migrator = one_page(room)
+    page = room.page_of(user, va)
+    migrator.kernel("isolate_lru_page", page)
+    room.begins_whole = False
+    node, gone = other_node(user, va), []
+    isolated = room.list_head()
+
+    def unmap(task):
+        gone.clear()
+        task.munmap(va, PAGE)
+        gone.append(va)
+
+    def move(task):
+        was_gone = bool(gone)
+        task.kernel("INIT_LIST_HEAD", isolated)
+        task.kernel("list_add", page + room.offset("Page", "lru"), isolated)
+        stayed = task.kernel("migrate_pages", isolated, room.symbol("alloc_on_node"), node)
+        assert not (was_gone and stayed)
+        return stayed
+    room.before_each_run(gone.clear)
+    room.program(user, unmap)
+    room.program(migrator, move)
+
+
+@scenario
+def load_freed(room):
+    """Two threads of one address space: one touches the page that is being moved, the other unmaps
+    it and maps a new one."""
+    user, va, migrator = one_page(room)
+    other = room.task(shares=user)
+
+    def touch(task):
+        try:
+            return task.load64(va)
+        except SegmentationFault:
+            return 0
+    room.program(user, touch)
+    room.program(other, lambda task: task.munmap(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda seen, _none, _stayed: seen in (0, OLD))
