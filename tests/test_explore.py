@@ -13,12 +13,14 @@ import pytest
 import shmkern as shmkern_package
 
 SHMKERN = [sys.executable, "-m", "shmkern.cli"]
-QUICK = ["fault", "load", "store", "store_clean", "mremap", "mprotect", "fork", "move_pages_exit"]
+QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exit"]
+# A compiler and an exploration of thousands of schedules, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(600)
 
 
 def shmkern(*arguments, status=0, cwd=None):
     """Runs the command and returns what it prints."""
-    done = subprocess.run([*SHMKERN, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([*SHMKERN, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=580)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -237,11 +239,11 @@ def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, arguments, sentence
 # ---- the museum ----------------------------------------------------------------------
 
 def test_bugs_that_linux_had_are_found_and_nothing_without_them(tmp_path):
-    """Two of them, one that loses a store and one that leaves an entry behind; `make explore` has all."""
-    text = shmkern("explore", "--museum", "no_tlb_flush", "mremap_past_rmap", "--jobs", 2, "--json", "verdicts", cwd=tmp_path)
+    """One of them; `make explore` has all."""
+    text = shmkern("explore", "--museum", "no_tlb_flush", "--json", "verdicts", cwd=tmp_path)
     verdicts = json.loads((tmp_path / "verdicts").read_text())
-    assert [verdict["right"] for verdict in verdicts] == [True, True], text
-    assert "without the patches nothing fails (2 scenarios)" in text
+    assert [verdict["right"] for verdict in verdicts] == [True], text
+    assert "without the patches nothing fails (1 scenarios)" in text
 
 
 def test_every_patch_of_the_museum_fits_todays_source(tmp_path):

@@ -8,7 +8,6 @@ May import: everything.
 """
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -18,7 +17,8 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
-from shmkern.cli import BAD_USE, DONE, Parser, UsageError, _command, _positive
+from shmkern.cli import BAD_USE, DONE, Parser, UsageError, _command
+from shmkern.command import positive, write_json
 from shmkern.explore import findings, museum, room as room_module, scenarios, search  # noqa: F401
 
 BROKEN = 1
@@ -177,14 +177,6 @@ def tell_finding(finding, path, page):
     print()
 
 
-def write_json(path, data):
-    """Writes results for programs; - is the standard output."""
-    if path == "-":
-        print(json.dumps(data, indent=1))
-    elif path:
-        Path(path).write_text(json.dumps(data, indent=1) + "\n")
-
-
 # ---- replay --------------------------------------------------------------------------
 
 def run_replay(args):
@@ -236,12 +228,12 @@ def make_parser():
                          help="dpor: all schedules, equivalent ones once; pct, random: --runs of them (default dpor)")
     explore.add_argument("--preemptions", type=int, default=2, metavar="N",
                          help="bound dpor by this many switches that no task asked for; -1: no bound (default 2)")
-    explore.add_argument("--steps", type=_positive, metavar="N", help="bound dpor to switches in the first N accesses")
-    explore.add_argument("--runs", type=_positive, default=10000, metavar="N", help="of pct and random (default 10000)")
-    explore.add_argument("--depth", type=_positive, default=3, metavar="D", help="bug depth of pct (default 3)")
+    explore.add_argument("--steps", type=positive, metavar="N", help="bound dpor to switches in the first N accesses")
+    explore.add_argument("--runs", type=positive, default=10000, metavar="N", help="of pct and random (default 10000)")
+    explore.add_argument("--depth", type=positive, default=3, metavar="D", help="bug depth of pct (default 3)")
     explore.add_argument("--seed", type=int, default=1, metavar="N", help="of pct and random (default 1)")
     explore.add_argument("--seconds", type=float, metavar="S", help="stop each scenario then")
-    explore.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default 1)")
+    explore.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default 1)")
     explore.add_argument("--resume", action="store_true", help="go on with what Ctrl-C interrupted")
     explore.add_argument("--output", metavar="FILE", help="where a failed schedule goes (default SCENARIO.schedule)")
     explore.add_argument("--html", metavar="FILE", help="also write a failed schedule as a page to step through")

@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shmkern.cli import UsageError
+from shmkern.command import write_json
+from shmkern.errors import UsageError
 
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parent.parent
@@ -85,6 +86,9 @@ def build(piece, tree):
     (tree / "build" / "inplace").mkdir(parents=True)
     for done in (TREE / "build" / "inplace").glob("*.done"):
         shutil.copy2(done, tree / "build" / "inplace")
+    # Where Cython's own declarations lie, which modules depend on by a path in the tree.
+    if Path(sys.prefix).is_relative_to(TREE):
+        (tree / Path(sys.prefix).relative_to(TREE)).symlink_to(sys.prefix)
     command = ["patch", "--batch", "--forward", "--silent", "-p1", "-i", str(MUSEUM / f"{piece.name}.patch")]
     run(command, tree, f"the patch of {piece.name} no longer fits")
     run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], tree, f"{piece.name} cannot be compiled",
@@ -147,7 +151,5 @@ def run_museum(names, jobs, path):
     wrong = sum(not verdict.right for verdict in verdicts)
     print(f"{len(verdicts) - wrong} of {len(verdicts)} found" +
           ("" if failures else f"; without the patches nothing fails ({len(without)} scenarios)"))
-    if path:
-        text = json.dumps([asdict(verdict) for verdict in verdicts], indent=1)
-        print(text) if path == "-" else Path(path).write_text(text + "\n")
+    write_json(path, [asdict(verdict) for verdict in verdicts])
     return 1 if wrong or failures else 0

@@ -799,18 +799,18 @@ static void lock_given(u64 address)
 		}
 }
 
-#define SPIN_WAITERS 0x80000000u
+#define SPIN_OWNER 0xffffu
 
-/* A spinlock is a word that names its owner; nothing else in the block has such values. */
+/* A spinlock's lower half names its owner; nothing else in the block has such values. */
 static void watch_cmpxchg32(const volatile void *p, u32 old, u32 new)
 {
-	if (old == 0 && (new & ~SPIN_WAITERS) == rt.cur->cpu + 1)
+	if ((old & SPIN_OWNER) == 0 && (new & SPIN_OWNER) == rt.cur->cpu + 1)
 		lock_taken((u64)p);
 }
 
-static void watch_xchg32(const volatile void *p, u32 old, u32 new)
+static void watch_store16(const volatile void *p, u32 old, u32 new)
 {
-	if (new == 0 && (old & ~SPIN_WAITERS) == rt.cur->cpu + 1)
+	if (new == 0 && old == rt.cur->cpu + 1)
 		lock_given((u64)p);
 }
 
@@ -877,19 +877,19 @@ EXPORT T __tsan_atomic##N##_load(const volatile T *p, int order)                
 EXPORT void __tsan_atomic##N##_store(volatile T *p, T v, int order)                               \
 {                                                                                                 \
 	on_access(p, sizeof(T), IS_WRITE | IS_ATOMIC, CALLER);                                    \
-	if (in_run(p))                                                                            \
+	if (in_run(p)) {                                                                          \
 		synchronize(p, 0, 1, order);                                                      \
+		if (N == 16)                                                                      \
+			watch_store16(p, *p, v);                                                  \
+	}                                                                                         \
 	*p = v;                                                                                   \
 }                                                                                                 \
 EXPORT T __tsan_atomic##N##_exchange(volatile T *p, T v, int order)                               \
 {                                                                                                 \
 	T old;                                                                                    \
 	on_access(p, sizeof(T), IS_WRITE | IS_ATOMIC, CALLER);                                    \
-	if (in_run(p)) {                                                                          \
+	if (in_run(p))                                                                            \
 		synchronize(p, 1, 1, order);                                                      \
-		if (N == 32)                                                                      \
-			watch_xchg32(p, *p, v);                                                   \
-	}                                                                                         \
 	old = *p;                                                                                 \
 	*p = v;                                                                                   \
 	return old;                                                                               \
@@ -1065,6 +1065,9 @@ EXPORT long __wrap_syscall(long number, ...)
 			return futex_wait((u32 *)a[0], a[2], CALLER);
 		return futex_wake((u32 *)a[0], a[2], CALLER);
 	}
+	/* Every schedule is sequentially consistent already. */
+	if (rt.mode != OFF && number == SYS_membarrier)
+		return 0;
 	return syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
