@@ -122,12 +122,12 @@ class Room:
 
     def __init__(self, build):
         self.engine = Engine()
-        metadata, self.size, address_size = boot.block_size(NODES, FRAMES_PER_NODE, MAX_TASKS)
+        metadata, self.size, address_size = boot.block_size(NODES, FRAMES_PER_NODE, MAX_TASKS, False)
         direct_map.map_private(address_size)
         direct_map.write_header(self.size, metadata, address_size)
         if self.engine.open(direct_map.BASE, self.size, metadata) != 0:
             raise MemoryError("the host has no memory for the explorer")
-        boot.boot(NODES, FRAMES_PER_NODE, MAX_TASKS, HUNG_TASK_NS, True, 0, 0)
+        boot.boot(NODES, FRAMES_PER_NODE, MAX_TASKS, HUNG_TASK_NS, True, False, 0, 0)
         self.programs, self.checks, self.resets, self._kept = [], [], [], []
         self.known = {}
         # Unless a scenario begins in the middle of something, with a page isolated, say.
