@@ -15,20 +15,21 @@ PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build ready test stress soak bench fuzz selftest clean distclean FORCE
+.PHONY: help build ready test stress soak explore bench fuzz selftest clean distclean FORCE
 
 help:
 	@echo 'make build       set everything up in .venv; then .venv/bin/shmkern is the command'
 	@echo 'make stress      build, and run the main job: shmkern stress anon'
 	@echo 'make test        build, and run the tests'
 	@echo 'make soak        build, and run all scenarios in turn for an hour: shmkern soak'
+	@echo 'make explore     build, try every interleaving of the scenarios, and find the museum'\''s bugs'
 	@echo 'make bench       build, and run the benchmarks'
 	@echo 'make fuzz        build, and make a million random system calls'
 	@echo 'make selftest    build, and run what the selftest mm/migration of the kernel does, 20 s for each part'
 	@echo 'make clean       remove what was compiled'
 	@echo 'make distclean   remove that and .venv'
 	@echo
-	@echo 'make stress ARGS="--workers 64" passes arguments on; so do test, soak and bench.'
+	@echo 'make stress ARGS="--workers 64" passes arguments on; so do test, soak, explore and bench.'
 	@echo 'make build PYTHON=python3.12 chooses the Python that .venv is made from.'
 
 # One build at a time in a tree: a second make waits for the first.
@@ -44,6 +45,10 @@ stress: build
 soak: build
 	@$(VENV)/bin/shmkern soak $(ARGS)
 
+explore: build
+	@$(VENV)/bin/shmkern explore --jobs $$(nproc) $(ARGS)
+	@$(VENV)/bin/shmkern explore --museum --jobs $$(nproc)
+
 bench: build
 	@$(VENV)/bin/python bench/migrate.py $(ARGS)
 	@$(VENV)/bin/python bench/fault.py $(ARGS)
@@ -57,7 +62,7 @@ selftest: build
 	@SELFTEST_SECONDS=20 $(VENV)/bin/pytest tests/test_ltp.py -k selftest $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info shmkern/*.so .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info shmkern/*.so shmkern/explore/*.so shmkern/explore/kernel .pytest_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -exec rm -rf {} +
 
 distclean: clean
@@ -103,12 +108,14 @@ endif
 KERNEL := $(sort $(foreach pxd,$(filter-out %/__init__.pxd,$(wildcard shmkern/*.pxd)),\
 	$(if $(wildcard $(pxd:.pxd=.py)),$(pxd:.pxd=))))
 COMPILED := $(sort $(foreach so,$(wildcard shmkern/*.so),$(firstword $(subst ., ,$(so)))))
-ifneq ($(COMPILED),$(KERNEL))
+EXPLORED := $(sort $(foreach so,$(wildcard shmkern/explore/kernel/*.so),shmkern/$(firstword $(subst ., ,$(notdir $(so))))))
+ifneq ($(COMPILED) $(EXPLORED) $(wildcard shmkern/explore/runtime.*.so),\
+	$(KERNEL) $(KERNEL) $(firstword $(wildcard shmkern/explore/runtime.*.so) none))
 WRONG_OBJECTS := yes
 endif
 
 build/.compiled: $(VENV)/.packages setup.py $(KERNEL:=.py) \
-		$(wildcard shmkern/*.pxd shmkern/*.h) \
+		$(wildcard shmkern/*.pxd shmkern/*.h) shmkern/explore/runtime.c \
 		$(if $(WRONG_OBJECTS),FORCE)
 	mkdir -p build
 	touch build/.begun

@@ -6,7 +6,13 @@ makes C of it and gcc a shared object.  A module is compiled again when its .py,
 .pxd that it cimports (however indirectly), a header or an option has changed since
 it was last finished; build_temp/NAME.done says when that was, and with what.
 
+The C of a module is compiled twice: optimised, and for the explorer, whose runtime is
+told of every access (explore/runtime.c).  Both flavours have the same module names; the
+second lies in shmkern/explore/kernel, where only an explorer's process looks for it.
+
     python setup.py build_ext --inplace     the modules, beside their sources
+    SHMKERN_FLAVOURS=explore python setup.py build_ext --inplace
+                                            the second flavour alone (the museum's copies)
     python setup.py check-machine           is what the build needs there?
 
 check-machine runs before there is any package, so setuptools is imported after it.
@@ -36,6 +42,19 @@ GCC_FLAGS = [
     "-Wno-unused-variable",
     "-Wno-unused-but-set-variable",
 ]
+# Every access becomes a call of __tsan_*, which the explorer's runtime has instead of
+# libtsan; what goes to libc and must be seen or decided by the explorer is wrapped.
+WRAPPED = ["memcpy", "memmove", "memset", "strncpy", "syscall", "sched_yield", "clock_gettime", "_exit"]
+EXPLORE_GCC_FLAGS = [
+    *(flag for flag in GCC_FLAGS if flag != "-O2"),
+    "-O1",
+    "-fsanitize=thread",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-fno-builtin",             # gcc would expand memset and its like unseen
+    "-Wno-tsan",                # that libtsan ignores fences; ours does not
+]
+EXPLORE_LINK_FLAGS = ["-Wl,--wrap=" + name for name in WRAPPED]
+FLAVOURS = (os.environ.get("SHMKERN_FLAVOURS") or "shipped explore").split()
 
 
 def missing_tool(for_venv=False):
@@ -89,6 +108,7 @@ from setuptools.command.build_py import build_py  # noqa: E402
 from setuptools.errors import CompileError  # noqa: E402
 
 HEADERS = sorted(str(header) for header in Path("shmkern").glob("*.h"))
+RUNTIME = "shmkern.explore.runtime"
 INPLACE = os.path.join("build", "inplace")
 
 
@@ -131,19 +151,37 @@ class BuildKernel(build_ext):
         draft.write_bytes(b"")
         began = draft.stat().st_mtime_ns
 
-        c_file = done.with_suffix(".c")
-        dependencies = self.translate(ext, c_file)
-        in_c = copy(ext)
-        in_c.sources = [str(c_file)]
-        linked = Path(self.get_ext_fullpath(ext.name))
-        linked.unlink(missing_ok=True)
-        super().build_extension(in_c)
-        if self.made_inplace:
-            os.replace(linked, self.shared_object(ext))
+        if ext.name == RUNTIME:
+            dependencies = list(ext.sources)
+            self.compile(ext)
+        else:
+            c_file = done.with_suffix(".c")
+            dependencies = self.translate(ext, c_file)
+            if "shipped" in FLAVOURS:
+                in_c = copy(ext)
+                in_c.sources = [str(c_file)]
+                self.compile(in_c)
+            if "explore" in FLAVOURS:
+                # The same text under a second name: the object files are named after it.
+                again = done.with_suffix(".explore.c")
+                again.write_text("#include \"{}\"\n".format(c_file.name))
+                explored = explore_flavour(ext)
+                explored.sources = [str(again)]
+                self.compile(explored)
 
         draft.write_text("\n".join([self.options(), *dependencies, *HEADERS]))
         os.utime(draft, ns=(began, began))
         os.replace(draft, done)
+
+    def compile(self, ext):
+        """Make one shared object of C, and put it where it belongs when it is whole."""
+        linked = Path(self.get_ext_fullpath(ext.name))
+        linked.unlink(missing_ok=True)
+        super().build_extension(ext)
+        if self.made_inplace:
+            target = self.shared_object(ext)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(linked, target)
 
     def translate(self, ext, c_file):
         """Run Cython; returns every file that the C was made from."""
@@ -162,7 +200,7 @@ class BuildKernel(build_ext):
             options, *dependencies = done.read_text().splitlines()
             finished = done.stat().st_mtime_ns
             return (options == self.options()
-                    and self.shared_object(ext).exists()
+                    and all(self.shared_object(made).exists() for made in flavours(ext))
                     and all(os.stat(path).st_mtime_ns <= finished
                             for path in dependencies))
         except (FileNotFoundError, ValueError):     # never built, or a source is gone
@@ -172,7 +210,7 @@ class BuildKernel(build_ext):
         """Whatever else decides what is compiled, on one line."""
         environment = [os.environ.get(name) for name in ("CC", "CFLAGS", "LDFLAGS")]
         return repr((version("Cython"), sysconfig.get_config_var("EXT_SUFFIX"),
-                     DIRECTIVES, GCC_FLAGS, environment))
+                     DIRECTIVES, GCC_FLAGS, EXPLORE_GCC_FLAGS, EXPLORE_LINK_FLAGS, environment))
 
     def done(self, ext):
         return Path(self.build_temp, ext.name + ".done")
@@ -189,10 +227,34 @@ class BuildKernel(build_ext):
 
     def copy_extensions_to_source(self):
         """They are there; drop those that have no source any more."""
-        wanted = {self.shared_object(ext) for ext in self.extensions}
-        for found in Path("shmkern").glob("*.so"):
+        wanted = {self.shared_object(made) for ext in self.extensions for made in flavours(ext)}
+        for found in Path("shmkern").rglob("*.so"):
             if found not in wanted:
                 found.unlink()
+
+
+def explore_flavour(ext):
+    """The extension that is the explorer's flavour of a kernel module."""
+    made = copy(ext)
+    made.name = ext.name.replace("shmkern.", "shmkern.explore.kernel.")
+    made.extra_compile_args, made.extra_link_args = EXPLORE_GCC_FLAGS, EXPLORE_LINK_FLAGS
+    return made
+
+
+def flavours(ext):
+    """All that building `ext` makes."""
+    if ext.name == RUNTIME:
+        return [ext]
+    return [made for flavour, made in (("shipped", ext), ("explore", explore_flavour(ext))) if flavour in FLAVOURS]
+
+
+def runtime():
+    """The explorer's runtime: plain C, which calls greenlet's C API."""
+    import greenlet
+    return Extension(
+        RUNTIME, sources=["shmkern/explore/runtime.c"],
+        include_dirs=[os.path.dirname(greenlet.__file__)],
+        extra_compile_args=["-O2", "-g1", "-fno-strict-aliasing", "-Wno-unused-parameter"])
 
 
 class BuildPy(build_py):
@@ -214,6 +276,6 @@ if __name__ == "__main__":
                 extra_compile_args=GCC_FLAGS,
             )
             for name in kernel_modules()
-        ],
+        ] + [runtime()],
         cmdclass={"build_ext": BuildKernel, "build_py": BuildPy},
     )

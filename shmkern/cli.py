@@ -294,6 +294,14 @@ def _add_module(commands, name):
     module.add_options(_command(commands, name, module.run, summary, module.EXAMPLE))
 
 
+def explorer(argv):
+    """Becomes an explorer, which has the kernel in another flavour and so needs a process that has
+    not loaded this one; its own parser is in explore/command.py."""
+    program = Path(shmkern.__file__).parent / "explore" / "__main__.py"
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, str(program), *argv])
+
+
 def make_parser(wanted=None):
     """The parser of all commands.  What only one command needs is imported only for it."""
     parser = Parser(prog="shmkern", description="A small Linux memory manager that lives in shared memory.",
@@ -312,6 +320,8 @@ def make_parser(wanted=None):
             _add_module(commands, name)
         else:
             commands.add_parser(name, help=summary)
+    commands.add_parser("explore", help="try every interleaving of small scenarios of the kernel")
+    commands.add_parser("replay", help="run a failed schedule of an exploration again")
     tracer = _command(commands, "record", record_trace, "record a program's memory accesses, for `stress trace`",
                       "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz --seconds 10")
     tracer.usage = "shmkern record [-h] [-o FILE] [--limit N] -- COMMAND..."
@@ -337,6 +347,8 @@ def make_parser(wanted=None):
 def main(argv=None):
     """Runs a command line.  Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("explore", "replay"):
+        explorer(argv)
     args = make_parser(argv[0] if argv else None).parse_args(argv)
     try:
         return args.run(args)

@@ -141,7 +141,13 @@ def create(size, metadata_size, address_size):
     except BaseException:
         (SHM_DIR / name).unlink()
         raise
-    header = block.header
+    write_header(size, metadata_size, address_size)
+    return block
+
+
+def write_header(size, metadata_size, address_size):
+    """Makes the zeros that are mapped at BASE a block, made by this process."""
+    header = layout.header()
     header.size, header.metadata_size, header.base, header.address_size = size, metadata_size, BASE, address_size
     header.layout_hash = layout.layout_hash()
     header.supervisor_pid = os.getpid()
@@ -149,7 +155,14 @@ def create(size, metadata_size, address_size):
     header.boot_time_ns = time.time_ns()
     # Last: who finds it finds the rest.
     header.magic = MAGIC
-    return block
+
+
+def map_private(size):
+    """Maps zeros at BASE that only this process has, for the explorer, and the per-CPU page.
+    They stay until the process ends."""
+    prot, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    _map_at(BASE, size, prot, flags, -1, "the explorer's block")
+    _map_at(PERCPU, PAGE_SIZE, prot, flags, -1, "the per-CPU page")
 
 
 def _new_object():

@@ -182,7 +182,7 @@ def prep_new_page(page, order, gfp):
     for index in range(cast(u64, 1) << order):
         one = page + index
         bad_page(one)
-        one.flags &= cast(u64, 63) << NODES_PGSHIFT
+        WRITE_ONCE64(address(one.flags), one.flags & cast(u64, 63) << NODES_PGSHIFT)
         one.private = 0
         one.index = 0
     if gfp & __GFP_ZERO:
@@ -349,7 +349,7 @@ def free_hot_page(page):
         cast(u64, 1) << PG_writeback | cast(u64, 1) << PG_private | cast(u64, 1) << PG_reserved | \
         cast(u64, 1) << PG_buddy | cast(u64, 1) << PG_active | cast(u64, 1) << PG_swapcache | \
         cast(u64, 1) << PG_unevictable | cast(u64, 1) << PG_pagetable
-    page.flags &= keep
+    WRITE_ONCE64(address(page.flags), page.flags & keep)
     __free_pages(page, 0)
 
 

@@ -23,6 +23,8 @@ import importlib
 import re
 from pathlib import Path
 
+from shmkern import layout
+
 # Their functions are for Python: with exceptions, and with the GIL.
 NOT_KERNEL = {"__init__", "calibrate", "numa", "replay", "syscalls"}
 
@@ -48,7 +50,7 @@ def _callable(capsule):
     signature = _get_name(capsule)
     returns, args = re.fullmatch(r"(.*?) ?\((.*)\)", signature.decode()).groups()
     args = [] if args == "void" else [_ctype(arg) for arg in args.split(",")]
-    function = ctypes.CFUNCTYPE(_ctype(returns), *args)(_get_pointer(capsule, signature))
+    function = ctypes.PYFUNCTYPE(_ctype(returns), *args)(_get_pointer(capsule, signature))
 
     def call(*values):
         return function(*(int(getattr(value, "address", value)) for value in values))
@@ -59,10 +61,15 @@ def _callable(capsule):
 def _capsules():
     """{name: capsule} of the kernel's functions."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("*.pxd")):
+    for path in sorted(Path(layout.__file__).parent.glob("*.pxd")):
         if path.with_suffix(".py").exists() and path.stem not in NOT_KERNEL:
             found.update(getattr(importlib.import_module(f"shmkern.{path.stem}"), "__pyx_capi__", {}))
     return found
+
+
+def symbol_address(name):
+    """Where a kernel function is, for those that are given one."""
+    return _get_pointer(_capsules()[name], _get_name(_capsules()[name]))
 
 
 class Symbols:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Circular doubly linked lists, as include/linux/list.h.
 
-from shmkern.atomics cimport u64, VM_BUG_ON_PAGE
+from shmkern.atomics cimport u64, VM_BUG_ON_PAGE, WRITE_ONCE64
 from shmkern.mm_types cimport ListHead, Page, Slab, VmAreaStruct, MmStruct, RbNode, Inode
 
 # Where a removed entry points, so that a second removal is seen.
@@ -20,7 +20,8 @@ cdef inline void __list_add(ListHead* new, ListHead* prev, ListHead* next) noexc
     next.prev = new
     new.next = next
     new.prev = prev
-    prev.next = new
+    # Marked, here and below: next_free_page looks at lists without their lock.
+    WRITE_ONCE64(&prev.next, <u64>new)
 
 cdef inline void list_add(ListHead* new, ListHead* head) noexcept nogil:
     __list_add(new, head, head.next)
@@ -31,7 +32,7 @@ cdef inline void list_add_tail(ListHead* new, ListHead* head) noexcept nogil:
 cdef inline void list_del(ListHead* entry) noexcept nogil:
     VM_BUG_ON_PAGE(entry.next.prev != entry or entry.prev.next != entry, entry)
     entry.next.prev = entry.prev
-    entry.prev.next = entry.next
+    WRITE_ONCE64(&entry.prev.next, <u64>entry.next)
     entry.next = <ListHead*>LIST_POISON1
     entry.prev = <ListHead*>LIST_POISON2
 

@@ -299,7 +299,7 @@ def trylock_page(page):
 
 def __set_page_locked(page):
     """Takes PG_locked of a page that nobody else can see yet."""
-    page.flags |= cast(u64, 1) << PG_locked
+    WRITE_ONCE64(address(page.flags), page.flags | cast(u64, 1) << PG_locked)
     lock_acquired(page, HELD_PAGE)
 
 

@@ -75,7 +75,7 @@ def __pagevec_lru_add(pvec, lru):
         spin_unlock(address(zone.lru_lock))
     for index in range(pvec.nr):
         put_page(pvec.pages[index])
-    pvec.nr = 0
+    WRITE_ONCE64(address(pvec.nr), 0)
 
 
 def lru_cache_add_lru(page, lru):
@@ -87,7 +87,8 @@ def lru_cache_add_lru(page, lru):
     spin_lock(address(me.pvec_lock))
     pvec = address(me.lru_add_pvecs[lru])
     pvec.pages[pvec.nr] = page
-    pvec.nr += 1
+    # Marked: lru_add_drain_all looks without the lock.
+    WRITE_ONCE64(address(pvec.nr), pvec.nr + 1)
     if pvec.nr == PAGEVEC_SIZE:
         __pagevec_lru_add(pvec, lru)
     spin_unlock(address(me.pvec_lock))

@@ -66,7 +66,8 @@ def remove_migration_pte(vma, old, new):
             # Usually it is charged, as mem_cgroup_prepare_migration saw to.  A failed charge is not an
             # option: the entry has to go (lines 125-136).
             mem_cgroup_charge(new, mm, GFP_ATOMIC)
-        pte = pte_mkold(mk_pte(new, vma.vm_page_prot))
+        # mprotect may be at the area; then it comes to this PTE next, by the lock we hold.
+        pte = pte_mkold(mk_pte(new, READ_ONCE64(addressof(vma.vm_page_prot))))
         if is_write_migration_entry(entry):
             pte = pte_mkwrite(pte)
         # Counted before it can be seen: the MMU may walk to it at once.
@@ -217,7 +218,7 @@ def migrate_page_copy(newpage, page):
     carried = READ_ONCE64(addressof(page.flags)) & page_flags_carried()
     if page_mapping(page) == NULL:
         # Nobody else can see the new page yet.
-        newpage.flags |= carried
+        WRITE_ONCE64(addressof(newpage.flags), newpage.flags | carried)
     else:
         # It is in its tree, and may have waiters already.
         fetch_or64(addressof(newpage.flags), carried & ~(cast(u64, 1) << PG_dirty))

@@ -2,9 +2,10 @@
 # Tests and changes of struct page flags, with the names of
 # include/linux/page-flags.h: PageX reads, SetPageX and ClearPageX are atomic,
 # TestSet and TestClear return what the bit was, a __ before the name means that
-# nobody else can see the page yet (or any more).
+# nobody else changes the flags yet (or any more).  They may look, though: whoever frees
+# a page asks its neighbour whether it is PG_buddy.
 
-from shmkern.atomics cimport u64, READ_ONCE64, fetch_or64, fetch_and64
+from shmkern.atomics cimport u64, READ_ONCE64, WRITE_ONCE64, fetch_or64, fetch_and64
 from shmkern.mm_types cimport *
 
 cdef inline bint PageLocked(Page* page) noexcept nogil:
@@ -62,7 +63,7 @@ cdef inline void ClearPageLRU(Page* page) noexcept nogil:
     fetch_and64(&page.flags, ~(<u64>1 << PG_lru))
 
 cdef inline void __ClearPageLRU(Page* page) noexcept nogil:
-    page.flags &= ~(<u64>1 << PG_lru)
+    WRITE_ONCE64(&page.flags, page.flags & ~(<u64>1 << PG_lru))
 
 cdef inline bint PageActive(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_active)) != 0
@@ -74,7 +75,7 @@ cdef inline void ClearPageActive(Page* page) noexcept nogil:
     fetch_and64(&page.flags, ~(<u64>1 << PG_active))
 
 cdef inline void __ClearPageActive(Page* page) noexcept nogil:
-    page.flags &= ~(<u64>1 << PG_active)
+    WRITE_ONCE64(&page.flags, page.flags & ~(<u64>1 << PG_active))
 
 cdef inline bint TestClearPageActive(Page* page) noexcept nogil:
     return (fetch_and64(&page.flags, ~(<u64>1 << PG_active)) & (<u64>1 << PG_active)) != 0
@@ -89,7 +90,7 @@ cdef inline bint PageReserved(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_reserved)) != 0
 
 cdef inline void __SetPageReserved(Page* page) noexcept nogil:
-    page.flags |= (<u64>1 << PG_reserved)
+    WRITE_ONCE64(&page.flags, page.flags | (<u64>1 << PG_reserved))
 
 cdef inline void __ClearPageReserved(Page* page) noexcept nogil:
     page.flags &= ~(<u64>1 << PG_reserved)
@@ -140,16 +141,16 @@ cdef inline bint PageBuddy(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_buddy)) != 0
 
 cdef inline void __SetPageBuddy(Page* page) noexcept nogil:
-    page.flags |= (<u64>1 << PG_buddy)
+    WRITE_ONCE64(&page.flags, page.flags | (<u64>1 << PG_buddy))
 
 cdef inline void __ClearPageBuddy(Page* page) noexcept nogil:
-    page.flags &= ~(<u64>1 << PG_buddy)
+    WRITE_ONCE64(&page.flags, page.flags & ~(<u64>1 << PG_buddy))
 
 cdef inline bint PageSwapBacked(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_swapbacked)) != 0
 
 cdef inline void __SetPageSwapBacked(Page* page) noexcept nogil:
-    page.flags |= (<u64>1 << PG_swapbacked)
+    WRITE_ONCE64(&page.flags, page.flags | (<u64>1 << PG_swapbacked))
 
 cdef inline void SetPageSwapBacked(Page* page) noexcept nogil:
     fetch_or64(&page.flags, (<u64>1 << PG_swapbacked))
@@ -185,7 +186,7 @@ cdef inline bint PagePageTable(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_pagetable)) != 0
 
 cdef inline void __SetPagePageTable(Page* page) noexcept nogil:
-    page.flags |= (<u64>1 << PG_pagetable)
+    WRITE_ONCE64(&page.flags, page.flags | (<u64>1 << PG_pagetable))
 
 cdef inline void __ClearPagePageTable(Page* page) noexcept nogil:
-    page.flags &= ~(<u64>1 << PG_pagetable)
+    WRITE_ONCE64(&page.flags, page.flags & ~(<u64>1 << PG_pagetable))

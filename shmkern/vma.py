@@ -26,7 +26,8 @@ def vma_set_page_prot(vma):
     flags = vma.vm_flags
     if vma_wants_writenotify(vma):
         flags &= ~cast(u64, VM_SHARED)
-    vma.vm_page_prot = vm_get_page_prot(flags)
+    # A migrator may be reading it; see remove_migration_pte.
+    WRITE_ONCE64(addressof(vma.vm_page_prot), vm_get_page_prot(flags))
 
 
 def vm_get_page_prot(vm_flags):

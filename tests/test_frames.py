@@ -281,7 +281,7 @@ def test_pages_come_without_a_past(run):
         struct = layout.struct("Page", page)
         node = struct.flags
         for bit in ("PG_error", "PG_referenced", "PG_uptodate", "PG_dirty", "PG_checked", "PG_mappedtodisk",
-                    "PG_reclaim", "PG_swapbacked", "PG_mlocked", "PG_waiters"):
+                    "PG_reclaim", "PG_swapbacked", "PG_waiters"):
             struct.flags |= 1 << C[bit]
         struct.index, struct.private = 5, 6
         struct.mapping = layout.kernel().address | C["PAGE_MAPPING_ANON"]

@@ -257,7 +257,7 @@ def test_page_that_is_munlocked_leaves_the_unevictable_list(run):
     assert not unevictable
 
 
-@pytest.mark.parametrize("flag", [None, "PG_mlocked"])
+@pytest.mark.parametrize("flag", [None, "PG_unevictable"])
 def test_page_that_is_freed_while_it_is_isolated_is_freed_by_the_putback(run, flag):
     def program(task):
         va = task.mmap(PAGE_SIZE)

@@ -53,20 +53,30 @@ def migration(pte):
 
 class unmapped:
     """Within it the page is locked, and unmapped from everywhere by migration entries; after it
-    it is mapped again as it was."""
+    it is mapped again as it was.  Another task is the RCU reader that keeps the anon_vma: this one
+    may sleep."""
 
-    def __init__(self, page):
-        self.page = page
+    def __init__(self, task, page):
+        self.task, self.page, self._go = task, page, mp.Event()
 
     def __enter__(self):
+        ready, go = mp.Event(), self._go
+
+        def reader(task):
+            ksym.rcu_read_lock()
+            ready.set()
+            assert go.wait(30)
+            ksym.rcu_read_unlock()
+        self.reader = self.task.clone(reader)
+        assert ready.wait(20)
         ksym.get_page(self.page)
         ksym.lock_page(self.page)
-        ksym.rcu_read_lock()
         return ksym.try_to_unmap(self.page, 1)
 
     def __exit__(self, *_exception):
         ksym.remove_migration_ptes(self.page, self.page)
-        ksym.rcu_read_unlock()
+        self._go.set()
+        self.reader.result(timeout=20)
         ksym.unlock_page(self.page)
         ksym.put_page(self.page)
 
@@ -157,7 +167,7 @@ def test_page_is_unmapped_from_every_process_and_comes_back_as_it_was(run):
         page = page_at(task.cpu, va)
         ksym.lru_add_drain_all()
         before = [pte_at(cpu, va) for cpu in cpus], page._count, ksym.page_mapcount(page)
-        with unmapped(page) as result:
+        with unmapped(task, page) as result:
             inside = [migration(pte_at(cpu, va)) for cpu in cpus], page._count, ksym.page_mapcount(page)
             pfns = {ksym.swp_offset(pte_at(cpu, va)) for cpu in cpus}
         after = [pte_at(cpu, va) for cpu in cpus], page._count, ksym.page_mapcount(page)
@@ -181,7 +191,7 @@ def test_writable_entry_is_a_write_migration_entry_and_its_dirty_bit_is_the_page
         task.store(va, b"x")
         page = page_at(task.cpu, va)
         dirty_before = page.flags >> C["PG_dirty"] & 1
-        with unmapped(page):
+        with unmapped(task, page):
             inside = migration(pte_at(task.cpu, va))
         return inside, dirty_before, page.flags >> C["PG_dirty"] & 1, bool(pte_at(task.cpu, va) & RW)
     assert run(program) == (WRITE, 0, 1, True)
@@ -246,7 +256,7 @@ def test_page_is_found_wherever_it_has_gone_in_both_of_two_processes(machine, ru
         remap(task, va)
         page = page_at(child, va + PAGE)
         results = []
-        with unmapped(page) as result:
+        with unmapped(task, page) as result:
             results += [result, ksym.page_mapcount(page), migration(pte_at(child, va + PAGE))]
         results.append(ksym.page_mapcount(page))
         family.let_go()
@@ -263,7 +273,7 @@ def test_moved_page_keeps_its_index_and_is_found_at_its_new_address(run):
         index = page.index
         there = task.mremap(va, 2 * PAGE, 2 * PAGE, MOVE, 1 << 40)
         same = page_at(task.cpu, there + PAGE).address == page.address
-        with unmapped(page) as result:
+        with unmapped(task, page) as result:
             inside = migration(pte_at(task.cpu, there + PAGE))
         return same, page.index == index, ksym.vma_address(page, vma_at(task.cpu, there)) == there + PAGE, \
             result, inside, task.load(there + PAGE, 1)
@@ -279,7 +289,7 @@ def test_area_that_goes_while_its_page_is_unmapped_leaves_nothing_to_map(machine
         task.store(va, bytes(2 * PAGE))
         ksym.lru_add_drain_all()
         page = page_at(task.cpu, va)
-        unmapping = unmapped(page)
+        unmapping = unmapped(task, page)
         unmapping.__enter__()
         # Not from this task, which may not sleep now.
         task.clone(lambda task: task.munmap(va, 2 * PAGE)).result(timeout=20)
@@ -295,7 +305,7 @@ def test_fork_copies_migration_entries_and_takes_the_right_to_write_from_both(ma
         va = task.mmap(PAGE)
         task.store(va, b"x")
         page, cpu = page_at(task.cpu, va), task.cpu
-        unmapping = unmapped(page)
+        unmapping = unmapped(task, page)
         unmapping.__enter__()
         before = migration(pte_at(cpu, va))
         forked, go = mp.Queue(), mp.Event()
@@ -323,7 +333,7 @@ def test_mprotect_takes_the_right_to_write_from_a_migration_entry(run):
         va = task.mmap(PAGE)
         task.store(va, b"x")
         page = page_at(task.cpu, va)
-        unmapping = unmapped(page)
+        unmapping = unmapped(task, page)
         unmapping.__enter__()
         task.clone(lambda task: task.mprotect(va, PAGE, PROT_READ)).result(timeout=20)
         inside = migration(pte_at(task.cpu, va))
@@ -337,7 +347,7 @@ def test_migration_entry_is_moved_by_mremap_and_found_there(run):
         va = task.mmap(PAGE)
         task.store(va, b"moved")
         page = page_at(task.cpu, va)
-        unmapping = unmapped(page)
+        unmapping = unmapped(task, page)
         unmapping.__enter__()
         task.clone(lambda task: task.mremap(va, PAGE, PAGE, MOVE, 1 << 40)).result(timeout=20)
         inside = migration(pte_at(task.cpu, 1 << 40))

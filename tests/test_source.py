@@ -67,6 +67,7 @@ def test_files_import_only_from_below():
 def test_every_file_names_its_licence():
     root = PACKAGE.parent
     files = [*PACKAGE.glob("*.py"), *HEADERS, *PACKAGE.glob("*.h"),
+             *PACKAGE.glob("explore/*.py"), *PACKAGE.glob("explore/*.c"), *PACKAGE.glob("explore/*.html"),
              *(file for folder in ("tests", "stress", "bench") for file in (root / folder).glob("*.py"))]
     assert [file.name for file in files if "SPDX-License-Identifier: GPL-2.0-only" not in file.read_text()
             and file.stat().st_size] == []

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An explorer's process.  Run by its path, so that nothing of shmkern is imported before
+the explorer's flavour is in place:
+
+    python shmkern/explore/__main__.py explore fault
+"""
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Not this directory, whose modules are shmkern.explore's, but the one of the package.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+    sys.path.insert(1, str(Path(__file__).resolve().parent))
+    import flavour
+    del sys.path[1]
+    flavour.runtime = flavour.install()
+    sys.modules["shmkern.explore.flavour"] = flavour
+    from shmkern.explore import command
+    sys.exit(command.main(sys.argv[1:]))

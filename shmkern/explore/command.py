@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`shmkern explore` and `shmkern replay`, in a process of the explorer's own.
+
+A process has one block, and a block one scenario; so each scenario is explored in a process
+forked for it, which forks jobs of its own.
+
+May import: everything.
+"""
+import argparse
+import importlib.util
+import os
+import shutil
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+from shmkern.cli import BAD_USE, DONE, Parser, UsageError, _command
+from shmkern.command import positive, write_json
+from shmkern.explore import findings, museum, room as room_module, scenarios, search  # noqa: F401
+
+BROKEN = 1
+EXPLORE_EXAMPLE = "shmkern explore fault store --preemptions 3 --jobs 2"
+REPLAY_EXAMPLE = "shmkern replay store.schedule --html store.html"
+
+
+# ---- scenarios -------------------------------------------------------------------
+
+def load_file(path):
+    """Runs a user's file, whose scenarios register themselves."""
+    if not Path(path).is_file():
+        raise UsageError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location("scenarios_of_user", path)
+    module = importlib.util.module_from_spec(spec)
+    before = set(room_module.scenarios)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    return [name for name in room_module.scenarios if name not in before]
+
+
+def wanted_scenarios(args):
+    """The names of the scenarios to explore."""
+    of_file = load_file(args.file) if args.file else None
+    names = args.scenarios or of_file or list(room_module.scenarios)
+    for name in names:
+        if name not in room_module.scenarios:
+            raise UsageError(f"there is no scenario {name!r}; `shmkern explore --list` shows those there are")
+    return names
+
+
+def list_scenarios():
+    """Prints the scenarios, each with the first sentence of its text."""
+    width = max(map(len, room_module.scenarios))
+    for name, build in room_module.scenarios.items():
+        text = " ".join((build.__doc__ or "").split())
+        print(f"{name:<{width}}  {text}")
+
+
+# ---- one scenario, in a process of its own -----------------------------------------
+
+def in_own_process(function, *args):
+    """function(*args) in a forked process, which deals with Ctrl-C itself."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ProcessPoolExecutor(1, get_context("fork")) as pool:
+            return pool.submit(function, *args).result()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def explore_one(name, file, options, jobs, resume):
+    """Explores one scenario.  Returns (search.Result, findings.Finding or None)."""
+    saved = search.load_progress(name) if resume else None
+    if resume and saved is None:
+        raise UsageError(f"no exploration of {name} was interrupted")
+    room = room_module.Room(room_module.scenarios[name])
+    exploration = search.Search(room, name, options, jobs, show_progress if sys.stderr.isatty() else lambda *_args: None)
+    if saved:
+        try:
+            exploration.restore(saved)
+        except ValueError as error:
+            raise UsageError(f"what {search.progress_file(name)} holds {error}") from error
+    result = exploration.run(bool(saved))
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    if result.interrupted and options.strategy == "dpor":
+        print(f"{name}: kept in {search.save_progress(exploration)}; go on with --resume")
+    elif saved:
+        search.progress_file(name).unlink(missing_ok=True)
+    if result.failure is None:
+        return result, None
+    failure = result.failure
+    if failure["segments"]:
+        failure["segments"] = findings.shrink(room, failure["kind"], failure["segments"])
+    return result, findings.tell(room, name, file, failure)
+
+
+def show_progress(result, done, of):
+    """One line that overwrites itself."""
+    print(f"\r\033[K{result.scenario}: round {result.rounds}, {result.points} points, {done} of {of} units",
+          end="", file=sys.stderr, flush=True)
+
+
+def verdict(result):
+    """What a Result says, in a few words."""
+    options = result.options
+    if result.failure is not None:
+        return f"FAILS: {result.failure['kind']}"
+    if result.interrupted:
+        return "interrupted"
+    if options.strategy == "pct":
+        chance = result.tasks * max(1, result.most_points) ** (options.depth - 1)
+        return f"held; each schedule would have met a bug of depth {options.depth} with probability 1/{chance:,}"
+    if options.strategy == "random":
+        return "held"
+    bounds = [text for value, text in ((options.preemptions, f"{options.preemptions} preemptions"),
+                                       (options.steps, f"{options.steps} steps")) if value is not None]
+    bound = " and ".join(bounds) or "no bound"
+    return f"held; exhausted at {bound}" if result.exhausted else f"held; not exhausted at {bound}"
+
+
+def row(result):
+    """A line of the table."""
+    speed = result.runs / result.seconds if result.seconds else 0
+    return f"{result.scenario:<18}{result.runs:>10,}{result.cut:>10,}{result.points:>7}{result.states:>7}" \
+        f"{result.seconds:>8.1f}{speed:>9,.0f}  {verdict(result)}"
+
+
+HEAD = f"{'scenario':<18}{'schedules':>10}{'cut':>10}{'points':>7}{'states':>7}{'s':>8}{'a second':>9}"
+
+
+def run_explore(args):
+    """The command `explore`."""
+    if args.list:
+        if args.file:
+            load_file(args.file)
+        list_scenarios()
+        return DONE
+    if args.museum:
+        return museum.run_museum(args.scenarios, args.jobs, args.json)
+    names = wanted_scenarios(args)
+    if (args.html or args.output) and len(names) > 1:
+        raise UsageError("--html and --output are for one scenario")
+    options = search.Options(args.strategy, None if args.preemptions < 0 else args.preemptions, args.steps, args.runs,
+                             args.depth, args.seed, args.seconds)
+    file = os.path.abspath(args.file) if args.file else None
+    print(HEAD, flush=True)
+    outcomes, status = [], DONE
+    for name in names:
+        result, finding = in_own_process(explore_one, name, file, options, args.jobs, args.resume)
+        print(row(result), flush=True)
+        outcomes.append(asdict(result))
+        if finding is not None:
+            status = BROKEN
+            tell_finding(finding, args.output or f"{name}.schedule", args.html)
+        if result.interrupted:
+            status = status or 128 + signal.SIGINT
+            break
+    write_json(args.json, outcomes)
+    return status
+
+
+def tell_finding(finding, path, page):
+    """Prints a finding and saves it."""
+    print()
+    print(findings.table(finding))
+    if finding.segments:
+        findings.save(finding, path)
+        print(f"\nsaved: shmkern replay {path}")
+    if page:
+        Path(page).write_text(findings.page(finding))
+        print(f"page: {page}")
+    print()
+
+
+# ---- replay --------------------------------------------------------------------------
+
+def run_replay(args):
+    """The command `replay`."""
+    if args.gdb:
+        gdb = shutil.which("gdb")
+        if not gdb:
+            raise UsageError("there is no gdb; install the Debian package gdb")
+        program = str(Path(__file__).with_name("__main__.py"))
+        os.execv(gdb, [gdb, "-q", "--args", sys.executable, program, "replay", args.schedule])
+    try:
+        saved = findings.load(args.schedule)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {args.schedule}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if saved.file:
+        load_file(saved.file)
+    if saved.scenario not in room_module.scenarios:
+        raise UsageError(f"there is no scenario {saved.scenario!r} any more")
+    room = room_module.Room(room_module.scenarios[saved.scenario])
+    try:
+        finding = findings.replay(room, saved)
+    except ValueError as error:
+        raise UsageError(f"{args.schedule} no longer applies: {error}") from error
+    if finding.kind is None:
+        print(f"{saved.scenario}: the schedule runs to its end and nothing fails (it was: {saved.kind})")
+        return DONE
+    print(findings.table(finding))
+    if args.html:
+        Path(args.html).write_text(findings.page(finding))
+        print(f"page: {args.html}")
+    write_json(args.json, asdict(finding))
+    return BROKEN
+
+
+# ---- the command line -------------------------------------------------------------------
+
+def make_parser():
+    """The parser of both commands."""
+    parser = Parser(prog="shmkern")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser, dest="command_name")
+    explore = _command(commands, "explore", run_explore, "try every interleaving of small scenarios of the kernel",
+                       EXPLORE_EXAMPLE)
+    explore.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="as --list shows it (default: all)")
+    explore.add_argument("--list", action="store_true", help="show the scenarios")
+    explore.add_argument("--file", metavar="FILE", help="a Python file with scenarios of your own; docs/explore.md")
+    explore.add_argument("--strategy", choices=("dpor", "pct", "random"), default="dpor",
+                         help="dpor: all schedules, equivalent ones once; pct, random: --runs of them (default dpor)")
+    explore.add_argument("--preemptions", type=int, default=2, metavar="N",
+                         help="bound dpor by this many switches that no task asked for; -1: no bound (default 2)")
+    explore.add_argument("--steps", type=positive, metavar="N", help="bound dpor to switches in the first N accesses")
+    explore.add_argument("--runs", type=positive, default=10000, metavar="N", help="of pct and random (default 10000)")
+    explore.add_argument("--depth", type=positive, default=3, metavar="D", help="bug depth of pct (default 3)")
+    explore.add_argument("--seed", type=int, default=1, metavar="N", help="of pct and random (default 1)")
+    explore.add_argument("--seconds", type=float, metavar="S", help="stop each scenario then")
+    explore.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default 1)")
+    explore.add_argument("--resume", action="store_true", help="go on with what Ctrl-C interrupted")
+    explore.add_argument("--output", metavar="FILE", help="where a failed schedule goes (default SCENARIO.schedule)")
+    explore.add_argument("--html", metavar="FILE", help="also write a failed schedule as a page to step through")
+    explore.add_argument("--museum", action="store_true",
+                         help="build the kernel with bugs that Linux had and find each; SCENARIOs are then their names")
+    explore.add_argument("--json", metavar="FILE", help="also write the results to FILE, as JSON; - is the standard output")
+    replay = _command(commands, "replay", run_replay, "run a failed schedule again, exactly", REPLAY_EXAMPLE)
+    replay.add_argument("schedule", metavar="FILE", help="what `shmkern explore` has saved")
+    replay.add_argument("--gdb", action="store_true", help="under gdb")
+    replay.add_argument("--html", metavar="FILE", help="also write it as a page to step through")
+    replay.add_argument("--json", metavar="FILE", help="also write it to FILE, as JSON; - is the standard output")
+    return parser
+
+
+def main(argv):
+    """Runs a command line.  Returns the exit status."""
+    args = make_parser().parse_args(argv)
+    try:
+        status = args.run(args)
+    except (UsageError, argparse.ArgumentTypeError) as error:
+        print(f"shmkern {args.command_name}: {error}", file=sys.stderr)
+        status = BAD_USE
+    sys.stdout.flush()
+    # Tasks that never came to an end are not to be ended by the interpreter's clearing up.
+    os._exit(status)

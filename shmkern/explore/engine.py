@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""runtime.c, seen from Python: the constants and structs of its interface, and one object.
+
+May import: flavour (installed by __main__).
+"""
+import ctypes
+import enum
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from shmkern import layout
+
+PERCPU = layout.constants["PERCPU_BASE"]
+MAX_TASKS = 4
+RUN_ON = 0xffffffff
+NO_BOUND = 62
+EXHAUSTIVE, RANDOM, PCT, FOLLOW = 0, 1, 2, 3
+IS_WRITE, IS_ATOMIC, IS_ADD, IS_WAIT, IS_WAKE, IS_SLEEP, IS_RANGE = 1, 2, 4, 8, 16, 32, 64
+WORD_POINT, WORD_SPLIT, WORD_COUNTER, WORD_IGNORED, WORD_NEW_POINT = 1, 2, 4, 8, 16
+
+TRACED = np.dtype([("address", "u8"), ("pc", "u8"), ("before", "u8"), ("after", "u8"), ("size", "u4"),
+                   ("step", "u4"), ("task", "u1"), ("how", "u1"), ("pad0", "u2"), ("pad1", "u4")])
+MAX_TRACED = 1 << 18
+
+
+class Outcome(enum.IntEnum):
+    """What rt_run returns."""
+    HELD = 0
+    RACE = 1
+    BUG = 2
+    OOPS = 3
+    DEADLOCK = 4
+    LOST_WAKEUP = 5
+    LIVELOCK = 6
+    DIVERGED = 7
+
+
+class Segment(NamedTuple):
+    """A task runs until it is about to do its until-th access; RUN_ON: until it cannot go on."""
+    task: int
+    until: int
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = [("task", ctypes.c_uint32), ("until", ctypes.c_uint32)]
+
+
+class Race(ctypes.Structure):
+    """Two accesses that nothing orders."""
+    _fields_ = [("address", ctypes.c_uint64), ("pc", ctypes.c_uint64 * 2), ("task", ctypes.c_uint32 * 2),
+                ("how", ctypes.c_uint32 * 2)]
+
+
+class Statistics(NamedTuple):
+    """Numbers of the last run, or of all since the process began."""
+    cut: int            # runs that met a state seen before, and branched no further
+    new_points: int     # words that turned out to be points since the last rt_round
+    steps: int
+    points: int
+    preemptions: int
+    edges: int
+    failed_task: int
+    fault_address: int
+    most_points: int
+
+
+class Engine:
+    """The functions of the runtime.  One in a process."""
+
+    def __init__(self):
+        lib = sys.modules["shmkern.explore.flavour"].runtime
+        u32, u64 = ctypes.c_uint32, ctypes.c_uint64
+        segments = ctypes.POINTER(_Segment)
+        for name, result, arguments in (
+                ("open", ctypes.c_int, [u64] * 3), ("flag_words", None, [u64, u64, ctypes.c_uint8]),
+                ("words", ctypes.c_void_p, []), ("snapshot", None, [u64]), ("restore", None, []),
+                ("state_hash", u64, []), ("task", None, [u32, u64, u64, u32]),
+                ("strategy", None, [u32, u32, u32, u64, u32]), ("plan", None, [segments, u32]),
+                ("next", u32, []), ("drop_work", None, []), ("unit", None, [u64]), ("round", u32, []),
+                ("done", segments, [ctypes.POINTER(u32)]), ("planned", segments, [ctypes.POINTER(u32)]),
+                ("race", ctypes.POINTER(Race), []), ("edges", ctypes.POINTER(u64), []),
+                ("statistics", None, [ctypes.POINTER(u64)]), ("trace", None, [ctypes.c_void_p, u64]),
+                ("traced", u64, []), ("run", ctypes.c_int, [ctypes.POINTER(ctypes.py_object)])):
+            function = getattr(lib, "rt_" + name)
+            function.restype, function.argtypes = result, arguments
+            setattr(self, "_" + name, function)
+        # FOLLOW does what the plan says and then what comes first.
+        self.open, self.flag_words, self.snapshot, self.restore = \
+            self._open, self._flag_words, self._snapshot, self._restore
+        self.state_hash, self.task = self._state_hash, self._task
+        self.strategy, self.next, self.drop_work = self._strategy, self._next, self._drop_work
+        self.unit, self.round = self._unit, self._round
+        self._count = u32()
+        self._numbers = (u64 * len(Statistics._fields))()
+        self._greenlets = (ctypes.py_object * MAX_TASKS)()
+
+    def become(self, task, pid):
+        """Makes a task the current one, outside runs."""
+        ctypes.c_uint64.from_address(PERCPU).value = task
+        ctypes.c_uint64.from_address(PERCPU + 8).value = pid
+
+    def run(self, greenlets):
+        """One run of the plan, as an Outcome's number."""
+        self._greenlets[:len(greenlets)] = greenlets
+        return self._run(self._greenlets)
+
+    def plan(self, segments):
+        """What the next run does before its strategy decides."""
+        self._plan((_Segment * len(segments))(*segments), len(segments))
+
+    def _segments(self, function):
+        found = function(ctypes.byref(self._count))
+        return [Segment(found[i].task, found[i].until) for i in range(self._count.value)]
+
+    def done(self):
+        """What the last run did, as a plan that does it again."""
+        return self._segments(self._done)
+
+    def planned(self):
+        """The plan of the next run."""
+        return self._segments(self._planned)
+
+    def race(self):
+        """The data race that the last run met first."""
+        return self._race().contents
+
+    def statistics(self):
+        """Numbers; see Statistics."""
+        self._statistics(self._numbers)
+        return Statistics(*self._numbers)
+
+    def lock_edges(self):
+        """Pairs of locks, as addresses: the second was taken while the first was held."""
+        edges = np.ctypeslib.as_array(self._edges(), (1024, 2))
+        return {(int(held), int(taken)) for held, taken in edges if held}
+
+    def words(self, size):
+        """The flags of every word of the block, live."""
+        return np.ctypeslib.as_array((ctypes.c_uint8 * (size // 8)).from_address(self._words()))
+
+    def trace(self, on):
+        """Traces the runs that follow, or no more."""
+        self._entries = np.zeros(MAX_TRACED, TRACED) if on else None
+        self._trace(self._entries.ctypes.data if on else None, MAX_TRACED if on else 0)
+
+    def traced(self):
+        """What the last run did, access by access."""
+        return self._entries[:self._traced()].copy()

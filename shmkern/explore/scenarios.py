@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The project's scenarios.  Each is two or three tasks that meet at one page, small enough that
+all their interleavings can be tried.
+
+May import: room.
+"""
+import errno
+
+from shmkern.errors import SegmentationFault
+from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
+
+PROT_READ, MREMAP_MAYMOVE, MREMAP_FIXED = C["PROT_READ"], C["MREMAP_MAYMOVE"], C["MREMAP_FIXED"]
+OLD, NEW = 0x0123456789abcdef, 0xfedcba9876543210
+
+
+def one_page(room, value=OLD):
+    """A task with one page of its own that holds a word, and a migrator.  (user, va, migrator)"""
+    user = room.task()
+    va = user.mmap(PAGE)
+    user.store64(va, value)
+    migrator = room.task()
+    migrator.migrate_prep()
+    return user, va, migrator
+
+
+def other_node(user, va):
+    """The node that the page at `va` is not on."""
+    return 1 - user.frame_of(va) // FRAMES_PER_NODE
+
+
+def migrate(user, va, flags=C["MPOL_MF_MOVE_ALL"]):
+    """A program that moves the page at `va` of another task to the other node, by its address.
+    Returns its status."""
+    pid, node = user.pid, other_node(user, va)
+    return lambda task: task.move_pages(pid, [va], [node], flags)[0]
+
+
+def migrate_frame(user, va):
+    """A program that moves the frame at `va`, as taking memory offline does: it knows no address
+    space.  Returns how many pages stayed."""
+    frame, node = user.frame_of(va), other_node(user, va)
+    return lambda task: task.migrate_frames(frame, frame + 1, node)[1]
+
+
+@scenario
+def fault(room):
+    """A first touch of a page beside one that is being moved."""
+    user, va, migrator = one_page(room)
+    new = user.mmap(PAGE)
+    room.program(user, lambda task: task.store64(new, NEW))
+    room.program(migrator, migrate(user, va))
+    room.check(lambda: user.load64(va) == OLD and user.load64(new) == NEW)
+
+
+@scenario
+def load(room):
+    """A load from the page that is being moved."""
+    user, va, migrator = one_page(room)
+    room.program(user, lambda task: task.load64(va))
+    room.program(migrator, migrate(user, va))
+    room.check(lambda seen, _status: seen == OLD and user.load64(va) == OLD)
+
+
+@scenario
+def store(room):
+    """A store to the page that is being moved, through a translation that the TLB has: it lands
+    in the old frame before it is copied, or in the new one, and is never lost."""
+    user, va, migrator = one_page(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate(user, va))
+    room.check(lambda: user.load64(va) == NEW)
+
+
+@scenario
+def store_clean(room):
+    """As store, by a task whose TLB has the page as clean: the MMU sets DIRTY in the PTE while
+    it is being taken away."""
+    user, va, migrator = one_page(room)
+    room.clean(user, va)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate(user, va))
+    room.check(lambda: room.is_dirty(user, va) and user.load64(va) == NEW)
+
+
+@scenario
+def store_frame(room):
+    """As store, with a migrator that finds the page by its frame and takes no mmap_sem."""
+    user, va, migrator = one_page(room)
+
+    def program(task):
+        task.store64(va, NEW)
+        assert task.load64(va) == NEW
+    room.program(user, program)
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == NEW)
+
+
+@scenario
+def two_faults(room):
+    """Two tasks of one address space touch the page that is being moved."""
+    user, va, migrator = one_page(room)
+    other = room.task(shares=user)
+    room.program(user, lambda task: task.load64(va))
+    room.program(other, lambda task: task.load64(va))
+    room.program(migrator, migrate(user, va))
+    room.check(lambda one, two, _status: one == two == OLD and user.load64(va) == OLD)
+
+
+@scenario
+def first_touch(room):
+    """Two tasks of one address space touch the same page for the first time: one frame is given
+    back."""
+    user = room.task()
+    va = user.mmap(PAGE)
+    other = room.task(shares=user)
+    room.program(user, lambda task: task.store64(va, OLD))
+    room.program(other, lambda task: task.store64(va + 8, NEW))
+    room.check(lambda: (user.load64(va), user.load64(va + 8)) == (OLD, NEW))
+
+
+@scenario
+def shared_store(room):
+    """Two tasks of one address space store to the page that is being moved: two TLBs to flush."""
+    user, va, migrator = one_page(room)
+    other = room.task(shares=user)
+    other.load64(va)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(other, lambda task: task.fetch_add64(va + 8, 1))
+    room.program(migrator, migrate(user, va))
+    room.check(lambda: (user.load64(va), user.load64(va + 8)) == (NEW, 1))
+
+
+@scenario
+def shared_task(room):
+    """One of two tasks that share an address space moves a page of theirs while the other uses
+    it."""
+    user, va, _migrator = one_page(room)
+    other = room.task(shares=user)
+    node = other_node(user, va)
+    room.program(user, lambda task: task.fetch_add64(va, 1))
+    room.program(other, lambda task: task.move_pages(0, [va], [node])[0])
+    room.check(lambda before, _status: before == OLD and user.load64(va) == OLD + 1)
+
+
+@scenario
+def migrate_twice(room):
+    """Two migrators, one page."""
+    user, va, migrator = one_page(room)
+    room.program(migrator, migrate(user, va))
+    room.program(room.task(), migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
+def munmap(room):
+    """The page is unmapped while it is being moved, by a migrator that takes no mmap_sem."""
+    user, va, migrator = one_page(room)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+
+
+@scenario
+def mremap(room):
+    """The page is moved in the address space and in memory at once."""
+    user, va, migrator = one_page(room)
+    target = va - (8 << 20)
+    room.program(user, lambda task: task.mremap(va, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(target) == OLD)
+
+
+@scenario
+def mprotect(room):
+    """The page becomes read-only while it is being moved, and stays so."""
+    user, va, migrator = one_page(room)
+    room.program(user, lambda task: task.mprotect(va, PAGE, PROT_READ))
+    room.program(migrator, migrate_frame(user, va))
+
+    def read_only():
+        assert user.load64(va) == OLD
+        try:
+            user.store64(va, NEW)
+        except SegmentationFault:
+            return True
+        return False
+    room.check(read_only)
+
+
+@scenario
+def fork(room):
+    """The address space is copied while its page is being moved; then each side writes, and
+    neither sees the other's."""
+    user, va, migrator = one_page(room)
+    room.program(user, lambda task: task.fork())
+    room.program(migrator, migrate_frame(user, va))
+
+    def apart(child, _stayed):
+        user.store64(va, NEW)
+        assert room.load_in(child, va) == OLD
+        return user.load64(va) == NEW
+    room.check(apart)
+
+
+@scenario
+def exit_(room):
+    """The task whose page is being moved exits."""
+    user, va, migrator = one_page(room)
+    room.program(user, lambda task: task.exit())
+    room.program(migrator, migrate_frame(user, va))
+
+
+@scenario
+def move_pages_exit(room):
+    """move_pages of a task that exits: it has its address space, or none."""
+    user, va, migrator = one_page(room)
+    pid, node = user.pid, other_node(user, va)
+
+    def program(task):
+        try:
+            return task.move_pages(pid, [va], [node])[0]
+        except OSError as error:
+            return error.errno
+    room.program(user, lambda task: task.exit())
+    room.program(migrator, program)
+    room.check(lambda _none, status: status in (node, -errno.EACCES, -errno.EBUSY, -errno.ENOENT, -errno.EAGAIN,
+                                               -errno.EFAULT, errno.ESRCH, errno.EINVAL))
+
+
+@scenario
+def forked_store(room):
+    """A page that two address spaces share is moved while one of them writes to it, and so gets
+    a copy of its own."""
+    user, va, migrator = one_page(room)
+    child = room.forked(user)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == NEW and child.load64(va) == OLD)
+
+
+@scenario
+def forked_exit(room):
+    """A page that two address spaces share is moved while one of them exits: the anon_vma stays
+    as long as anybody walks it."""
+    user, va, migrator = one_page(room)
+    child = room.forked(user)
+    room.program(child, lambda task: task.exit())
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
+def mremap_store(room):
+    """One thread moves the page in the address space, another stores to its old address, and a
+    migrator moves it in memory: the store is seen at the new address, or faults."""
+    user, va, migrator = one_page(room)
+    other = room.task(shares=user)
+    other.load64(va)
+    target = va - (8 << 20)
+
+    def store(task):
+        try:
+            task.store64(va, NEW)
+        except SegmentationFault:
+            return OLD
+        return NEW
+    room.program(user, lambda task: task.mremap(va, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target))
+    room.program(other, store)
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda _new, stored, _stayed: user.load64(target) == stored)
+
+
+@scenario
+def anon_vma(room):
+    """The page is unmapped while it is being moved, and so is the last area of its anon_vma, which
+    is freed when RCU lets it."""
+    user, va, migrator = one_page(room)
+
+    def program(task):
+        task.munmap(va, PAGE)
+        task.kernel("rcu_process_callbacks")
+    room.program(user, program)
+    room.program(migrator, migrate_frame(user, va))
+
+
+@scenario
+def munmap_isolated(room):
+    """A page that a migrator has isolated already is unmapped: once it is gone, there is nothing left
+    that could fail to move."""
+    user, va, migrator = one_page(room)
+    page = room.page_of(user, va)
+    migrator.kernel("isolate_lru_page", page)
+    room.begins_whole = False
+    node, gone = other_node(user, va), []
+    isolated = room.list_head()
+
+    def unmap(task):
+        gone.clear()
+        task.munmap(va, PAGE)
+        gone.append(va)
+
+    def move(task):
+        was_gone = bool(gone)
+        task.kernel("INIT_LIST_HEAD", isolated)
+        task.kernel("list_add", page + room.offset("Page", "lru"), isolated)
+        stayed = task.kernel("migrate_pages", isolated, room.symbol("alloc_on_node"), node)
+        assert not (was_gone and stayed)
+        return stayed
+    room.before_each_run(gone.clear)
+    room.program(user, unmap)
+    room.program(migrator, move)
+
+
+@scenario
+def load_freed(room):
+    """Two threads of one address space: one touches the page that is being moved, the other unmaps
+    it and maps a new one."""
+    user, va, migrator = one_page(room)
+    other = room.task(shares=user)
+
+    def touch(task):
+        try:
+            return task.load64(va)
+        except SegmentationFault:
+            return 0
+    room.program(user, touch)
+    room.program(other, lambda task: task.munmap(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda seen, _none, _stayed: seen in (0, OLD))

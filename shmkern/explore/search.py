@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Explores one scenario.
+
+An exhaustive exploration goes in rounds.  A round tries, at every point (runtime.c) that is
+known when it begins, every other task, up to the bound of preemptions; what turns out to be a
+point on the way is one from the next round on.  A round that finds no new point has covered
+everything.  A few random schedules before the first round find most points at once.
+
+A round is cut into units: the first run of the round leaves schedules to be tried, and these
+are dealt out in UNITS shares, each of which is explored with all that follows from it, with a
+cache of its own.  Whatever the number of jobs, a unit does the same, so the result is the same.
+
+What was considered: frontrun 0.7.0's DPOR engine is fed by Python with one call an access, and
+cannot bound preemptions without losing schedules; sleep and source sets prune a schedule because
+a sibling covers it, which with a bound on preemptions need not be so (Coons, Musuvathi and
+McKinley 2013); caching what was seen, with the preemptions it took, stays exact under a bound.
+
+May import: room, engine.
+"""
+import hashlib
+import json
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from shmkern.explore import engine as engine_module
+from shmkern.explore.engine import RUN_ON, Segment
+from shmkern.explore.names import Names
+
+UNITS = 16
+FIRST_RUN = -1              # the number of the unit that is a round's first run
+SEED_RUNS = 64
+KERNEL = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Options:
+    """How to explore.  `strategy` is dpor, pct or random; `preemptions` (None: any number) and
+    `steps` bound dpor; `runs` is the number of schedules of the others, `depth` the bug depth of
+    pct; `seconds` ends any of them (None: no end)."""
+    strategy: str = "dpor"
+    preemptions: int | None = 2
+    steps: int | None = None
+    runs: int = 10000
+    depth: int = 3
+    seed: int = 1
+    seconds: float | None = None
+
+
+@dataclass
+class Unit:
+    """What became of one unit."""
+    runs: int = 0
+    cut: int = 0
+    states: set = field(default_factory=set)
+    most_points: int = 0
+    complete: bool = True
+    new_points: list = field(default_factory=list)
+    failure: dict | None = None     # kind, text, segments
+    edges: list = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """What became of an exploration.  `exhausted` means that every schedule up to the bound was
+    run, or is equivalent to one that was."""
+    scenario: str
+    options: Options
+    tasks: int = 0
+    exhausted: bool = False
+    interrupted: bool = False
+    rounds: int = 0
+    points: int = 0
+    runs: int = 0
+    cut: int = 0
+    states: int = 0
+    most_points: int = 0
+    seconds: float = 0.0
+    failure: dict | None = None
+
+
+class Interrupted(Exception):
+    """Ctrl-C came."""
+
+
+def kernel_hash():
+    """A name for the kernel's source as it is now."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted([*KERNEL.glob("*.py"), *KERNEL.glob("*.pxd"), *KERNEL.glob("*.h")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Search:
+    """One exploration of the scenario in `room`, which is called `name`.
+
+    `progress(result, units done, of)` is called now and then.
+    """
+
+    def __init__(self, room, name, options, jobs=1, progress=lambda result, done, of: None):
+        self.room, self.engine, self.options, self.jobs, self.progress = room, room.engine, options, jobs, progress
+        self.result = Result(name, options, len(room.programs))
+        self.deadline = None
+        self.states = set()     # that schedules ended in, as numbers
+        self.done = {}          # units of this round that are complete, by number
+        self.stopped = False
+
+    # ---- from outside ----
+
+    def run(self, saved=False):
+        """Explores, from the beginning or, after restore(), on.  Returns a Result."""
+        began = time.monotonic()
+        if self.options.seconds is not None:
+            self.deadline = began + self.options.seconds
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            if not saved:
+                self._find_first_points()
+            if self.result.failure is None:
+                if self.options.strategy == "dpor":
+                    self._rounds()
+                else:
+                    self.result.points, self.result.rounds = self.engine.round(), 1
+                    self._round(self._sampling_units())
+        except Interrupted:
+            self.result.interrupted = True
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self.result.seconds = time.monotonic() - began
+        return self.result
+
+    def _interrupt(self, _signal, _frame):
+        self.stopped = True
+
+    # ---- keeping and taking up again ----
+
+    def save(self):
+        """What is known so far, for restore(), as plain data.  The round that is under way will be
+        begun again, with the units that are done."""
+        return {"scenario": self.result.scenario, "kernel": kernel_hash(), "options": asdict(self.options),
+                "points": self._points(), "result": {"rounds": self.result.rounds - 1, "runs": self.result.runs,
+                                                     "cut": self.result.cut, "most_points": self.result.most_points},
+                "states": sorted(self.states),
+                "units": {str(number): asdict(unit) | {"states": sorted(unit.states)}
+                          for number, unit in self.done.items()}}
+
+    def restore(self, saved):
+        """Goes on from what save() gave.  ValueError when that was another exploration."""
+        if (saved["scenario"], saved["kernel"], saved["options"]) != \
+                (self.result.scenario, kernel_hash(), asdict(self.options)):
+            raise ValueError("was left by another scenario, kernel or choice of options")
+        self._mark(saved["points"])
+        for name, value in saved["result"].items():
+            setattr(self.result, name, value)
+        self.states = set(saved["states"])
+        self.done = {int(number): Unit(**unit) for number, unit in saved["units"].items()}
+
+    def _points(self):
+        """The words that are points now, by number."""
+        words = self.engine.words(self.room.size)
+        return np.flatnonzero(words & engine_module.WORD_POINT).tolist()
+
+    def _mark(self, points):
+        """Makes words points from the next round on."""
+        words = self.engine.words(self.room.size)
+        for word in points:
+            if not words[word] & engine_module.WORD_POINT:
+                words[word] |= engine_module.WORD_NEW_POINT
+
+    def _new_points(self):
+        words = self.engine.words(self.room.size)
+        return np.flatnonzero(words & engine_module.WORD_NEW_POINT).tolist()
+
+    # ---- rounds and units ----
+
+    def _set_strategy(self, strategy, seed=1):
+        options = self.options
+        bound = engine_module.NO_BOUND if options.preemptions is None else options.preemptions
+        steps = RUN_ON if options.steps is None else options.steps
+        self.engine.strategy(strategy, bound, steps, seed, options.depth)
+
+    def _find_first_points(self):
+        """A few random schedules, so that the first round knows most points."""
+        unit = Unit()
+        for seed in range(SEED_RUNS):
+            self._set_strategy(engine_module.RANDOM, seed + 1)
+            self.engine.plan([])
+            if self._one_run(unit):
+                break
+            if seed % 8 == 7:
+                self.engine.round()
+        self._account([unit])
+
+    def _rounds(self):
+        """Rounds until one finds no new point, or something fails."""
+        while True:
+            self.result.points = self.engine.round()
+            self.result.rounds += 1
+            shares = self._shares()
+            new = self._round(shares)
+            if self.result.failure is not None or not self.complete:
+                return
+            self.done = {}
+            if not new:
+                self.result.exhausted = True
+                return
+            self._mark(new)
+
+    def _shares(self):
+        """The schedules that the first run of a round leaves to be tried, in UNITS shares."""
+        unit = Unit()
+        self._set_strategy(engine_module.EXHAUSTIVE)
+        self.engine.unit(0)
+        self.engine.plan([])
+        self._one_run(unit)
+        left = []
+        while self.engine.next():
+            left.append(self.engine.planned())
+        # Neighbours in one share: they have most in common.
+        left.sort()
+        self.done.setdefault(FIRST_RUN, unit)
+        size = -(-len(left) // UNITS) or 1
+        return [left[start:start + size] for start in range(0, len(left), size)]
+
+    def _sampling_units(self):
+        """The numbers of the runs of a sampling strategy, in shares."""
+        size = -(-self.options.runs // UNITS)
+        return [range(start, min(start + size, self.options.runs)) for start in range(0, self.options.runs, size)]
+
+    def _round(self, shares):
+        """Does all units that are not done.  Returns the new points."""
+        global _searching
+        _searching = self, shares
+        failed = any(unit.failure for unit in self.done.values())
+        wanted = [number for number in range(len(shares)) if number not in self.done and not failed]
+        self.complete = True
+        for number, unit in self._do_units(wanted):
+            if unit.complete or unit.failure:
+                self.done[number] = unit
+            self.complete &= unit.complete
+            self.progress(self.result, len(self.done), len(shares))
+            if self.stopped:
+                raise Interrupted
+        if not self.done.keys() >= set(range(len(shares))):
+            self.complete = False
+        self._account([self.done[number] for number in sorted(self.done)])
+        return sorted({word for unit in self.done.values() for word in unit.new_points} | set(self._new_points()))
+
+    def _do_units(self, wanted):
+        """(number, Unit) of each unit of this round; none behind one that failed."""
+        if self.jobs == 1:
+            for number in wanted:
+                unit = do_unit(number)
+                yield number, unit
+                if unit.failure:
+                    return
+            return
+        with ProcessPoolExecutor(self.jobs, get_context("fork"), _start_job) as pool:
+            waiting = [(number, pool.submit(do_unit, number)) for number in wanted]
+            failed = False
+            for number, future in waiting:
+                if failed or self.stopped:
+                    future.cancel()
+                    continue
+                unit = future.result()
+                failed = unit.failure is not None
+                yield number, unit
+
+    def _account(self, units):
+        """Adds units to the result; the first failure counts."""
+        for unit in units:
+            self.result.runs += unit.runs
+            self.result.cut += unit.cut
+            self.states |= unit.states
+            self.result.most_points = max(self.result.most_points, unit.most_points)
+            if unit.failure and self.result.failure is None:
+                self.result.failure = unit.failure
+        self.result.states = len(self.states)
+        if self.result.failure is None:
+            edges = self.engine.lock_edges() | {tuple(edge) for unit in units for edge in unit.edges}
+            self.result.failure = lock_inversion(edges)
+
+    def _one_run(self, unit):
+        """One run, judged.  True when it failed, which is then in `unit`."""
+        run = self.room.run()
+        self.room.judge(run)
+        unit.runs += 1
+        unit.states.add(run.state)
+        unit.most_points = max(unit.most_points, self.engine.statistics().points)
+        if run.failed:
+            unit.failure = {"kind": run.kind, "text": run.text, "segments": self.engine.done()}
+        self.engine.restore()
+        return run.failed
+
+    def _time_is_up(self):
+        return self.stopped or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    def do_unit(self, number, share):
+        """Explores one unit."""
+        unit = Unit()
+        cut = self.engine.statistics().cut
+        if self.options.strategy == "dpor":
+            self._exhaust(unit, number, share)
+        else:
+            self._sample(unit, share)
+        self.engine.drop_work()
+        unit.cut = self.engine.statistics().cut - cut
+        unit.new_points = self._new_points()
+        unit.edges = sorted(self.engine.lock_edges())
+        return unit
+
+    def _exhaust(self, unit, number, share):
+        self._set_strategy(engine_module.EXHAUSTIVE)
+        self.engine.unit(number + 1)
+        # Those with few preemptions first, as the engine does with what follows from them.
+        for plan in sorted(share, key=preemptions):
+            self.engine.plan(plan)
+            while True:
+                if self._one_run(unit):
+                    return
+                if unit.runs % 64 == 0 and self._time_is_up():
+                    unit.complete = False
+                    return
+                if not self.engine.next():
+                    break
+
+    def _sample(self, unit, share):
+        strategy = engine_module.PCT if self.options.strategy == "pct" else engine_module.RANDOM
+        for number in share:
+            self._set_strategy(strategy, self.options.seed * 1_000_003 + number)
+            self.engine.plan([])
+            if self._one_run(unit):
+                return
+            if unit.runs % 64 == 0 and self._time_is_up():
+                unit.complete = False
+                return
+
+
+# The search of this process and the shares of its round: jobs are forked, and have it with them.
+_searching = None
+
+
+def _start_job():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def do_unit(number):
+    """One unit of the round that this process, or the one it was forked from, is in."""
+    search, shares = _searching
+    return search.do_unit(number, shares[number])
+
+
+def preemptions(segments):
+    """How many switches of a schedule the task did not ask for."""
+    return sum(segment.until != RUN_ON for segment in segments)
+
+
+# ---- lock order -----------------------------------------------------------------
+
+def lock_class(names, address):
+    """A lock's class: the struct and field that it is."""
+    place = names.of(address)
+    return f"{place.struct}.{place.field.removesuffix('.word')}".replace("[", " ").split(" ")[0]
+
+
+def lock_inversion(edges):
+    """A failure when locks were taken in circles, by class: one order here, another there.  Two of
+    one class are left to the deadlock itself: rules such as parent before child are not seen
+    from the class."""
+    if not edges:
+        return None
+    names = Names()
+    after = {}
+    for held, taken in sorted(edges):
+        first, second = lock_class(names, held), lock_class(names, taken)
+        if first != second:
+            after.setdefault(first, set()).add(second)
+    for first in sorted(after):
+        path = find_path(after, first, first)
+        if path:
+            return {"kind": "lock order", "text": "locks are taken in a circle: " + " → ".join(path), "segments": []}
+    return None
+
+
+def find_path(after, start, goal):
+    """The classes from `start` over at least one other to `goal`; None when there is no way."""
+    paths, seen = [[start]], set()
+    while paths:
+        path = paths.pop()
+        for following in sorted(after.get(path[-1], ())):
+            if following == goal:
+                return [*path, goal]
+            if following not in seen:
+                seen.add(following)
+                paths.append([*path, following])
+    return None
+
+
+# ---- the file that an interrupted exploration leaves --------------------------------
+
+def progress_file(name):
+    """Where an interrupted exploration of a scenario is kept."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "shmkern" / f"explore-{name}.json"
+
+
+def save_progress(search):
+    """Writes what an interrupted search knows; returns the file."""
+    path = progress_file(search.result.scenario)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(search.save()))
+    os.replace(draft, path)
+    return path
+
+
+def load_progress(name):
+    """What save_progress() wrote, or None."""
+    try:
+        saved = json.loads(progress_file(name).read_text())
+    except FileNotFoundError:
+        return None
+    for unit in saved["units"].values():
+        unit["edges"] = [tuple(edge) for edge in unit["edges"]]
+        unit["states"] = set(unit["states"])
+        if unit["failure"]:
+            unit["failure"]["segments"] = [Segment(*segment) for segment in unit["failure"]["segments"]]
+    return saved

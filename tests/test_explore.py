@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The explorer: it covers what it says, finds what is wrong, tells it, and does it again."""
+import json
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import shmkern as shmkern_package
+
+SHMKERN = [sys.executable, "-m", "shmkern.cli"]
+QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exit"]
+# A compiler and an exploration of thousands of schedules, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(600)
+
+
+def shmkern(*arguments, status=0, cwd=None):
+    """Runs the command and returns what it prints."""
+    done = subprocess.run([*SHMKERN, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=580)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def explore(tmp_path, *arguments, status=0):
+    """The results of an exploration, and what it prints."""
+    text = shmkern("explore", *arguments, "--json", tmp_path / "results", status=status, cwd=tmp_path)
+    return json.loads((tmp_path / "results").read_text()), text
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    """scenario(body) is a file with a scenario named `mine`, made of the lines of its body."""
+    def scenario(body):
+        path = tmp_path / "mine.py"
+        path.write_text("from shmkern.explore.room import C, PAGE, scenario\n\n@scenario\ndef mine(room):\n"
+                        + textwrap.indent(textwrap.dedent(body), "    "))
+        return path
+    return scenario
+
+
+LOST_UPDATE = """
+    one = room.task()
+    va = one.mmap(PAGE)
+    one.store64(va, 0)
+    two = room.task(shares=one)
+    def increment(task):
+        task.store64(va, task.load64(va) + 1)
+    room.program(one, increment)
+    room.program(two, increment)
+    room.check(lambda: one.load64(va) == 2)
+"""
+
+
+# ---- the shipped kernel ---------------------------------------------------------
+
+def test_every_schedule_with_two_preemptions_holds(tmp_path):
+    """Of the quick scenarios; `make explore` has all."""
+    results, _text = explore(tmp_path, *QUICK, "--jobs", 2)
+    assert [result["scenario"] for result in results] == QUICK
+    for result in results:
+        assert result["failure"] is None and result["exhausted"], result
+        # The new page's lock, the counts and the PTE can be met in between: if they no longer
+        # can, the explorer has gone blind.
+        assert result["points"] >= 4 and result["states"] >= 1 and result["runs"] > 300, result
+
+
+def test_more_jobs_give_the_same_result(tmp_path):
+    def of(jobs):
+        result = explore(tmp_path, "fault", "--jobs", jobs)[0][0]
+        return {name: value for name, value in result.items() if name != "seconds"}
+    assert of(1) == of(2) == of(3)
+
+
+@pytest.mark.parametrize("strategy", ["pct", "random"])
+def test_sampling_runs_as_many_schedules_as_it_is_told(tmp_path, strategy):
+    result = explore(tmp_path, "store", "--strategy", strategy, "--runs", 500, "--jobs", 2)[0][0]
+    assert result["failure"] is None and result["runs"] >= 500 and not result["exhausted"]
+
+
+# ---- what counts as wrong ---------------------------------------------------------
+
+def test_a_lost_update_is_found_with_one_preemption_and_replayed(tmp_path, scenario):
+    path = scenario(LOST_UPDATE)
+    results, text = explore(tmp_path, "--file", path, "--output", "lost", "--html", "page.html", status=1)
+    assert results[0]["failure"]["kind"] == "lost data" and "lost data: the scenario's check does not hold" in text
+    saved = json.loads((tmp_path / "lost").read_text())
+    assert sum(until != 0xffffffff for _task, until in saved["segments"]) == 1
+    assert "lost data" in shmkern("replay", tmp_path / "lost", status=1)
+    page = (tmp_path / "page.html").read_text()
+    assert json.loads(page.split('type="application/json">')[1].split("</script>")[0])["kind"] == "lost data"
+
+
+@pytest.mark.parametrize("strategy", ["pct", "random"])
+def test_sampling_finds_a_lost_update(tmp_path, scenario, strategy):
+    results, _text = explore(tmp_path, "--file", scenario(LOST_UPDATE), "--strategy", strategy, status=1)
+    assert results[0]["failure"]["kind"] == "lost data"
+
+
+def test_a_deadlock_says_who_waits(tmp_path, scenario):
+    path = scenario("""
+        one, two = room.task(), room.task()
+        va = one.mmap(PAGE)
+        one.store64(va, 1), one.store64(one.mmap(PAGE), 1)
+        from shmkern import layout
+        pages = [layout.kernel().mem_map + (one.frame_of(va) - i) * layout.sizeof("Page") for i in (0, 1)]
+        def take(*order):
+            def program(task):
+                for page in order:
+                    task.kernel("lock_page", page)
+                for page in order:
+                    task.kernel("unlock_page", page)
+            return program
+        room.program(one, take(*pages))
+        room.program(two, take(*reversed(pages)))
+    """)
+    results, text = explore(tmp_path, "--file", path, status=1)
+    assert results[0]["failure"]["kind"] == "deadlock"
+    assert text.count("waits for a page lock") >= 2
+
+
+def test_locks_taken_in_a_circle_are_found_without_the_deadlock(tmp_path, scenario):
+    """A semaphore around both keeps the two apart: only the order is wrong."""
+    path = scenario("""
+        one, two = room.task(), room.task()
+        from shmkern import layout, worker
+        gate = worker.slot(one.cpu).mm + layout.offsetof("MmStruct", "mmap_sem")
+        locks = [layout.kernel().zones + layout.offsetof("Zone", "lru_lock"),
+                 worker.slot(one.cpu).address + layout.offsetof("Task", "pvec_lock")]
+        def take(*order):
+            def program(task):
+                task.kernel("down_write", gate)
+                for lock in order:
+                    task.kernel("spin_lock", lock)
+                for lock in reversed(order):
+                    task.kernel("spin_unlock", lock)
+                task.kernel("up_write", gate)
+            return program
+        room.program(one, take(*locks))
+        room.program(two, take(*reversed(locks)))
+    """)
+    results, text = explore(tmp_path, "--file", path, status=1)
+    assert results[0]["failure"]["kind"] == "lock order"
+    assert "Zone.lru_lock" in text and "Task.pvec_lock" in text
+
+
+def test_a_wild_pointer_is_a_finding_and_no_crash(tmp_path, scenario):
+    path = scenario("""
+        one, two = room.task(), room.task()
+        room.program(one, lambda task: task.kernel("page_count", 64))
+        room.program(two, lambda task: None)
+    """)
+    results, text = explore(tmp_path, "--file", path, status=1)
+    assert results[0]["failure"]["kind"] == "bad pointer" and "task 1 follows a pointer" in text
+
+
+def test_a_broken_invariant_is_a_finding_with_its_line(tmp_path, scenario):
+    path = scenario("""
+        one, two = room.task(), room.task()
+        room.program(one, lambda task: task.kernel("rcu_read_unlock"))
+        room.program(two, lambda task: None)
+    """)
+    results, text = explore(tmp_path, "--file", path, status=1)
+    assert results[0]["failure"]["kind"] == "kernel BUG" and "rcu.pxd:" in text
+
+
+def test_a_reference_that_is_never_dropped_is_found_by_the_audit(tmp_path, scenario):
+    path = scenario("""
+        one, two = room.task(), room.task()
+        va = one.mmap(PAGE)
+        one.store64(va, 1)
+        from shmkern import layout
+        page = layout.kernel().mem_map + one.frame_of(va) * layout.sizeof("Page")
+        room.program(one, lambda task: task.kernel("get_page", page))
+        room.program(two, lambda task: None)
+    """)
+    results, text = explore(tmp_path, "--file", path, status=1)
+    assert results[0]["failure"]["kind"] == "audit" and "refcount" in text
+
+
+# ---- files and interruptions ----------------------------------------------------------
+
+def test_a_schedule_for_other_code_says_so(tmp_path, scenario):
+    path = scenario(LOST_UPDATE)
+    explore(tmp_path, "--file", path, "--output", "lost", status=1)
+    saved = json.loads((tmp_path / "lost").read_text())
+    saved["switches"][0][1] = "page.flags = 0"
+    (tmp_path / "lost").write_text(json.dumps(saved))
+    assert "no longer applies: the code has changed" in shmkern("replay", tmp_path / "lost", status=2)
+    path.write_text(path.read_text().replace("load64(va) + 1", "load64(va) * 0 + 2"))
+    (tmp_path / "lost").write_text(json.dumps(saved | {"switches": []}))
+    assert "no longer applies" in shmkern("replay", tmp_path / "lost", status=2)
+
+
+def test_an_interrupted_exploration_goes_on_to_the_same_result(tmp_path, scenario, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    body = """
+        import os, signal
+        one = room.task()
+        va = one.mmap(PAGE)
+        two = room.task(shares=one)
+        stop = os.environ.get("STOP_AFTER")
+        runs = []
+        def program(task):
+            runs.append(0)
+            if stop and len(runs) == int(stop):
+                os.kill(os.getpid(), signal.SIGINT)
+            task.store64(va, 1)
+        room.program(one, program)
+        room.program(two, lambda task: task.store64(va + 8, 2))
+    """
+    path = scenario(body)
+    arguments = ["--file", path, "--preemptions", 1]
+    whole = explore(tmp_path, *arguments)[0][0]
+    monkeypatch.setenv("STOP_AFTER", str(whole["runs"] - 50))
+    part, text = explore(tmp_path, *arguments, status=128 + signal.SIGINT)
+    assert part[0]["interrupted"] and not part[0]["exhausted"] and "--resume" in text
+    monkeypatch.delenv("STOP_AFTER")
+    rest = explore(tmp_path, *arguments, "--resume")[0][0]
+    assert {**rest, "seconds": 0} == {**whole, "seconds": 0}
+    assert "no exploration of mine was interrupted" in shmkern("explore", *arguments, "--resume", status=2)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["explore", "nothing"], "there is no scenario 'nothing'"),
+    (["explore", "--file", "nowhere.py"], "there is no file nowhere.py"),
+    (["explore", "fault", "store", "--html", "x"], "are for one scenario"),
+    (["replay", "nowhere"], "there is no file nowhere"),
+    (["replay", __file__], "is no schedule"),
+])
+def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, arguments, sentence):
+    text = shmkern(*arguments, status=2, cwd=tmp_path)
+    assert sentence in text and "Traceback" not in text
+
+
+# ---- the museum ----------------------------------------------------------------------
+
+def test_bugs_that_linux_had_are_found_and_nothing_without_them(tmp_path):
+    """One of them; `make explore` has all."""
+    text = shmkern("explore", "--museum", "no_tlb_flush", "--json", "verdicts", cwd=tmp_path)
+    verdicts = json.loads((tmp_path / "verdicts").read_text())
+    assert [verdict["right"] for verdict in verdicts] == [True], text
+    assert "without the patches nothing fails (1 scenarios)" in text
+
+
+def test_every_patch_of_the_museum_fits_todays_source(tmp_path):
+    patches = sorted((Path(shmkern_package.__file__).parent / "explore" / "museum").glob("*.patch"))
+    assert len(patches) >= 12
+    scenarios = {line.split()[0] for line in shmkern("explore", "--list").splitlines()}
+    for patch in patches:
+        fields = dict(re.findall(r"^(\w+): (.*)", patch.read_text(), re.M))
+        assert fields["Scenario"] in scenarios and fields["Symptom"] and fields["Linux"], patch.name
+        done = subprocess.run(["patch", "--dry-run", "--batch", "--forward", "-p1", "-i", patch], capture_output=True,
+                              text=True, cwd=Path(shmkern_package.__file__).parent.parent)
+        assert done.returncode == 0, f"{patch.name}: {done.stdout}"
+
+
+def test_the_list_has_a_sentence_for_each_scenario():
+    lines = shmkern("explore", "--list").splitlines()
+    assert {"fault", "store", "migrate_twice", "forked_exit"} <= {line.split()[0] for line in lines}
+    assert all(len(line.split()) > 3 for line in lines)
