@@ -199,9 +199,10 @@ def test_what_a_worker_does_follows_from_the_seed():
 
 # ---- planted damage ----
 
-@pytest.mark.parametrize("name", ["anon", "fork", "memcg"])
-def test_bytes_changed_behind_the_tasks_backs_are_lost_writes(name):
-    result = stress(name, tick=Once(flip_bytes))
+# A worker of memcg may give the memory back before it looks at it again.
+@pytest.mark.parametrize("name, tick", [("anon", Once(flip_bytes)), ("fork", Once(flip_bytes)), ("memcg", flip_bytes)])
+def test_bytes_changed_behind_the_tasks_backs_are_lost_writes(name, tick):
+    result = stress(name, tick=tick)
     assert result["lost_writes"] > 0
     assert_broken(result, "lost write", "task ", "(page 0x", "expected", "found")
 
