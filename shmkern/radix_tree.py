@@ -149,17 +149,20 @@ def radix_tree_delete(root, index):
         return NULL
     for tag in range(RADIX_TREE_MAX_TAGS):
         radix_tree_tag_clear(root, index, tag)
+    empty = cast(pointer(RadixTreeNode), NULL)
     while node != NULL:
         radix_tree_replace_slot(addressof(node.slots[radix_tree_offset(index, node.height)]), NULL)
+        # Not before nothing leads there: a reader that begins after call_rcu is not waited for.
+        if empty != NULL:
+            radix_tree_node_free(empty)
         node.count -= 1
         if node.count != 0:
             radix_tree_shrink(root)
             return item
-        parent = node.parent
-        if parent == NULL:
-            smp_store_release64(addressof(root.rnode), 0)
-        radix_tree_node_free(node)
-        node = parent
+        empty = node
+        node = node.parent
+    smp_store_release64(addressof(root.rnode), 0)
+    radix_tree_node_free(empty)
     return item
 
 
