@@ -63,6 +63,13 @@ def rss_of(mm, page):
 def zap_pte(tlb, vma, ptep):
     """Takes one entry away; the page it mapped goes to the gather.  Holds the split lock."""
     mm = vma.vm_mm
+    pte = READ_PTE(ptep)
+    if is_swap_pte(pte) and is_migration_entry(pte_to_swp_entry(pte)):
+        # Its page was counted when it was mapped and has lost its rmap and reference since; only
+        # this mm's share of the count is left to give back.  (2.6.30 forgets it: fixed by Linux
+        # commit 9f9f1acd713d.)  While the entry still stands: the migrator looks at it without the
+        # lock, and frees the page when there is none.
+        atomic_add_return64(rss_of(mm, migration_entry_to_page(pte_to_swp_entry(pte))), -1)
     # Atomically: a CPU may be setting the dirty bit.
     pte = ptep_get_and_clear(ptep)
     if pte_present(pte):
@@ -80,11 +87,6 @@ def zap_pte(tlb, vma, ptep):
         if not is_migration_entry(entry):
             atomic_add_return64(addressof(mm.swap_ents), -1)
             free_swap_and_cache(entry)
-            return
-        # A migration entry.  Its page was counted when it was mapped and has lost its
-        # rmap and reference since; only this mm's share of the count is left to give
-        # back.  (2.6.30 forgets it: fixed by Linux commit 9f9f1acd713d.)
-        atomic_add_return64(rss_of(mm, migration_entry_to_page(entry)), -1)
 
 
 def is_file_pte(pte):
