@@ -37,7 +37,8 @@ def next_pmd(mm, address, end):
 
 def follow_page(vma, address, write):
     """The page mapped at `address`, with a reference taken (FOLL_GET); NULL when none is, or none
-    that can be written if that is asked for, or what is mapped has no struct page.  The zero page counts as one.  Takes the split lock.  Holds mmap_sem for reading."""
+    that can be written if that is asked for, or what is mapped has no struct page.  The zero page
+    counts as one.  Takes the split lock.  Holds mmap_sem for reading."""
     pmd = walk_to_pmd(vma.vm_mm, address)
     if pmd == NULL:
         return NULL

@@ -37,8 +37,8 @@ cdef int migrate_page_move_mapping(AddressSpace* mapping, Page* newpage, Page* p
 cdef void migrate_page_copy(Page* newpage, Page* page) noexcept nogil
 cdef int fail_migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 cdef int migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
-cdef void for_each_buffer_lock(BufferHead* head) noexcept nogil
-cdef void for_each_buffer_unlock(BufferHead* head) noexcept nogil
+cdef void lock_page_buffers(BufferHead* head) noexcept nogil
+cdef void unlock_page_buffers(BufferHead* head) noexcept nogil
 cdef int buffer_migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 @cython.locals(wbc=WritebackControl)
 cdef int writeout(AddressSpace* mapping, Page* page) noexcept nogil

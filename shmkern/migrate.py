@@ -55,7 +55,8 @@ def remove_migration_pte(vma, old, new):
     ptep = pte_offset(pmd, address)
     # Without the lock: an entry for our page cannot appear any more, only be zapped or
     # copied by a fork, and the copy stands in a VMA that is further down the list.
-    if not is_swap_pte(READ_PTE(ptep)):
+    # Acquire: who has zapped it was done with `old` before, and when we are done that is free.
+    if not is_swap_pte(smp_load_acquire64(ptep)):
         return
     ptl = pte_lockptr(pmd)
     spin_lock(ptl)
@@ -256,8 +257,8 @@ def migrate_page(mapping, newpage, page):
     return rc
 
 
-def for_each_buffer_lock(head):
-    """Takes a reference to each buffer of a ring, and its lock.  Lines 452-459.  May sleep."""
+def lock_page_buffers(head):
+    """Takes a reference to each buffer of a page's ring, and its lock.  Lines 452-459.  May sleep."""
     bh = head
     while True:
         get_bh(bh)
@@ -267,8 +268,8 @@ def for_each_buffer_lock(head):
             return
 
 
-def for_each_buffer_unlock(head):
-    """Undoes for_each_buffer_lock.  Lines 478-484."""
+def unlock_page_buffers(head):
+    """Undoes lock_page_buffers.  Lines 478-484."""
     bh = head
     while True:
         unlock_buffer(bh)
@@ -287,7 +288,7 @@ def buffer_migrate_page(mapping, newpage, page):
     rc = migrate_page_move_mapping(mapping, newpage, page)
     if rc:
         return rc
-    for_each_buffer_lock(head)
+    lock_page_buffers(head)
     ClearPagePrivate(page)
     newpage.private = page.private
     page.private = 0
@@ -302,7 +303,7 @@ def buffer_migrate_page(mapping, newpage, page):
             break
     SetPagePrivate(newpage)
     migrate_page_copy(newpage, page)
-    for_each_buffer_unlock(head)
+    unlock_page_buffers(head)
     return 0
 
 

@@ -163,9 +163,11 @@ def page_move_anon_rmap(page, vma, address):
     it.  Holds the split lock.
 
     Only the caller has a reference, and no PTE leads here.  (A sharer may have mapped the page and
-    unmapped it again; until it is done it has a reference.)  So nobody else can be counting now,
-    and no locked instruction is needed.
+    unmapped it again; until it is done it has a reference.)  So nobody else can be counting its
+    mappings now, and a plain store will do.
     """
+    # A late find_get_page that takes the frame for what it was before may have a reference for a
+    # moment: that count is never set by a plain store.
     get_page(page)
     WRITE_ONCE32(addressof(page._mapcount), 0)
     __page_set_anon_rmap(page, vma, address)
