@@ -13,7 +13,7 @@ import pytest
 import shmkern as shmkern_package
 
 SHMKERN = [sys.executable, "-m", "shmkern.cli"]
-QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exit"]
+QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exit", "munmap"]
 # A compiler and an exploration of thousands of schedules, on a machine that may be busy.
 pytestmark = pytest.mark.timeout(600)
 

@@ -281,8 +281,11 @@ def test_pages_come_without_a_past(run):
         struct = layout.struct("Page", page)
         node = struct.flags
         for bit in ("PG_error", "PG_referenced", "PG_uptodate", "PG_dirty", "PG_checked", "PG_mappedtodisk",
-                    "PG_reclaim", "PG_swapbacked", "PG_waiters"):
+                    "PG_reclaim", "PG_swapbacked", "PG_mlocked", "PG_waiters"):
             struct.flags |= 1 << C[bit]
+        # Counted, as whoever locks a page does; it is counted off when the page dies.
+        item = (node >> C["NODES_PGSHIFT"]) * C["VM_STAT_STRIDE"] + C["NR_MLOCK"]
+        vmstat.tasks()["vm_stat_diff"][task.cpu, item] += 1
         struct.index, struct.private = 5, 6
         struct.mapping = layout.kernel().address | C["PAGE_MAPPING_ANON"]
         ksym.put_page(page)

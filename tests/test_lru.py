@@ -257,7 +257,13 @@ def test_page_that_is_munlocked_leaves_the_unevictable_list(run):
     assert not unevictable
 
 
-@pytest.mark.parametrize("flag", [None, "PG_unevictable"])
+def count_mlocked(task, page, pages):
+    """Adds to NR_MLOCK of the page's zone, on this CPU."""
+    node = page.flags >> C["NODES_PGSHIFT"]
+    vmstat.tasks()["vm_stat_diff"][task.cpu, node * C["VM_STAT_STRIDE"] + C["NR_MLOCK"]] += pages
+
+
+@pytest.mark.parametrize("flag", [None, "PG_unevictable", "PG_mlocked"])
 def test_page_that_is_freed_while_it_is_isolated_is_freed_by_the_putback(run, flag):
     def program(task):
         va = task.mmap(PAGE_SIZE)
@@ -267,6 +273,8 @@ def test_page_that_is_freed_while_it_is_isolated_is_freed_by_the_putback(run, fl
         assert ksym.isolate_lru_page(page) == 0
         if flag:
             page.flags |= 1 << C[flag]
+        # As mlock_vma_page counts it.
+        count_mlocked(task, page, flag == "PG_mlocked")
         task.munmap(va, PAGE_SIZE)
         held = page._count
         ksym.putback_lru_page(page)

@@ -3,11 +3,12 @@
 migration (mlock_migrate_page and unevictable_migrate_page, seed lines 356 and 374); limits and
 errnos.  Each machine is audited at the end: PG_mlocked is on exactly what locked areas map."""
 import errno
+import os
 
 import pytest
 
 from helpers import C, PAGE, Puppet, counter, flags, mm_of, node_at, page_at, until_waits, vmas
-from shmkern import (MAP_LOCKED, MCL_CURRENT, MCL_FUTURE, MPOL_MF_MOVE_ALL, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
+from shmkern import (MAP_LOCKED, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MPOL_MF_MOVE_ALL, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
                      PROT_WRITE)
 from shmkern.kallsyms import ksym
 
@@ -297,3 +298,116 @@ def test_locking_while_pages_move_and_are_copied_stays_exact(machine):
             child = puppet.fork()
     migrator.stop(20)
     machine.init.move_pages(puppet.pid, [va], [1], MPOL_MF_MOVE_ALL)
+
+
+# ---- pages of files, and of swap ------------------------------------------------------
+
+@pytest.fixture
+def path(tmp_path):
+    """A host file of six pages."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(PAGES * PAGE))
+    return str(file)
+
+
+def map_file(puppet, path, how):
+    """The descriptor and the address of a mapping of the file."""
+    def program(task):
+        fd = task.open(path, os.O_RDWR)
+        return fd, task.mmap(PAGES * PAGE, RW, how, fd=fd)
+    return puppet(program)
+
+
+@pytest.mark.parametrize("how", [MAP_SHARED, MAP_PRIVATE])
+def test_pages_of_a_locked_file_mapping_are_locked_until_no_locked_area_maps_them(machine, path, how):
+    one, other = Puppet(machine), Puppet(machine)
+    _fd, va = map_file(one, path, how)
+    _fd, there = map_file(other, path, MAP_SHARED)
+    count = counter(machine)
+    one(lambda task: task.mlock(va, PAGES * PAGE))
+    assert locked(one, va) == [True] * PAGES and count("nr_mlock") == PAGES
+    # The file's own pages, if the mapping is shared, and then the others see the same.
+    other(lambda task: task.load(there, PAGES * PAGE))
+    assert locked(other, there) == [how == MAP_SHARED] * PAGES
+    other(lambda task: task.mlock(there, PAGE))
+    machine.audit().raise_if_broken()
+    one(lambda task: task.munlock(va, PAGES * PAGE))
+    assert locked(other, there) == [True] + [False] * (PAGES - 1)
+    machine.audit().raise_if_broken()
+
+
+def test_what_a_locked_file_mapping_faults_in_later_is_locked(machine, path):
+    puppet = Puppet(machine)
+    puppet(lambda task: task.mlockall(MCL_FUTURE))
+    fd, va = map_file(puppet, path, MAP_SHARED)
+    # Truncated and made longer again, it has no pages; then they come one by one.
+    puppet(lambda task: (task.ftruncate(fd, 0), task.ftruncate(fd, PAGES * PAGE)))
+    assert machine.vmstat()["nr_mlock"] == machine.vmstat()["nr_unevictable"] == 0
+    puppet(lambda task: (task.load(va, 1), task.store(va + PAGE, b"x")))
+    assert locked(puppet, va, 2) == [True, True]
+    machine.audit().raise_if_broken()
+
+
+def test_private_copies_that_truncation_takes_away_are_counted_off(machine, path):
+    puppet = Puppet(machine)
+    fd, va = map_file(puppet, path, MAP_PRIVATE)
+    puppet(lambda task: task.mlock(va, PAGES * PAGE))
+    puppet(lambda task: [task.store(va + i * PAGE, b"mine") for i in range(PAGES)])
+    assert locked(puppet, va) == [True] * PAGES
+    puppet(lambda task: task.ftruncate(fd, PAGE))
+    assert machine.vmstat()["nr_mlock"] == 1 and locked(puppet, va, 1) == [True]
+    machine.audit().raise_if_broken()
+
+
+def test_a_locked_page_of_a_file_is_locked_where_it_arrives(machine, path):
+    puppet = Puppet(machine)
+    _fd, va = map_file(puppet, path, MAP_SHARED)
+    puppet(lambda task: (task.mlock(va, PAGE), task.store(va, b"stays")))
+    target = 1 - node_at(puppet, va)
+    assert machine.init.move_pages(puppet.pid, [va], [target], MPOL_MF_MOVE_ALL) == [target]
+    machine.init.migrate_prep()
+    assert locked(puppet, va, 1) == [True] and page_at(puppet, va).flags & flags("PG_unevictable")
+    assert machine.zoneinfo()[target]["nr_mlock"] == 1 and puppet(lambda task: task.load(va, 5)) == b"stays"
+    machine.audit().raise_if_broken()
+
+
+def test_reclaim_leaves_locked_memory_alone_and_what_comes_back_to_it_is_locked(boot, tmp_path):
+    machine = boot(2, 256)
+    machine.swapon(tmp_path / "swap", 1500)
+    puppet = Puppet(machine)
+    va, other = area(puppet), area(puppet)
+
+    def fill(task):
+        rest = task.mmap(600 * PAGE)
+        for number in range(600):
+            task.store64(rest + number * PAGE, number)
+    puppet(lambda task: task.mlock(va, PAGES * PAGE))
+    puppet(fill)
+    assert machine.vmstat()["pswpout"] > 100
+    assert locked(puppet, va) == [True] * PAGES, "a locked page was swapped out"
+    # Some of these are out by now; locking brings them in, and keeps them.
+    puppet(lambda task: task.mlock(other, PAGES * PAGE))
+    assert locked(puppet, other) == [True] * PAGES
+    assert puppet(lambda task: task.load(other, PAGES * PAGE)) == b"".join(bytes([i]) * PAGE for i in range(PAGES))
+    machine.audit().raise_if_broken()
+
+
+def test_a_page_of_a_locked_area_is_not_unmapped_for_reclaim_before_it_is_locked_either(boot, tmp_path):
+    """An area is VM_LOCKED before its pages are PG_mlocked, one by one."""
+    machine = boot(2, 256)
+    machine.swapon(tmp_path / "swap", 1500)
+    puppet = Puppet(machine)
+    va = area(puppet, 1)
+    page = page_at(puppet, va).address
+    puppet(lambda task: task.mlock(va, PAGE))
+
+    def reclaim(task):
+        ksym.migrate_prep()
+        ksym.lock_page(page)
+        ksym.add_to_swap(page)
+        found = [ksym.try_to_unmap(page, 0) for _ in range(2)]
+        ksym.unlock_page(page)
+        return found
+    assert puppet(reclaim) == [C["SWAP_MLOCK"]] * 2
+    assert puppet(lambda task: task.load(va, 1)) == b"\0"
+    machine.audit().raise_if_broken()

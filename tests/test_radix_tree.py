@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from helpers import Puppet, until_waits
 from shmkern import layout
 from shmkern.kallsyms import ksym
 
@@ -110,6 +111,39 @@ def test_a_prepared_insertion_needs_no_more_memory(machine, run, shared):
         task.fail_nth(1)
         return rc, ksym.radix_tree_preload(), task.fail_nth(0)
     assert run(program) == (0, 0, 0)
+    machine.audit().raise_if_broken()
+
+
+def test_a_node_is_retired_only_when_nothing_leads_to_it(machine, run, shared):
+    """Its epoch is the next reader's: whoever begins from then on is not waited for."""
+    root = shared("RadixTreeRoot")
+    tree = root.address
+
+    def program(task):
+        for index in (0, MAX_INDEX):
+            ksym.radix_tree_preload()
+            ksym.radix_tree_insert(root, index, 64)
+        path, node = [], layout.struct("RadixTreeNode", root.rnode)
+        while True:
+            path.append(node.address)
+            if node.height == 1:
+                break
+            shift = (node.height - 1) * C["RADIX_TREE_MAP_SHIFT"]
+            node = layout.struct("RadixTreeNode", int(node.slots[MAX_INDEX >> shift & C["RADIX_TREE_MAP_SIZE"] - 1]))
+        return path
+    path = run(program)
+    assert len(path) > 2
+    # The lock that call_rcu takes: who retires a node stops there, and what it has unlinked shows.
+    deleter, holder = Puppet(machine), Puppet(machine)
+    lock = layout.kernel().address + layout.offsetof("Kernel", "rcu_lock")
+    holder(lambda task: ksym.spin_lock(lock))
+    deleter.begin(lambda task: ksym.radix_tree_delete(tree, MAX_INDEX))
+    until_waits(deleter, "WAIT_SPINLOCK")
+    parent = layout.struct("RadixTreeNode", path[-2])
+    assert not any(parent.slots), "the leaf is retired while its parent still leads to it"
+    holder(lambda task: ksym.spin_unlock(lock))
+    assert deleter.reply() == 64
+    run(lambda task: ksym.radix_tree_delete(root, 0))
     machine.audit().raise_if_broken()
 
 

@@ -309,8 +309,11 @@ def test_a_killed_tracers_machine_stops_writing_events(machine):
 
 def test_a_machine_closed_while_it_is_traced_takes_the_rings_along(boot):
     machine = boot()
+    block = direct_map.SHM_DIR / machine.name
     with tracing.Tracing():
+        assert block.stat().st_size > layout.header().size
         machine.close()
+    assert not block.exists()
 
 
 # ---- stopping at a tracepoint -------------------------------------------------------
