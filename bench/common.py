@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shmkern import provenance
+from shmkern.command import duration, positive     # noqa: F401 (the benches take them from here)
 
 
 def parser(description, example):
@@ -21,24 +22,6 @@ def parser(description, example):
     result.add_argument("--json", metavar="FILE", help="write the rows to FILE as well")
     result.add_argument("--html", metavar="FILE", help="write a report to FILE as well, one HTML page")
     return result
-
-
-def positive(text):
-    """An argparse type: whole numbers from 1 on."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def duration(text):
-    """An argparse type: seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
-    return value
 
 
 def available():

@@ -97,7 +97,7 @@ def main():
     runs, seconds = ours("first_touch")
     figures["first_touch"] = runs / seconds
     print(f"shmkern, two first touches:        {runs:>9,} schedules, {runs / seconds:>9,.0f} a second")
-    runs, seconds = ours("fault", "--preemptions", "6")
+    runs, seconds = ours("fault", "--preemptions", "4")
     figures["fault"] = runs / seconds
     print(f"shmkern, fault against migration:  {runs:>9,} schedules, {runs / seconds:>9,.0f} a second "
           f"(limit {LIMIT:,})")

@@ -217,7 +217,7 @@ def run_bench(args):
     folder = CHECKOUT / "bench"
     if not folder.is_dir():
         raise UsageError("there are no benchmarks here; they are in the directory bench of shmkern's sources")
-    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "common")
     if args.name not in names:
         raise UsageError(f"there is no benchmark {args.name!r}; there is {', '.join(names) or 'none'}")
     return subprocess.run([sys.executable, str(folder / f"{args.name}.py"), *args.arguments]).returncode

@@ -22,14 +22,19 @@ def plan(options):
 
 def worker(task, run, number):
     """One worker."""
+    load_and_store(task, run, number, ACCESSES, ROUNDS)
+
+
+def load_and_store(task, run, number, accesses, rounds):
+    """Maps run.plan pages, and loads and stores all over them until the run is over: so many
+    accesses to random addresses, each so many times with other bytes."""
     rng, shadow, length = run.rng(number), Shadow(), run.plan * PAGE
     memory = [(task.mmap(length), length)]
     stream = number << 32
     run.working()
     while not run.board.stopping:
-        records = random_accesses(rng, memory, ACCESSES)
-        for _round in range(ROUNDS):
-            # The same addresses, other bytes.
+        records = random_accesses(rng, memory, accesses)
+        for _round in range(rounds):
             run.checked(records, shadow, run.options.seed + stream)
             stream += 1
     run.check_ranges(memory, shadow)

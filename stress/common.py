@@ -19,6 +19,7 @@ import sys
 
 import shmkern
 from shmkern.command import duration
+from shmkern.errors import UsageError
 from shmkern_stress.board import enter      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say
 
@@ -41,10 +42,6 @@ FRAMES_PER_NODE_MIN, FRAMES_PER_NODE_MAX = 64, 1 << 22
 MAX_WORKERS = 400
 # Of all frames: so that any node of two can hold everything, with room to spare.
 USABLE_PERCENT = 35
-
-
-class UsageError(Exception):
-    """The command cannot be done as given; the text is one sentence."""
 
 
 def take_frames(options, need):

@@ -5,9 +5,8 @@ that are in."""
 import os
 import tempfile
 
-from shmkern.replay import Shadow
 from shmkern_stress import common
-from shmkern_stress.board import PAGE, random_accesses
+from shmkern_stress.anon import load_and_store
 
 NAME = "swap"
 FRAMES_PER_WORKER = 128
@@ -43,19 +42,8 @@ def prepare(machine, options):
 
 
 def worker(task, run, number):
-    """One worker."""
-    rng, shadow, length = run.rng(number), Shadow(), run.plan * PAGE
-    memory = [(task.mmap(length), length)]
-    stream = number << 32
-    run.working()
-    while not run.board.stopping:
-        records = random_accesses(rng, memory, ACCESSES)
-        for _round in range(ROUNDS):
-            # The same addresses, other bytes.
-            run.checked(records, shadow, run.options.seed + stream)
-            stream += 1
-    run.check_ranges(memory, shadow)
-    run.park()
+    """One worker: as of anon, but it looks up more often to see whether the run is over."""
+    load_and_store(task, run, number, ACCESSES, ROUNDS)
 
 
 if __name__ == "__main__":
