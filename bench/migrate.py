@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What it costs to move a page, against copying it.
 
-A task maps pages and then sleeps.  One migrator moves all of them to the other node and
-back, again and again; after each move the same process copies them back to the frames they
-came from, which are free now, with memcpy, 4 KiB a call: the least that a move could cost.
+A task maps pages (anonymous ones, of the swap cache, of a file, of a file with buffer heads) and
+then sleeps.  One migrator moves all of them to the other node and back, again and again; after
+each move the same process copies them back to the frames they came from, which are free now,
+with memcpy, 4 KiB a call: the least that a move could cost.
 The ratio is taken between a move and the copy right after it, so that it holds when the
 host's speed drifts.  Before each of the two all frames are dropped from the caches: a page
 that is worth moving was not used a moment ago, and a thousand pages would otherwise stay in
 the cache where a million cannot.
 """
 import multiprocess
+import tempfile
 import time
 
 import common
@@ -20,22 +22,39 @@ from shmkern import calibrate, layout, provenance
 from shmkern.kallsyms import ksym
 
 FLAT_SIZES = [1_000, 10_000, 200_000, 1_000_000]
+# What the pages are.  The last are moved by buffer_migrate_page, all others by migrate_page.
+KINDS = ["anonymous", "swap cache", "page cache", "buffers"]
 
 
-def owner(task, connection, pages, swap):
-    """Maps and touches `pages` pages, has them enter the swap cache if it is that row, then sleeps
-    until told to go."""
-    va = task.mmap(pages * 4096)
-    calibrate.store64_loop(va, 4096, pages)
-    if swap:
-        ksym.lru_add_drain_all()
-        for pfn in [*anon_frames(0), *anon_frames(1)]:
-            page = ksym.pfn_to_page(pfn)
-            ksym.lock_page(page)
-            ksym.add_to_swap(page)
-            ksym.unlock_page(page)
-    connection.send(va)
+def owner(task, connection, pages, kind):
+    """Maps and touches `pages` pages of that kind, then sleeps until told to go."""
+    if kind in ("page cache", "buffers"):
+        map_file(task, pages, "buffer" if kind == "buffers" else "page")
+    else:
+        calibrate.store64_loop(task.mmap(pages * 4096), 4096, pages)
+    if kind == "swap cache":
+        enter_swap_cache()
+    connection.send("ready")
     connection.recv()
+
+
+def map_file(task, pages, fs):
+    """Maps a file of holes, and loads from each of its pages: they stay clean."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(pages * 4096)
+        fd = task.open(f"/proc/self/fd/{file.fileno()}", fs=fs)
+    va = task.mmap(pages * 4096, shmkern.PROT_READ | shmkern.PROT_WRITE, shmkern.MAP_SHARED, fd=fd)
+    task.load64_many(np.arange(va, va + pages * 4096, 4096, dtype=np.uint64))
+
+
+def enter_swap_cache():
+    """Gives each anonymous page a place in swap."""
+    ksym.lru_add_drain_all()
+    for pfn in [*page_frames(0), *page_frames(1)]:
+        page = ksym.pfn_to_page(pfn)
+        ksym.lock_page(page)
+        ksym.add_to_swap(page)
+        ksym.unlock_page(page)
 
 
 def frames_of(node, which):
@@ -46,9 +65,9 @@ def frames_of(node, which):
     return first + np.flatnonzero(which(pages)).astype(np.uint64)
 
 
-def anon_frames(node):
-    """The frames of a node that hold anonymous pages."""
-    return frames_of(node, lambda pages: pages["mapping"] & 1)
+def page_frames(node):
+    """The frames of a node that hold pages of programs: those that are in a mapping."""
+    return frames_of(node, lambda pages: pages["mapping"])
 
 
 def table_frames(node):
@@ -74,16 +93,16 @@ def move_all(task, source, target):
 def migrator(task, pages, rounds):
     """(ns a page moved, ns a page copied) of each round."""
     found = []
-    source = 0 if len(anon_frames(0)) else 1
+    source = 0 if len(page_frames(0)) else 1
     after = frames_of(1 - source, lambda pages: pages["_count"] == 0)[:pages]
     for turn in range(rounds + 2):
-        before = anon_frames(source)
+        before = page_frames(source)
         for frames in (before, after, table_frames(0), table_frames(1)):
             calibrate.evict_frames(frames)
         move = move_all(task, source, 1 - source)
         source = 1 - source
         after = before
-        moved = anon_frames(source)
+        moved = page_frames(source)
         calibrate.evict_frames(moved)
         calibrate.evict_frames(before)
         copy = calibrate.memcpy_frames(moved[:pages], before[:pages])
@@ -93,16 +112,16 @@ def migrator(task, pages, rounds):
     return found
 
 
-def measure(pages, rounds, swap=False):
-    """One row: a machine of its own with `pages` mapped pages, or pages of the swap cache."""
+def measure(pages, rounds, kind="anonymous"):
+    """One row: a machine of its own with `pages` mapped pages of that kind."""
     # Room for the page tables, and for the watermarks.
     frames = pages + pages // 16 + 2048
     with shmkern.Machine(nodes=2, frames_per_node=frames, max_tasks=16) as machine:
-        if swap:
+        if kind == "swap cache":
             # Every page gets a slot, and none is ever written.
             machine.swapon("/dev/full", pages)
         here, there = multiprocess.Pipe()
-        sleeper = machine.spawn(owner, there, pages, swap)
+        sleeper = machine.spawn(owner, there, pages, kind)
         here.recv()
         found = machine.spawn(migrator, pages, rounds).result()
         machine.audit(check_poison=True).raise_if_broken()
@@ -110,7 +129,7 @@ def measure(pages, rounds, swap=False):
         sleeper.result()
     ratios = [copy / move for move, copy in found]
     move = common.median([move for move, _ in found])
-    return {"kind": "swap cache" if swap else "anonymous", "pages": pages, "move_ns": move,
+    return {"kind": kind, "pages": pages, "move_ns": move,
             "copy_ns": common.median([copy for _, copy in found]), "pages_per_second": 1e9 / move,
             "ratio": common.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 
@@ -124,7 +143,7 @@ def main():
     sizes = sorted({options.pages, *(FLAT_SIZES if options.flat else ())})
     # A small row is over in no time, and so is what disturbs it.
     rows = [measure(pages, max(options.rounds, min(100, 200_000 // pages))) for pages in sizes]
-    rows.append(measure(options.pages, options.rounds, swap=True))
+    rows += [measure(options.pages, options.rounds, kind) for kind in KINDS[1:]]
     columns = {"kind": "pages of", "pages": "pages", "move_ns": "ns a move", "copy_ns": "ns a copy",
                "pages_per_second": "moves/s", "ratio": "copy/move", "ratio_min": "lowest", "ratio_max": "highest"}
     common.show("a page moved, against a memcpy of 4 KiB", columns, rows)

@@ -116,6 +116,15 @@ with kernel.put_back(state):
         time.sleep(0.01)
 
 
+def test_migrate_bench_has_a_row_for_each_kind_of_page(tmp_path):
+    done = subprocess.run([sys.executable, BENCH / "migrate.py", "--pages", "300", "--rounds", "2", "--json", tmp_path / "m.json"],
+                          capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done
+    rows = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert [row["kind"] for row in rows] == ["anonymous", "swap cache", "page cache", "buffers"]
+    assert all(0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"] and row["copy_ns"] > 50 for row in rows)
+
+
 def test_scale_bench_prints_the_cost_of_a_page(tmp_path):
     done = subprocess.run([sys.executable, BENCH / "scale.py", "--only", "sharers", "--only", "workers", "--most", "2",
                            "--seconds", "0.2", "--json", tmp_path / "s.json", "--html", tmp_path / "s.html"],
