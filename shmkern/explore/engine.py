@@ -24,6 +24,9 @@ TRACED = np.dtype([("address", "u8"), ("pc", "u8"), ("before", "u8"), ("after", 
                    ("step", "u4"), ("task", "u1"), ("how", "u1"), ("pad0", "u2"), ("pad1", "u4")])
 MAX_TRACED = 1 << 18
 
+# Files of the host: behind the block, each with its length in its first page.
+HOST_FD, HOST_FILES, HOST_FILE_SIZE = 1 << 20, 2, 16 << 12
+
 
 class Outcome(enum.IntEnum):
     """What rt_run returns."""
@@ -74,7 +77,7 @@ class Engine:
         u32, u64 = ctypes.c_uint32, ctypes.c_uint64
         segments = ctypes.POINTER(_Segment)
         for name, result, arguments in (
-                ("open", ctypes.c_int, [u64] * 3), ("flag_words", None, [u64, u64, ctypes.c_uint8]),
+                ("open", ctypes.c_int, [u64] * 4), ("flag_words", None, [u64, u64, ctypes.c_uint8]),
                 ("words", ctypes.c_void_p, []), ("snapshot", None, [u64]), ("restore", None, []),
                 ("state_hash", u64, []), ("task", None, [u32, u64, u64, u32]),
                 ("strategy", None, [u32, u32, u32, u64, u32]), ("plan", None, [segments, u32]),

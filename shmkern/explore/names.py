@@ -6,7 +6,7 @@ instruction comes from.
     names.value(address, 4, 2)   "2"
     Source().lines([pc])         [Line("migrate.py", 78, "remove_migration_pte", "spin_lock")]
 
-May import: everything of shmkern outside explore.
+May import: engine, and everything of shmkern outside explore.
 """
 import re
 import subprocess
@@ -15,13 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shmkern import audit, layout, worker
+from shmkern import audit, direct_map, layout, worker
+from shmkern.explore.engine import HOST_FILE_SIZE
 
 C = layout.constants
 PAGE, SHIFT = C["PAGE_SIZE"], C["PAGE_SHIFT"]
 PFN_MASK = 0x000ffffffffff000
 SLAB_STRUCTS = {"vm_area_struct": ("VmAreaStruct", "vma"), "mm_struct": ("MmStruct", "mm"),
-                "anon_vma": ("AnonVma", "anon_vma"), "mempolicy": ("Mempolicy", "mempolicy")}
+                "anon_vma": ("AnonVma", "anon_vma"), "mempolicy": ("Mempolicy", "mempolicy"),
+                "inode": ("Inode", "inode"), "filp": ("File", "file"), "files": ("FilesStruct", "files"),
+                "radix_tree_node": ("RadixTreeNode", "node"), "buffer_head": ("BufferHead", "bh"),
+                "mem_cgroup": ("MemCgroup", "memcg")}
 PTE_LEVELS = (("pgd", C["PGDIR_SHIFT"]), ("pud", C["PUD_SHIFT"]), ("pmd", C["PMD_SHIFT"]), ("pte", C["PAGE_SHIFT"]))
 
 
@@ -50,6 +54,8 @@ class Names:
                         (kernel.wait_table, "wait_table", "WaitQueueHead", C["WAIT_TABLE_SIZE"]),
                         (kernel.mem_map, "page", "Page", kernel.max_pfn),
                         (kernel.slabs, "slab", "Slab", (kernel.slab_end - kernel.slab_base) // PAGE)]
+        if kernel.page_cgroup:
+            self.regions.append((kernel.page_cgroup, "page_cgroup", "PageCgroup", kernel.max_pfn))
         self.look()
 
     def look(self):
@@ -87,6 +93,10 @@ class Names:
                 return Place(owner, struct, field_at(struct, offset))
         if kernel.slab_base <= address < kernel.slab_end:
             return self._object(address)
+        host = address - direct_map.BASE - layout.header().size
+        if host >= 0:
+            number, offset = divmod(host, HOST_FILE_SIZE)
+            return Place(f"host_file[{number}]", "host_file", "length" if offset < PAGE else f"bytes+{offset - PAGE:#x}")
         if address >= kernel.frames_base:
             pfn = (address - kernel.frames_base) >> SHIFT
             if pfn in self.tables:

@@ -19,13 +19,14 @@ must be pure: the same in every run but for what the machine answers.
 May import: engine, and everything of shmkern outside explore.
 """
 import ctypes
+import os
 import traceback
 
 import numpy as np
 from greenlet import greenlet
 
 from shmkern import audit as audit_module
-from shmkern import boot, direct_map, layout, worker
+from shmkern import boot, direct_map, host_files, layout, vmscan, worker
 from shmkern.explore import engine as engine_module
 from shmkern.explore.engine import Engine, Outcome
 from shmkern.kallsyms import ksym, symbol_address
@@ -40,10 +41,14 @@ HUNG_TASK_NS = 60_000_000_000
 scenarios = {}
 
 
-def scenario(function):
-    """Registers a scenario under the name of its function."""
-    scenarios[function.__name__] = function
-    return function
+def scenario(function=None, *, memcg=False):
+    """Registers a scenario under the name of its function; `memcg`: its machine has memory control
+    groups."""
+    def register(function):
+        scenarios[function.__name__] = function
+        function.memcg = memcg
+        return function
+    return register(function) if function is not None else register
 
 
 class Cpu(Syscalls):
@@ -103,6 +108,31 @@ class Task:
         return table + (va >> 12 & 511) * 8
 
 
+class HostFile:
+    """A file of the host, and of the machine when a task has it open as `fd`.  `mapping` is then the
+    address of its address_space."""
+
+    def __init__(self, number, fd=None, mapping=None):
+        self.host_fd = engine_module.HOST_FD + number
+        self.fd, self.mapping = fd, mapping
+        self._length = direct_map.BASE + host_files_at() + number * engine_module.HOST_FILE_SIZE
+
+    @property
+    def length(self):
+        """Bytes, as the host says."""
+        return int(layout.view("u64", self._length)[()])
+
+    def word(self, offset):
+        """The word at an offset, as the host has it."""
+        return int(layout.view("u64", self._length + PAGE + offset)[()])
+
+    def fill(self, words):
+        """Makes it as many pages long as there are `words`, one at the beginning of each."""
+        layout.view("u64", self._length)[()] = len(words) * PAGE
+        for index, word in enumerate(words):
+            layout.view("u64", self._length + PAGE * (index + 1))[()] = word
+
+
 class Run:
     """How one run went: an Outcome, what each program returned or raised, and, unless it held,
     `kind` and `text`: what counts as wrong, and in words.  `state` is a number for what it left."""
@@ -122,13 +152,17 @@ class Room:
 
     def __init__(self, build):
         self.engine = Engine()
-        metadata, self.size, address_size = boot.block_size(NODES, FRAMES_PER_NODE, MAX_TASKS, False)
-        direct_map.map_private(address_size)
-        direct_map.write_header(self.size, metadata, address_size)
-        if self.engine.open(direct_map.BASE, self.size, metadata) != 0:
+        memcg = build.memcg
+        metadata, block, address_size = boot.block_size(NODES, FRAMES_PER_NODE, MAX_TASKS, memcg)
+        # The host's files lie where trace rings would be, were there tracing.
+        self.size = block + engine_module.HOST_FILES * engine_module.HOST_FILE_SIZE
+        direct_map.map_private(max(address_size, self.size))
+        direct_map.write_header(block, metadata, address_size)
+        if self.engine.open(direct_map.BASE, self.size, metadata, block) != 0:
             raise MemoryError("the host has no memory for the explorer")
-        boot.boot(NODES, FRAMES_PER_NODE, MAX_TASKS, HUNG_TASK_NS, True, False, 0, 0)
+        boot.boot(NODES, FRAMES_PER_NODE, MAX_TASKS, HUNG_TASK_NS, True, memcg, 0, 0)
         self.programs, self.checks, self.resets, self._kept = [], [], [], []
+        self._host_files = 0
         self.known = {}
         # Unless a scenario begins in the middle of something, with a page isolated, say.
         self.begins_whole = True
@@ -196,9 +230,40 @@ class Room:
         """The address of struct Page of what is mapped at an address."""
         return layout.kernel().mem_map + task.frame_of(va) * layout.sizeof("Page")
 
+    def file(self, task, words, fs="page", block_size=PAGE):
+        """Opens a new file of the host for a task, as a file of that sort (shmkern.Task.open) with a
+        page for each of `words`, which stand at the pages' beginnings.  A HostFile."""
+        file = self._host_file(words)
+        kind, blkbits = host_files.KINDS[fs], block_size.bit_length() - 1
+        task._register_host_file(0, file.host_fd, len(words) * PAGE, kind, blkbits, file.host_fd, 1)
+        file.fd = task._open(0, file.host_fd, os.O_RDWR, kind, blkbits, file.host_fd)
+        files = layout.struct("FilesStruct", worker.slot(task.cpu).files)
+        file.mapping = layout.struct("File", int(files.fd[file.fd])).f_mapping
+        return file
+
+    def swapon(self, task, slots):
+        """Gives the machine a swap area in a new file of the host.  A HostFile."""
+        file = self._host_file([0] * (slots + 1))
+        self.become(task.cpu)
+        area = layout.kernel().swap_info[vmscan.swapon(file.host_fd, slots)]
+        ksym.host_fd_install(int(area["swap_file"]["i_id"]), file.host_fd)
+        return file
+
+    def _host_file(self, words):
+        if self._host_files == engine_module.HOST_FILES:
+            raise ValueError(f"there are no more than {engine_module.HOST_FILES} files of the host")
+        file = HostFile(self._host_files)
+        self._host_files += 1
+        file.fill(words)
+        return file
+
     def list_head(self):
         """The address of a list head outside the block, as on a kernel stack."""
-        self._kept.append((ctypes.c_uint64 * 2)())
+        return self.stack_words(2)
+
+    def stack_words(self, count):
+        """The address of so many words outside the block, zeros, as on a kernel stack."""
+        self._kept.append((ctypes.c_uint64 * count)())
         return ctypes.addressof(self._kept[-1])
 
     def offset(self, struct, field):
@@ -233,6 +298,8 @@ class Room:
                   ("PgData", kernel.nodes, kernel.nr_nodes), ("WaitQueueHead", kernel.wait_table, C["WAIT_TABLE_SIZE"]),
                   ("Page", kernel.mem_map, kernel.max_pfn),
                   ("Slab", kernel.slabs, (kernel.slab_end - kernel.slab_base) // PAGE)]
+        if kernel.page_cgroup:
+            places.append(("PageCgroup", kernel.page_cgroup, kernel.max_pfn))
         for name, address, count in places:
             for offset in half_words(layout.dtypes[name]):
                 for index in range(count):
@@ -348,6 +415,11 @@ class Room:
             if slot.wait_kind:
                 texts.append(f"task {task.pid} waits for a {kinds[slot.wait_kind]} at {slot.wait_channel:#x}")
         return texts
+
+
+def host_files_at():
+    """The offset of the host's files: they follow the block."""
+    return layout.header().size
 
 
 def half_words(dtype, base=0):
