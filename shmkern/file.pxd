@@ -5,6 +5,7 @@ cimport cython
 from shmkern.truncate cimport *
 
 cdef bint file_may_write(File* file) noexcept nogil
+@cython.locals(tagged=bint)
 cdef bint mapping_has_dirt(AddressSpace* mapping) noexcept nogil
 cdef void iput(Inode* inode) noexcept nogil
 cdef void evict_inode(Inode* inode) noexcept nogil

@@ -20,10 +20,13 @@ def file_may_write(file):
 # ---- inodes ------------------------------------------------------------------
 
 def mapping_has_dirt(mapping):
-    """Whether a file has pages that are still to be written to it."""
-    return a_ops(mapping).writepage != NULL and \
-        (radix_tree_tagged(addressof(mapping.page_tree), PAGECACHE_TAG_DIRTY) or
-         radix_tree_tagged(addressof(mapping.page_tree), PAGECACHE_TAG_WRITEBACK))
+    """Whether a file has pages that are still to be written to it: now, without tree_lock."""
+    # The root of the tree may be replaced, or go with the last page.
+    rcu_read_lock()
+    tagged = radix_tree_tagged(addressof(mapping.page_tree), PAGECACHE_TAG_DIRTY) or \
+        radix_tree_tagged(addressof(mapping.page_tree), PAGECACHE_TAG_WRITEBACK)
+    rcu_read_unlock()
+    return tagged and a_ops(mapping).writepage != NULL
 
 
 def iput(inode):

@@ -173,7 +173,9 @@ def radix_tree_tag_set(root, index, tag):
     node = radix_tree_leaf(root, index)
     BUG_ON(node == NULL or node.slots[radix_tree_offset(index, 1)] == NULL)
     while node != NULL:
-        node.tags[tag] |= cast(u64, 1) << radix_tree_offset(index, node.height)
+        # Marked: radix_tree_tagged may look without the lock.
+        bit = cast(u64, 1) << radix_tree_offset(index, node.height)
+        WRITE_ONCE64(addressof(node.tags[tag]), node.tags[tag] | bit)
         node = node.parent
 
 
@@ -181,7 +183,8 @@ def radix_tree_tag_clear(root, index, tag):
     """Takes the tag off the item at `index`, if there is one."""
     node = radix_tree_leaf(root, index)
     while node != NULL:
-        node.tags[tag] &= ~(cast(u64, 1) << radix_tree_offset(index, node.height))
+        bit = cast(u64, 1) << radix_tree_offset(index, node.height)
+        WRITE_ONCE64(addressof(node.tags[tag]), node.tags[tag] & ~bit)
         if node.tags[tag] != 0:
             return
         node = node.parent
