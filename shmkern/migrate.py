@@ -159,6 +159,8 @@ def migration_entry_wait(mm, pmd, address):
     if not get_page_unless_zero(page):
         spin_unlock(ptl)
         count_vm_event(MIGRATION_ENTRY_RETRY)
+        # Whoever froze it may have lost its CPU.
+        cpu_yield()
         return
     spin_unlock(ptl)
     count_vm_event(MIGRATION_ENTRY_WAIT)
