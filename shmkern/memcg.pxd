@@ -150,5 +150,5 @@ cdef inline void mem_cgroup_end_migration(Page* page, Page* newpage, bint moved)
 @cython.locals(moved=bint)
 cdef bint mem_cgroup_move_account(PageCgroup* pc, MemCgroup* source, MemCgroup* to) noexcept nogil
 cdef void mem_cgroup_move_all(MemCgroup* memcg) noexcept nogil
-cdef int __mem_cgroup_force_empty(MemCgroup* memcg) noexcept nogil
+cdef int __mem_cgroup_force_empty(MemCgroup* memcg, u64 references) noexcept nogil
 cdef int mem_cgroup_force_empty(i32 id) noexcept nogil

@@ -39,10 +39,10 @@ def res_counter_charge_one(counter, val, force):
     spin_lock(addressof(counter.lock))
     fits = counter.usage + val <= counter.limit
     if not fits:
-        counter.failcnt += 1
+        WRITE_ONCE64(addressof(counter.failcnt), counter.failcnt + 1)
     if fits or force:
-        counter.usage += val
-        counter.max_usage = max(counter.max_usage, counter.usage)
+        WRITE_ONCE64(addressof(counter.usage), counter.usage + val)
+        WRITE_ONCE64(addressof(counter.max_usage), max(counter.max_usage, counter.usage))
     spin_unlock(addressof(counter.lock))
     return fits or force
 
@@ -53,7 +53,7 @@ def res_counter_uncharge_until(counter, top, val):
     while counter != top:
         spin_lock(addressof(counter.lock))
         VM_BUG_ON(counter.usage < val)
-        counter.usage -= val
+        WRITE_ONCE64(addressof(counter.usage), counter.usage - val)
         spin_unlock(addressof(counter.lock))
         counter = counter.parent
 
@@ -103,7 +103,7 @@ def mem_cgroup_alloc(parent, name, limit):
     res_counter_init(addressof(memcg.res), cast(pointer(ResCounter), NULL))
     if parent != NULL:
         memcg.res.parent = addressof(parent.res)
-        parent.nr_children += 1
+        WRITE_ONCE64(addressof(parent.nr_children), parent.nr_children + 1)
     memcg.res.limit = limit
     memcg.parent = parent
     memcg.css_refcnt = 1
@@ -250,7 +250,7 @@ def mem_cgroup_remove(id):
     spin_unlock(addressof(k.cgroup_lock))
     if rc != 0:
         return rc
-    rc = __mem_cgroup_force_empty(memcg)
+    rc = __mem_cgroup_force_empty(memcg, 1)
     # From here on nobody can find it through a page.  Who found it before has a reference.
     if rc == 0 and cmpxchg64(addressof(memcg.css_refcnt), 1, 0) != 1:
         rc = -EBUSY
@@ -258,7 +258,7 @@ def mem_cgroup_remove(id):
     memcg.removing = 0
     if rc == 0:
         list_del(addressof(memcg.list))
-        memcg.parent.nr_children -= 1
+        WRITE_ONCE64(addressof(memcg.parent.nr_children), memcg.parent.nr_children - 1)
     spin_unlock(addressof(k.cgroup_lock))
     if rc == 0:
         kmem_cache_free(k.mem_cgroup_cachep, memcg)
@@ -271,13 +271,13 @@ def __mem_cgroup_move_mm(mm, memcg):
     """Whatever `mm` faults in from now on is charged to `memcg`; with NULL it will not fault any
     more.  Holds cgroup_lock; takes memcg_lock."""
     if memcg != NULL:
-        memcg.nr_mms += 1
+        WRITE_ONCE64(addressof(memcg.nr_mms), memcg.nr_mms + 1)
     spin_lock(addressof(mm.memcg_lock))
     source = mm.mem_cgroup
     mm.mem_cgroup = memcg
     spin_unlock(addressof(mm.memcg_lock))
     if source != NULL:
-        source.nr_mms -= 1
+        WRITE_ONCE64(addressof(source.nr_mms), source.nr_mms - 1)
 
 
 def __mem_cgroup_init_mm(mm, oldmm):
@@ -352,8 +352,8 @@ def __mem_cgroup_commit_charge(memcg, pc, flags):
     """Makes a charge that of a page, which has none.  Takes page_cgroup->lock."""
     spin_lock(addressof(pc.lock))
     VM_BUG_ON(pc.flags & PCG_USED)
-    pc.mem_cgroup = memcg
-    pc.flags |= PCG_USED | flags
+    WRITE_ONCE64(addressof(pc.mem_cgroup), cast(u64, memcg))
+    WRITE_ONCE32(addressof(pc.flags), pc.flags | PCG_USED | flags)
     mem_cgroup_charge_statistics(memcg, flags, True)
     spin_unlock(addressof(pc.lock))
 
@@ -395,8 +395,8 @@ def __mem_cgroup_uncharge_common(pc, unless):
         spin_unlock(addressof(pc.lock))
         return
     memcg = pc.mem_cgroup
-    pc.mem_cgroup = NULL
-    pc.flags = flags & ~cast(u32, PCG_USED | PCG_CACHE)
+    WRITE_ONCE64(addressof(pc.mem_cgroup), 0)
+    WRITE_ONCE32(addressof(pc.flags), flags & ~cast(u32, PCG_USED | PCG_CACHE))
     mem_cgroup_charge_statistics(memcg, flags, False)
     spin_unlock(addressof(pc.lock))
     __mem_cgroup_cancel_charge(memcg)
@@ -443,7 +443,7 @@ def __mem_cgroup_prepare_migration(page, newpage):
     spin_lock(addressof(pc.lock))
     flags = pc.flags
     VM_BUG_ON_PAGE(flags & PCG_MIGRATION, page)
-    pc.flags = flags | PCG_MIGRATION
+    WRITE_ONCE32(addressof(pc.flags), flags | PCG_MIGRATION)
     if flags & PCG_USED:
         memcg = pc.mem_cgroup
         css_get(memcg)
@@ -466,7 +466,7 @@ def mem_cgroup_release_hold(page):
     Takes page_cgroup->lock."""
     pc = lookup_page_cgroup(page)
     spin_lock(addressof(pc.lock))
-    pc.flags &= ~cast(u32, PCG_MIGRATION)
+    WRITE_ONCE32(addressof(pc.flags), pc.flags & ~cast(u32, PCG_MIGRATION))
     spin_unlock(addressof(pc.lock))
     if PageAnon(page):
         __mem_cgroup_uncharge_page(page)
@@ -500,7 +500,7 @@ def mem_cgroup_move_account(pc, source, to):
         mem_cgroup_charge_statistics(source, pc.flags, False)
         mem_cgroup_charge_statistics(to, pc.flags, True)
         css_get(to)
-        pc.mem_cgroup = to
+        WRITE_ONCE64(addressof(pc.mem_cgroup), cast(u64, to))
     spin_unlock(addressof(pc.lock))
     if moved:
         res_counter_uncharge_until(addressof(source.res), addressof(to.res), PAGE_SIZE)
@@ -518,18 +518,20 @@ def mem_cgroup_move_all(memcg):
             mem_cgroup_move_account(pc, memcg, memcg.parent)
 
 
-def __mem_cgroup_force_empty(memcg):
+def __mem_cgroup_force_empty(memcg, references):
     """Moves all that a group is charged for to its parent.  Returns 0; -EINVAL (the root has no
     parent); -EBUSY when it has children or address spaces, or is charged all the time.  The
-    caller has a reference, or is removing it."""
+    caller has a reference, or is removing it; `references` is how many there are then, with the
+    group's own, when it is charged for nothing."""
     if memcg.parent == NULL:
         return -EINVAL
     for attempt in range(MEM_CGROUP_FORCE_EMPTY_RETRIES):
         if READ_ONCE64(addressof(memcg.nr_mms)) != 0 or READ_ONCE64(addressof(memcg.nr_children)) != 0:
             return -EBUSY
         mem_cgroup_move_all(memcg)
-        # A charge that is not yet a page's: by a migration, as no address space is left.
-        if READ_ONCE64(addressof(memcg.res.usage)) == 0:
+        # Any other is that of a charge which is not yet a page's, or is going to be made: by a
+        # migration, as no address space is left.  So the usage does not tell.
+        if smp_load_acquire64(addressof(memcg.css_refcnt)) == references:
             return 0
         cpu_yield()
     return -EBUSY
@@ -540,6 +542,6 @@ def mem_cgroup_force_empty(id):
     memcg = get_mem_cgroup(id)
     if memcg == NULL:
         return -ENOENT
-    rc = __mem_cgroup_force_empty(memcg)
+    rc = __mem_cgroup_force_empty(memcg, 2)
     css_put(memcg)
     return rc

@@ -456,7 +456,7 @@ class Syscalls:
 
     def cgroup_force_empty(self, id):
         """memory.force_empty: moves what a group without tasks is charged for to its parent.
-        Raises OSError: ENOENT, EINVAL (the root), EBUSY (it has tasks or children)."""
+        Raises OSError: ENOENT, EINVAL (the root), EBUSY (it has tasks or children, or somebody else is at it)."""
         arg0 = id
         kernel_enter()
         rc = mem_cgroup_force_empty(arg0)
