@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Out-of-line copies of inline functions, for Python to call.  May use: everything.
 
+cimport shmkern.buffer as buffer
 cimport shmkern.frames as frames
 cimport shmkern.freezer as freezer
 cimport shmkern.locks as locks
@@ -12,7 +13,7 @@ cimport shmkern.rcu as rcu
 cimport shmkern.swapops as swapops
 cimport shmkern.tlb as tlb
 from shmkern.atomics cimport u32, u64
-from shmkern.mm_types cimport ListHead, MmStruct, Page, Spinlock, Task
+from shmkern.mm_types cimport BufferHead, ListHead, MmStruct, Page, Spinlock, Task
 from shmkern.pagetable cimport pte_t
 from shmkern.swapops cimport swp_entry_t
 
@@ -50,6 +51,10 @@ cdef void page_unfreeze_refs(Page* page, int count) noexcept nogil
 # lru
 cdef int page_lru(Page* page) noexcept nogil
 cdef void put_page(Page* page) noexcept nogil
+
+# buffer
+cdef void get_bh(BufferHead* bh) noexcept nogil
+cdef void put_bh(BufferHead* bh) noexcept nogil
 
 # mempolicy
 cdef Page* alloc_page(u64 gfp) noexcept nogil

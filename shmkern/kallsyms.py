@@ -195,6 +195,14 @@ def alloc_page(gfp):
     return mempolicy.alloc_page(gfp)
 
 
+def get_bh(bh):
+    buffer.get_bh(bh)
+
+
+def put_bh(bh):
+    buffer.put_bh(bh)
+
+
 def walk_to_pmd(mm, address):
     return pagetable.walk_to_pmd(mm, address)
 

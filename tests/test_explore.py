@@ -13,7 +13,8 @@ import pytest
 import shmkern as shmkern_package
 
 SHMKERN = [sys.executable, "-m", "shmkern.cli"]
-QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exit", "munmap"]
+QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exit", "munmap", "radix_delete",
+         "swap_in", "force_empty"]
 # A compiler and an exploration of thousands of schedules, on a machine that may be busy.
 pytestmark = pytest.mark.timeout(600)
 
@@ -66,6 +67,14 @@ def test_every_schedule_with_two_preemptions_holds(tmp_path):
         # The new page's lock, the counts and the PTE can be met in between: if they no longer
         # can, the explorer has gone blind.
         assert result["points"] >= 4 and result["states"] >= 1 and result["runs"] > 300, result
+
+
+def test_every_schedule_with_one_preemption_holds_for_pages_of_files(tmp_path):
+    """load_file and writeback have found bugs with no more than that: a task that met a frozen page
+    went on and on while who froze it had lost its CPU; and the flusher read a page tree's tags
+    without a lock while they were changed."""
+    for result in explore(tmp_path, "load_file", "writeback", "--preemptions", 1, "--jobs", 2)[0]:
+        assert result["failure"] is None and result["exhausted"] and result["points"] >= 7, result
 
 
 def test_more_jobs_give_the_same_result(tmp_path):
@@ -179,6 +188,39 @@ def test_a_reference_that_is_never_dropped_is_found_by_the_audit(tmp_path, scena
     """)
     results, text = explore(tmp_path, "--file", path, status=1)
     assert results[0]["failure"]["kind"] == "audit" and "refcount" in text
+
+
+def test_a_run_writes_to_the_host_and_that_is_undone(tmp_path, scenario):
+    """Each run finds the file as it was, in every job."""
+    path = scenario("""
+        from shmkern.explore.scenarios_files import NEW, OLD, cached_page, migrate_frame
+        user, va, file, migrator = cached_page(room, dirty=True)
+        def sync(task):
+            found = file.word(0)
+            task.fsync(file.fd)
+            return found, file.word(0)
+        room.program(user, sync)
+        room.program(migrator, migrate_frame(user, va))
+        room.check(lambda words, _stayed: words == (OLD, NEW))
+    """)
+    results, _text = explore(tmp_path, "--file", path, "--jobs", 2, "--preemptions", 1)
+    assert results[0]["failure"] is None and results[0]["runs"] > 200
+
+
+def test_transfers_of_one_page_that_nothing_orders_are_a_race(tmp_path, scenario):
+    path = scenario("""
+        one, two = room.task(), room.task()
+        file = room.file(one, [1])
+        page = one.kernel("alloc_page", 0xd0)
+        from shmkern import layout
+        inode = layout.struct("AddressSpace", file.mapping).host
+        memory = one.kernel("page_address", page)
+        room.begins_whole = False
+        room.program(one, lambda task: task.kernel("host_write", inode, memory, 4096, 0))
+        room.program(two, lambda task: task.kernel("host_read", inode, memory + 2048, 512, 512))
+    """)
+    results, text = explore(tmp_path, "--file", path, status=1)
+    assert results[0]["failure"]["kind"] == "data race"
 
 
 # ---- files and interruptions ----------------------------------------------------------

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from shmkern.cli import BAD_USE, DONE, Parser, UsageError, _command
 from shmkern.command import positive, write_json
-from shmkern.explore import findings, museum, room as room_module, scenarios, search  # noqa: F401
+from shmkern.explore import findings, museum, room as room_module, search
+from shmkern.explore import scenarios, scenarios_files, scenarios_swap  # noqa: F401
 
 BROKEN = 1
 EXPLORE_EXAMPLE = "shmkern explore fault store --preemptions 3 --jobs 2"

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The project's scenarios of pages of files: the page cache, writeback, truncation, buffers.
+
+May import: room, scenarios.
+"""
+from shmkern import layout
+from shmkern.errors import BusError
+from shmkern.explore.room import C, PAGE, scenario
+from shmkern.explore.scenarios import NEW, OLD, migrate_frame, other_node
+
+MAP_SHARED, PROT_READ, PROT_WRITE = C["MAP_SHARED"], C["PROT_READ"], C["PROT_WRITE"]
+GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
+FAR = 64
+
+
+def cached_page(room, fs="page", dirty=False, block_size=PAGE):
+    """A task that maps a file of one page, which holds OLD, and has read it, or with `dirty` has
+    stored NEW there; and a migrator.  (user, va, file, migrator)"""
+    user = room.task()
+    file = room.file(user, [OLD], fs, block_size)
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+    if dirty:
+        user.store64(va, NEW)
+    else:
+        user.load64(va)
+    migrator = room.task()
+    migrator.migrate_prep()
+    return user, va, file, migrator
+
+
+def unmapped_page(room, **kwargs):
+    """As cached_page, but nobody maps the page any more.  (user, file, page, move, migrator), where
+    `move` is a program that moves the page to the other node."""
+    user, va, file, migrator = cached_page(room, **kwargs)
+    page, move = room.page_of(user, va), migrate_frame(user, va)
+    user.munmap(va, PAGE)
+    migrator.migrate_prep()
+    return user, file, page, move, migrator
+
+
+def word_in_cache(user, file):
+    """The word at the beginning of a file as its page in the cache has it, or as it is read now."""
+    va = user.mmap(PAGE, PROT_READ, MAP_SHARED, fd=file.fd)
+    return user.load64(va)
+
+
+def field(struct, address, name):
+    """A field of a struct, read without being noticed: no access of the program's."""
+    return getattr(layout.struct(struct, address), name)
+
+
+# ---- the page cache --------------------------------------------------------------
+
+@scenario
+def find_get_page(room):
+    """A look-up without a lock, of the page that is being moved: what it finds is the file's page,
+    and stays so as long as the reference stands."""
+    user, file, _page, move, migrator = unmapped_page(room)
+
+    def find(task):
+        page = task.kernel("find_get_page", file.mapping, 0)
+        assert page and field("Page", page, "mapping") == file.mapping
+        task.kernel("lock_page", page)
+        assert field("Page", page, "mapping") == file.mapping
+        task.kernel("unlock_page", page)
+        task.kernel("put_page", page)
+    room.program(user, find)
+    room.program(migrator, move)
+    room.check(lambda: word_in_cache(user, file) == OLD)
+
+
+@scenario
+def radix_delete(room):
+    """A look-up without a lock against the page's leaving its file, and with it a node of the page
+    tree, which is freed when RCU lets it."""
+    user = room.task()
+    file = room.file(user, [OLD])
+    # So far behind that it has a node of its own, in a tree of two levels with a page at 0.
+    for index in (0, FAR):
+        page = user.kernel("alloc_page", GFP_HIGHUSER_MOVABLE)
+        user.kernel("add_to_page_cache_lru", page, file.mapping, index)
+        user.kernel("unlock_page", page)
+        user.kernel("put_page", page)
+
+    def cut(task):
+        task.kernel("truncate_inode_pages", file.mapping, PAGE)
+        task.kernel("rcu_process_callbacks")
+
+    def find(task):
+        found = task.kernel("find_get_page", file.mapping, FAR)
+        if found:
+            assert found == page
+            task.kernel("put_page", found)
+    room.program(user, cut)
+    room.program(room.task(), find)
+
+
+@scenario
+def load_file(room):
+    """A load from a page of a file that is being moved."""
+    user, va, _file, migrator = cached_page(room)
+    room.program(user, lambda task: task.load64(va))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda seen, _status: seen == OLD and user.load64(va) == OLD)
+
+
+@scenario
+def store_file(room):
+    """A store to a page of a file that is being moved: to a clean one, which becomes dirty."""
+    user, va, file, migrator = cached_page(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate_frame(user, va))
+
+    def kept():
+        assert user.load64(va) == NEW
+        user.fsync(file.fd)
+        return file.word(0) == NEW
+    room.check(kept)
+
+
+# ---- truncation --------------------------------------------------------------------
+
+@scenario
+def truncate(room):
+    """The file is truncated while its page, which nobody maps, is being moved."""
+    user, file, _page, move, migrator = unmapped_page(room)
+    room.program(user, lambda task: task.ftruncate(file.fd, 0))
+    room.program(migrator, move)
+    room.check(lambda: file.length == 0)
+
+
+@scenario
+def truncate_mapped(room):
+    """The file is truncated while its page, which is mapped and dirty, is being moved."""
+    user, va, file, migrator = cached_page(room, dirty=True)
+    room.program(user, lambda task: task.ftruncate(file.fd, 0))
+    room.program(migrator, migrate_frame(user, va))
+
+    def gone():
+        assert file.length == 0
+        try:
+            user.load64(va)
+        except BusError:
+            return True
+        return False
+    room.check(gone)
+
+
+# ---- writeback ---------------------------------------------------------------------
+
+@scenario
+def writeback(room):
+    """The flusher writes the page that is being moved: dirty or clean, the file has it in the end."""
+    user, va, file, migrator = cached_page(room, dirty=True)
+    room.program(user, lambda task: task.writeback())
+    room.program(migrator, migrate_frame(user, va))
+
+    def written(_pages, _stayed):
+        assert user.load64(va) == NEW
+        user.fsync(file.fd)
+        return file.word(0) == NEW
+    room.check(written)
+
+
+@scenario
+def fsync(room):
+    """fsync of a file whose dirty page, which nobody maps, is being moved: when it returns, the host
+    has the page."""
+    user, file, _page, move, migrator = unmapped_page(room, dirty=True)
+
+    def sync(task):
+        task.fsync(file.fd)
+        assert file.word(0) == NEW
+    room.program(user, sync)
+    room.program(migrator, move)
+
+
+# ---- buffers -----------------------------------------------------------------------
+
+@scenario
+def free_buffers(room):
+    """The page's buffers are freed while it is being moved with them."""
+    user, file, _page, move, migrator = unmapped_page(room, fs="buffer", block_size=2048)
+
+    def free(task):
+        page = task.kernel("find_lock_page", file.mapping, 0)
+        freed = task.kernel("try_to_free_buffers", page)
+        task.kernel("unlock_page", page)
+        task.kernel("put_page", page)
+        return freed
+    room.program(user, free)
+    room.program(migrator, move)
+    room.check(lambda freed, _stayed: freed and word_in_cache(user, file) == OLD)
+
+
+@scenario
+def buffer_lock(room):
+    """Somebody fills a buffer under its lock while its page is being moved: what it fills in is in
+    the page in the end.  A reference to the buffer is none to the page: the page is moved."""
+    user, file, page, move, migrator = unmapped_page(room, fs="buffer", block_size=2048)
+    inode = field("AddressSpace", file.mapping, "host")
+    head = field("Page", page, "private")
+    file.fill([NEW])
+
+    def fill(task):
+        task.kernel("get_bh", head)
+        task.kernel("lock_buffer", head)
+        task.kernel("read_into_page", inode, field("BufferHead", head, "b_page"), 0, 2048)
+        task.kernel("unlock_buffer", head)
+        task.kernel("put_bh", head)
+    room.program(user, fill)
+    room.program(migrator, move)
+    room.check(lambda _none, stayed: stayed == 0 and word_in_cache(user, file) == NEW)
+
+
+@scenario
+def writeback_buffers(room):
+    """The flusher writes the buffers of the page that is being moved with them."""
+    user, va, file, migrator = cached_page(room, fs="buffer", dirty=True)
+    room.program(user, lambda task: task.writeback())
+    room.program(migrator, migrate_frame(user, va))
+
+    def written(_pages, _stayed):
+        assert user.load64(va) == NEW
+        user.fsync(file.fd)
+        return file.word(0) == NEW
+    room.check(written)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The project's scenarios of swap and of memory control groups.
+
+May import: room, scenarios.
+"""
+from shmkern import layout
+from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
+from shmkern.explore.scenarios import NEW, OLD, migrate_frame, one_page, other_node
+
+GFP_KERNEL = C["GFP_KERNEL"]
+ANON = 0
+
+
+def swappable_page(room):
+    """As one_page, in a machine with a swap area; the page is on the inactive list, and nobody has
+    used it lately.  (user, va, migrator)"""
+    user, va, migrator = one_page(room)
+    room.swapon(user, 4)
+    user.kernel("shrink_active_list", zone_of(user, va), ANON, 1)
+    return user, va, migrator
+
+
+def zone_of(user, va):
+    """The address of the zone that the page at `va` is in."""
+    return layout.kernel().zones + user.frame_of(va) // FRAMES_PER_NODE * layout.sizeof("Zone")
+
+
+def reclaim(room, user, va):
+    """A program that frees the page at `va` of another task if it can, as kswapd does."""
+    zone = zone_of(user, va)
+    # struct ScanControl: nr_scanned, nr_reclaimed, gfp, kswapd.
+    control = room.stack_words(4)
+    layout.view("u64", control + 16)[()] = GFP_KERNEL
+    return lambda task: task.kernel("shrink_inactive_list", zone, ANON, 1, control)
+
+
+def in_swap_cache(room):
+    """A task with a page that only a swap entry leads to, and that is still in the swap cache, since
+    somebody had a reference when it was unmapped; and a migrator.  (user, va, page, migrator)"""
+    user, va, migrator = swappable_page(room)
+    page = room.page_of(user, va)
+    evict = reclaim(room, user, va)
+    user.kernel("get_page", page)
+    evict(user)
+    user.kernel("put_page", page)
+    return user, va, page, migrator
+
+
+def swapped_out(room):
+    """A task with a page that is in its slot of the swap area and nowhere else, and a migrator.
+    (user, va, migrator)"""
+    user, va, migrator = swappable_page(room)
+    reclaim(room, user, va)(user)
+    return user, va, migrator
+
+
+def migrate_node(node):
+    """A program that moves all pages of a node that can be moved to the other node."""
+    def program(task):
+        task.migrate_prep()
+        return task.migrate_frames(node * FRAMES_PER_NODE, (node + 1) * FRAMES_PER_NODE, 1 - node)[1]
+    return program
+
+
+def migrate_page(user, page):
+    """A program that moves a page, which need not be mapped, to the other node."""
+    frame = (page - layout.kernel().mem_map) // layout.sizeof("Page")
+    node = 1 - frame // FRAMES_PER_NODE
+    return lambda task: task.migrate_frames(frame, frame + 1, node)[1]
+
+
+@scenario
+def reclaim_migrate(room):
+    """Reclaim takes the page that is being moved: it gets a place in swap, is unmapped, written and
+    freed, before it is moved, after that, or not at all."""
+    user, va, migrator = swappable_page(room)
+    room.program(user, reclaim(room, user, va))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
+def reclaim_store(room):
+    """Reclaim takes a page that its task stores to."""
+    user, va, reclaimer = swappable_page(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(reclaimer, reclaim(room, user, va))
+    room.check(lambda: user.load64(va) == NEW)
+
+
+@scenario
+def swap_cache_load(room):
+    """A load brings a page back that is still in the swap cache, while it is being moved there."""
+    user, va, page, migrator = in_swap_cache(room)
+    room.program(user, lambda task: task.load64(va))
+    room.program(migrator, migrate_page(user, page))
+    room.check(lambda seen, _stayed: seen == OLD and user.load64(va) == OLD)
+
+
+@scenario
+def swap_cache_store(room):
+    """As swap_cache_load; a store, whose page leaves the swap cache."""
+    user, va, page, migrator = in_swap_cache(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate_page(user, page))
+    room.check(lambda: user.load64(va) == NEW)
+
+
+@scenario
+def swap_in(room):
+    """A load reads the page from its slot while everything on its node is being moved: a page that
+    has just been read, and that nobody has mapped yet."""
+    user, va, migrator = swapped_out(room)
+    room.program(user, lambda task: task.load64(va))
+    room.program(migrator, migrate_node(0))
+    room.check(lambda seen, _stayed: seen == OLD and user.load64(va) == OLD)
+
+
+@scenario
+def swap_in_twice(room):
+    """Two tasks of one address space read the page from its slot."""
+    user, va, _migrator = swapped_out(room)
+    room.program(user, lambda task: task.load64(va))
+    room.program(room.task(shares=user), lambda task: task.load64(va))
+    room.check(lambda one, two: one == two == OLD and user.load64(va) == OLD)
+
+
+@scenario
+def swap_munmap(room):
+    """The only swap entry of a page of the swap cache goes while the page is being moved."""
+    user, va, page, migrator = in_swap_cache(room)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(migrator, migrate_page(user, page))
+
+
+@scenario(memcg=True)
+def force_empty(room):
+    """A group without tasks is emptied while a page that it is charged for is being moved."""
+    user = room.task()
+    group = user.cgroup_create("group")
+    user.cgroup_attach(group)
+    va = user.mmap(PAGE)
+    user.store64(va, OLD)
+    user.cgroup_attach(1)
+    migrator = room.task()
+    migrator.migrate_prep()
+
+    def empty(task):
+        try:
+            task.cgroup_force_empty(group)
+        except OSError as error:
+            return error.errno
+    room.program(user, empty)
+    room.program(migrator, migrate_frame(user, va))
+
+    def paid_for(error, _stayed):
+        if error is None:
+            assert user.cgroup_stat(group)["usage"] == 0
+        return user.load64(va) == OLD
+    room.check(paid_for)
