@@ -121,7 +121,9 @@ def create_empty_buffers(page):
 
 def buffer_busy(bh):
     """Whether somebody needs this buffer: it is locked, dirty, or referred to."""
-    return READ_ONCE32(addressof(bh.b_count)) != 0 or test_bh(bh, BH_Lock) or test_bh(bh, BH_Dirty)
+    # Acquire: if it is idle it may be freed, after all that was done with it.
+    state = smp_load_acquire64(addressof(bh.b_state))
+    return smp_load_acquire32(addressof(bh.b_count)) != 0 or state & (cast(u64, 1) << BH_Lock | cast(u64, 1) << BH_Dirty)
 
 
 def drop_buffers(page):

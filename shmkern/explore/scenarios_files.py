@@ -10,7 +10,7 @@ from shmkern.explore.scenarios import NEW, OLD, migrate_frame, other_node
 
 MAP_SHARED, PROT_READ, PROT_WRITE = C["MAP_SHARED"], C["PROT_READ"], C["PROT_WRITE"]
 GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
-FAR = 64
+FAR, NEWER = 64, 3
 
 
 def cached_page(room, fs="page", dirty=False, block_size=PAGE):
@@ -42,6 +42,13 @@ def word_in_cache(user, file):
     """The word at the beginning of a file as its page in the cache has it, or as it is read now."""
     va = user.mmap(PAGE, PROT_READ, MAP_SHARED, fd=file.fd)
     return user.load64(va)
+
+
+def is_kept(user, va, file, value=NEW):
+    """Whether a word that was stored is in the page, and in the file after an fsync."""
+    assert user.load64(va) == value
+    user.fsync(file.fd)
+    return file.word(0) == value
 
 
 def field(struct, address, name):
@@ -110,12 +117,17 @@ def store_file(room):
     user, va, file, migrator = cached_page(room)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: is_kept(user, va, file))
 
-    def kept():
-        assert user.load64(va) == NEW
-        user.fsync(file.fd)
-        return file.word(0) == NEW
-    room.check(kept)
+
+@scenario
+def store_fallback(room):
+    """A store to a dirty page that has to be written back before it can be moved, and is while it is
+    stored to."""
+    user, va, file, migrator = cached_page(room, fs="fallback", dirty=True)
+    room.program(user, lambda task: task.store64(va, NEWER))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: is_kept(user, va, file, NEWER))
 
 
 # ---- truncation --------------------------------------------------------------------
@@ -146,6 +158,22 @@ def truncate_mapped(room):
     room.check(gone)
 
 
+@scenario
+def orphan(room):
+    """The file is truncated while a buffer of its page is in use, and the page is being moved: it is
+    taken out of the file with its buffers, and whoever comes to it later frees them."""
+    user, file, page, move, migrator = unmapped_page(room, fs="buffer")
+    head = field("Page", page, "private")
+
+    def cut(task):
+        task.kernel("get_bh", head)
+        task.ftruncate(file.fd, 0)
+        task.kernel("put_bh", head)
+    room.program(user, cut)
+    room.program(migrator, move)
+    room.check(lambda: file.length == 0)
+
+
 # ---- writeback ---------------------------------------------------------------------
 
 @scenario
@@ -154,12 +182,17 @@ def writeback(room):
     user, va, file, migrator = cached_page(room, dirty=True)
     room.program(user, lambda task: task.writeback())
     room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: is_kept(user, va, file))
 
-    def written(_pages, _stayed):
-        assert user.load64(va) == NEW
-        user.fsync(file.fd)
-        return file.word(0) == NEW
-    room.check(written)
+
+@scenario
+def writeback_store(room):
+    """The flusher writes a page that its task stores to: what comes too late for it is written
+    another time."""
+    user, va, file, flusher = cached_page(room, dirty=True)
+    room.program(user, lambda task: task.store64(va, NEWER))
+    room.program(flusher, lambda task: task.writeback())
+    room.check(lambda: is_kept(user, va, file, NEWER))
 
 
 @scenario
@@ -219,9 +252,4 @@ def writeback_buffers(room):
     user, va, file, migrator = cached_page(room, fs="buffer", dirty=True)
     room.program(user, lambda task: task.writeback())
     room.program(migrator, migrate_frame(user, va))
-
-    def written(_pages, _stayed):
-        assert user.load64(va) == NEW
-        user.fsync(file.fd)
-        return file.word(0) == NEW
-    room.check(written)
+    room.check(lambda: is_kept(user, va, file))

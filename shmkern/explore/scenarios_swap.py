@@ -5,7 +5,7 @@ May import: room, scenarios.
 """
 from shmkern import layout
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
-from shmkern.explore.scenarios import NEW, OLD, migrate_frame, one_page, other_node
+from shmkern.explore.scenarios import NEW, OLD, migrate, migrate_frame, one_page
 
 GFP_KERNEL = C["GFP_KERNEL"]
 ANON = 0
@@ -48,10 +48,11 @@ def in_swap_cache(room):
 
 def swapped_out(room):
     """A task with a page that is in its slot of the swap area and nowhere else, and a migrator.
-    (user, va, migrator)"""
+    (user, va, node, migrator), with the node that it will be read to."""
     user, va, migrator = swappable_page(room)
+    node = user.frame_of(va) // FRAMES_PER_NODE
     reclaim(room, user, va)(user)
-    return user, va, migrator
+    return user, va, node, migrator
 
 
 def migrate_node(node):
@@ -75,7 +76,7 @@ def reclaim_migrate(room):
     freed, before it is moved, after that, or not at all."""
     user, va, migrator = swappable_page(room)
     room.program(user, reclaim(room, user, va))
-    room.program(migrator, migrate_frame(user, va))
+    room.program(migrator, migrate(user, va))
     room.check(lambda: user.load64(va) == OLD)
 
 
@@ -110,16 +111,16 @@ def swap_cache_store(room):
 def swap_in(room):
     """A load reads the page from its slot while everything on its node is being moved: a page that
     has just been read, and that nobody has mapped yet."""
-    user, va, migrator = swapped_out(room)
+    user, va, node, migrator = swapped_out(room)
     room.program(user, lambda task: task.load64(va))
-    room.program(migrator, migrate_node(0))
+    room.program(migrator, migrate_node(node))
     room.check(lambda seen, _stayed: seen == OLD and user.load64(va) == OLD)
 
 
 @scenario
 def swap_in_twice(room):
     """Two tasks of one address space read the page from its slot."""
-    user, va, _migrator = swapped_out(room)
+    user, va, _node, _migrator = swapped_out(room)
     room.program(user, lambda task: task.load64(va))
     room.program(room.task(shares=user), lambda task: task.load64(va))
     room.check(lambda one, two: one == two == OLD and user.load64(va) == OLD)
