@@ -290,11 +290,13 @@ def test_bugs_that_linux_had_are_found_and_nothing_without_them(tmp_path):
 
 def test_every_patch_of_the_museum_fits_todays_source(tmp_path):
     patches = sorted((Path(shmkern_package.__file__).parent / "explore" / "museum").glob("*.patch"))
-    assert len(patches) >= 12
+    assert len(patches) >= 29
+    told = (Path(shmkern_package.__file__).parent.parent / "docs" / "explore.md").read_text()
     scenarios = {line.split()[0] for line in shmkern("explore", "--list").splitlines()}
     for patch in patches:
         fields = dict(re.findall(r"^(\w+): (.*)", patch.read_text(), re.M))
         assert fields["Scenario"] in scenarios and fields["Symptom"] and fields["Linux"], patch.name
+        assert f"| `{patch.stem}` |" in told, patch.name
         done = subprocess.run(["patch", "--dry-run", "--batch", "--forward", "-p1", "-i", patch], capture_output=True,
                               text=True, cwd=Path(shmkern_package.__file__).parent.parent)
         assert done.returncode == 0, f"{patch.name}: {done.stdout}"
