@@ -64,6 +64,27 @@ def browser():
 
 
 @pytest.fixture
+def show(browser):
+    """show(path, scheme) opens a file in a window without a network.  What it asks for besides itself
+    and what it complains of are in page.asked and page.complaints."""
+    contexts = []
+
+    def show(path, scheme="light", width=1150):
+        context = browser.new_context(color_scheme=scheme, offline=True, viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.asked, page.complaints = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(f"file://{path}")
+        return page
+    yield show
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
 def boot():
     """boot(**options) makes a Machine (small by default) that the test need not close."""
     machines = []

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The explorer: it covers what it says, finds what is wrong, tells it, and does it again."""
 import json
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 import shmkern as shmkern_package
 
+from pages import CONTRAST, contrasts
+
 SHMKERN = [sys.executable, "-m", "shmkern.cli"]
 QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exit", "munmap", "radix_delete",
          "swap_in", "force_empty"]
@@ -19,9 +22,9 @@ QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exi
 pytestmark = pytest.mark.timeout(600)
 
 
-def shmkern(*arguments, status=0, cwd=None):
+def shmkern(*arguments, status=0, **options):
     """Runs the command and returns what it prints."""
-    done = subprocess.run([*SHMKERN, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=580)
+    done = subprocess.run([*SHMKERN, *map(str, arguments)], capture_output=True, text=True, timeout=580, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -53,6 +56,24 @@ LOST_UPDATE = """
     room.program(one, increment)
     room.program(two, increment)
     room.check(lambda: one.load64(va) == 2)
+"""
+
+
+DEADLOCK = """
+    one, two = room.task(), room.task()
+    va = one.mmap(PAGE)
+    one.store64(va, 1), one.store64(one.mmap(PAGE), 1)
+    from shmkern import layout
+    pages = [layout.kernel().mem_map + (one.frame_of(va) - i) * layout.sizeof("Page") for i in (0, 1)]
+    def take(*order):
+        def program(task):
+            for page in order:
+                task.kernel("lock_page", page)
+            for page in order:
+                task.kernel("unlock_page", page)
+        return program
+    room.program(one, take(*pages))
+    room.program(two, take(*reversed(pages)))
 """
 
 
@@ -110,23 +131,7 @@ def test_sampling_finds_a_lost_update(tmp_path, scenario, strategy):
 
 
 def test_a_deadlock_says_who_waits(tmp_path, scenario):
-    path = scenario("""
-        one, two = room.task(), room.task()
-        va = one.mmap(PAGE)
-        one.store64(va, 1), one.store64(one.mmap(PAGE), 1)
-        from shmkern import layout
-        pages = [layout.kernel().mem_map + (one.frame_of(va) - i) * layout.sizeof("Page") for i in (0, 1)]
-        def take(*order):
-            def program(task):
-                for page in order:
-                    task.kernel("lock_page", page)
-                for page in order:
-                    task.kernel("unlock_page", page)
-            return program
-        room.program(one, take(*pages))
-        room.program(two, take(*reversed(pages)))
-    """)
-    results, text = explore(tmp_path, "--file", path, status=1)
+    results, text = explore(tmp_path, "--file", scenario(DEADLOCK), status=1)
     assert results[0]["failure"]["kind"] == "deadlock"
     assert text.count("waits for a page lock") >= 2
 
@@ -221,6 +226,67 @@ def test_transfers_of_one_page_that_nothing_orders_are_a_race(tmp_path, scenario
     """)
     results, text = explore(tmp_path, "--file", path, status=1)
     assert results[0]["failure"]["kind"] == "data race"
+
+
+# ---- looking at a finding ---------------------------------------------------------------
+
+@pytest.fixture
+def saved(tmp_path, scenario):
+    """The file that the exploration of a deadlock has left; its page is beside it."""
+    explore(tmp_path, "--file", scenario(DEADLOCK), "--output", "deadlock", "--html", "deadlock.html", status=1)
+    return tmp_path / "deadlock"
+
+
+def test_page_of_a_finding_is_stepped_through_in_light_and_dark(saved, show):
+    events = json.loads(saved.read_text())["events"]
+    changed = next(number for number, event in enumerate(events) if number and " → " in event["what"])
+    switches = [number for number in range(changed + 1, len(events))
+                if events[number]["task"] != events[number - 1]["task"]]
+    assert switches
+    path = saved.with_suffix(".html")
+    for scheme in ("light", "dark"):
+        page = show(path, scheme)
+        rows, at, memory = page.locator("tbody tr"), page.locator("#at"), page.locator("#memory")
+
+        def now(page=page):
+            return page.evaluate("() => [...document.querySelectorAll('tbody tr')].findIndex(e => e.className.includes('now'))")
+        assert page.locator("h1").inner_text() == "mine: deadlock" and "page lock" in page.locator("#text").inner_text()
+        assert rows.count() == len(events) and now() == 0 and at.inner_text() == f"step 1 of {len(events)}"
+        page.get_by_role("button", name="one step back", exact=True).click()
+        assert now() == 0
+        # Forward to the first change, which the memory shows from there on and not before.
+        for _step in range(changed):
+            page.get_by_role("button", name="one step on", exact=True).click()
+        assert now() == changed and events[changed]["place"] in memory.inner_text()
+        assert memory.locator("dt.changed + dd").inner_text() == events[changed]["what"].split(" → ")[1]
+        shown = memory.inner_text()
+        page.keyboard.press("ArrowLeft")
+        assert now() == changed - 1 and memory.inner_text() != shown
+        page.keyboard.press("ArrowRight")
+        assert now() == changed and memory.inner_text() == shown
+        for switch in switches:
+            page.locator("#switch").click()
+            assert now() == switch
+        rows.nth(1).click()
+        assert now() == 1
+        page.locator("#last").click()
+        page.keyboard.press("ArrowRight")
+        assert now() == len(events) - 1 and rows.nth(len(events) - 1).is_visible()
+        assert "asleep" not in memory.inner_text()
+        found = contrasts(page)
+        assert len(found) > 2 * len(events) and min(found) >= CONTRAST
+        page.locator("#first").click()
+        assert now() == 0 and page.asked == [f"file://{path}"] and page.complaints == []
+
+
+def test_replay_under_gdb_stops_at_each_switch_in_the_kernel(saved):
+    assert "there is no gdb; install the Debian package gdb" in \
+        shmkern("replay", saved, "--gdb", status=2, env=os.environ | {"PATH": str(saved.parent)})
+    switches = len(json.loads(saved.read_text())["switches"])
+    text = shmkern("replay", saved, "--gdb", input="run\n" + "backtrace\ncontinue\n" * (switches + 1))
+    assert text.count("hit Breakpoint") >= switches > 0
+    assert re.search(r"in __pyx_f_7shmkern_5locks_\w+ .*\n? *at shmkern/locks.py:", text), text
+    assert "deadlock: no task can go on" in text
 
 
 # ---- files and interruptions ----------------------------------------------------------

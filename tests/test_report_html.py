@@ -13,38 +13,12 @@ from shmkern import cli, html_report
 from shmkern_stress import common, run_report, samples
 from shmkern_stress.recording import result_of
 
+from pages import CONTRAST, LUMINANCE, contrasts
+
 pytestmark = pytest.mark.timeout(120)
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SECTIONS = ["Turns", "Over time", "Latencies", "Processes", "Nodes", "Kernel objects", "What was slow", "Words"]
-# What a report has to say to somebody, as WCAG AA wants it.
-CONTRAST = 4.5
-LUMINANCE = """colour => { const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
-    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; }"""
-TEXTS = """() => { const paper = getComputedStyle(document.body).backgroundColor; return [paper,
-    ...[...document.querySelectorAll('h1, h2, dt, dd, .text, th, td, b, li, figcaption, svg text')]
-    .map(e => e.closest('svg') ? getComputedStyle(e).fill : getComputedStyle(e).color)]; }"""
-
-
-@pytest.fixture
-def show(browser):
-    """show(path, scheme) opens a file in a window without a network.  What it asks for besides itself
-    and what it complains of are in page.asked and page.complaints."""
-    contexts = []
-
-    def show(path, scheme="light", width=1150):
-        context = browser.new_context(color_scheme=scheme, offline=True, viewport={"width": width, "height": 900})
-        contexts.append(context)
-        page = context.new_page()
-        page.asked, page.complaints = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(f"file://{path}")
-        return page
-    yield show
-    for context in contexts:
-        context.close()
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +43,6 @@ def broken(soaked, tmp_path):
     run_report.write(tmp_path / "broken.html", file, result_of(file))
     file.close()
     return tmp_path / "broken.html"
-
-
-def contrasts(page):
-    """The contrast of every text with the paper."""
-    luminance = page.evaluate(f"colours => colours.map({LUMINANCE})", page.evaluate(TEXTS))
-    paper, texts = luminance[0], luminance[1:]
-    return [(max(paper, text) + 0.05) / (min(paper, text) + 0.05) for text in texts]
 
 
 def test_report_is_one_file_that_asks_for_nothing(soaked, show):

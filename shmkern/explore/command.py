@@ -182,12 +182,6 @@ def tell_finding(finding, path, page):
 
 def run_replay(args):
     """The command `replay`."""
-    if args.gdb:
-        gdb = shutil.which("gdb")
-        if not gdb:
-            raise UsageError("there is no gdb; install the Debian package gdb")
-        program = str(Path(__file__).with_name("__main__.py"))
-        os.execv(gdb, [gdb, "-q", "--args", sys.executable, program, "replay", args.schedule])
     try:
         saved = findings.load(args.schedule)
     except FileNotFoundError as error:
@@ -198,6 +192,8 @@ def run_replay(args):
         load_file(saved.file)
     if saved.scenario not in room_module.scenarios:
         raise UsageError(f"there is no scenario {saved.scenario!r} any more")
+    if args.gdb:
+        become_gdb(args)
     room = room_module.Room(room_module.scenarios[saved.scenario])
     try:
         finding = findings.replay(room, saved)
@@ -212,6 +208,18 @@ def run_replay(args):
         print(f"page: {args.html}")
     write_json(args.json, asdict(finding))
     return BROKEN
+
+
+def become_gdb(args):
+    """Goes on as gdb with the same replay in it, which stops at each switch, in the task that is about
+    to lose its CPU: its kernel functions are on the stack."""
+    gdb = shutil.which("gdb")
+    if not gdb:
+        raise UsageError("there is no gdb; install the Debian package gdb")
+    options = [text for name in ("html", "json") if getattr(args, name) for text in (f"--{name}", getattr(args, name))]
+    program = str(Path(__file__).with_name("__main__.py"))
+    os.execv(gdb, [gdb, "-q", "-ex", "set breakpoint pending on", "-ex", "break runtime.c:switch_to", "--args",
+                   sys.executable, program, "replay", *options, "--", args.schedule])
 
 
 # ---- the command line -------------------------------------------------------------------
@@ -243,7 +251,7 @@ def make_parser():
     explore.add_argument("--json", metavar="FILE", help="also write the results to FILE, as JSON; - is the standard output")
     replay = _command(commands, "replay", run_replay, "run a failed schedule again, exactly", REPLAY_EXAMPLE)
     replay.add_argument("schedule", metavar="FILE", help="what `shmkern explore` has saved")
-    replay.add_argument("--gdb", action="store_true", help="under gdb")
+    replay.add_argument("--gdb", action="store_true", help="under gdb, which stops at each switch once one says run")
     replay.add_argument("--html", metavar="FILE", help="also write it as a page to step through")
     replay.add_argument("--json", metavar="FILE", help="also write it to FILE, as JSON; - is the standard output")
     return parser

@@ -71,13 +71,15 @@ def shorter(segments):
 @dataclass
 class Event:
     """One access of a failed schedule: by which task (a column), where in the source, to what, and
-    what that was before and after.  `times` counts equal ones in a row."""
+    what that was before and after.  `value` is what it left there, if it is one word and no sleep;
+    `times` counts equal ones in a row."""
     task: int
     step: int
     line: str
     function: str
     place: str
     what: str
+    value: str = ""
     times: int = 1
 
 
@@ -172,7 +174,8 @@ def events_of(entries, lines, names):
             events[-1].times += 1
             continue
         last = key
-        events.append(Event(int(entry["task"]), int(entry["step"]), str(line), function, str(place), what))
+        events.append(Event(int(entry["task"]), int(entry["step"]), str(line), function, str(place), what,
+                            value_text(entry, place, names)))
     return events
 
 
@@ -192,6 +195,13 @@ def change_text(entry, place, names):
         return before
     after = names.value(place, int(entry["after"]), size)
     return f"{before} → {after}" if before != after else f"{before}, written but not changed"
+
+
+def value_text(entry, place, names):
+    """What an access left in its word; "" when it is no word, or nobody looked at it."""
+    if int(entry["how"]) & (IS_SLEEP | IS_WAIT | IS_WAKE) or entry["size"] > 8:
+        return ""
+    return names.value(place, int(entry["after"]), int(entry["size"]))
 
 
 # ---- in text ------------------------------------------------------------------------

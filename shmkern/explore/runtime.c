@@ -267,7 +267,8 @@ static void trace(u64 address, u32 size, int how, u64 pc)
 
 #define PERCPU ((u64 *)(rt.base - 4096))
 
-static void switch_to(struct task *next)
+/* Not inlined: here `shmkern replay --gdb` stops. */
+static __attribute__((noinline)) void switch_to(struct task *next)
 {
 	rt.cur->percpu[0] = PERCPU[0];
 	rt.cur->percpu[1] = PERCPU[1];
