@@ -22,9 +22,14 @@ cdef bint pte_unmap_same(pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
 cdef int do_swap_page_locked(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, pte_t pte, Page* page, bint write) noexcept nogil
 @cython.locals(page=pointer_to_page, entry=swp_entry_t)
 cdef int do_swap_page(MmStruct* mm, VmAreaStruct* vma, u64 address, u64* pmd, pte_t* ptep, Spinlock* ptl, pte_t pte, bint write) noexcept nogil
-cdef bint wp_page_reuse(VmAreaStruct* vma, pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
+cdef bint pte_unchanged(pte_t* ptep, pte_t pte) noexcept nogil
+cdef void wp_page_reuse(pte_t* ptep) noexcept nogil
+@cython.locals(same=bint)
 cdef int wp_page_copy(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
 cdef int wp_page_shared(VmAreaStruct* vma, pte_t* ptep, Spinlock* ptl, pte_t pte, Page* page) noexcept nogil
+@cython.locals(same=bint, copy=bint)
+cdef bint wp_page_anon(pte_t* ptep, Spinlock* ptl, pte_t pte, Page* page) noexcept nogil
+@cython.locals(copy=bint)
 cdef int do_wp_page(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
 cdef int handle_pte_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, u64* pmd, pte_t* ptep, bint write) noexcept nogil
 cdef void mlock_faulted_page(VmAreaStruct* vma, u64 address) noexcept nogil

@@ -225,22 +225,19 @@ def do_swap_page(mm, vma, address, pmd, ptep, ptl, pte, write):
 
 # ---- writing to what is mapped read-only -------------------------------------
 
-def wp_page_reuse(vma, ptep, ptl, pte):
-    """Makes the PTE writable if it still is what it was.  Takes the split lock.  Says
-    whether it did."""
-    spin_lock(ptl)
-    same = 1
+def pte_unchanged(ptep, pte):
+    """Whether a PTE still is what it was, but for what the MMU notes in it.  Holds the split lock."""
+    return (READ_PTE(ptep) | _PAGE_ACCESSED | _PAGE_DIRTY) == (pte | _PAGE_ACCESSED | _PAGE_DIRTY)
+
+
+def wp_page_reuse(ptep):
+    """Makes a present PTE writable.  Holds the split lock."""
     while True:
         # The MMU may set a bit between the look and the change.
         now = READ_PTE(ptep)
-        if (now | _PAGE_ACCESSED | _PAGE_DIRTY) != (pte | _PAGE_ACCESSED | _PAGE_DIRTY):
-            same = 0
-            break
         if cmpxchg64(ptep, now, pte_mkwrite(pte_mkdirty(pte_mkyoung(now)))) == now:
             count_vm_event(PGFAULT_REUSE)
-            break
-    spin_unlock(ptl)
-    return same
+            return
 
 
 def wp_page_copy(mm, vma, address, ptep, ptl, pte):
@@ -262,8 +259,7 @@ def wp_page_copy(mm, vma, address, ptep, ptl, pte):
         put_page(new_page)
         return -ENOMEM
     spin_lock(ptl)
-    now = READ_PTE(ptep)
-    same = 1 if (now | _PAGE_ACCESSED | _PAGE_DIRTY) == (pte | _PAGE_ACCESSED | _PAGE_DIRTY) else 0
+    same = pte_unchanged(ptep, pte)
     if same:
         # Gone from every TLB before the copy is visible: a reader of the old page must
         # not miss what another task then writes to the new one.
@@ -301,8 +297,28 @@ def wp_page_shared(vma, ptep, ptl, pte, page):
         return 0
     rc = make_page_writable(page)
     if rc == 0:
-        wp_page_reuse(vma, ptep, ptl, pte)
+        spin_lock(ptl)
+        if pte_unchanged(ptep, pte):
+            wp_page_reuse(ptep)
+        spin_unlock(ptl)
     return rc
+
+
+def wp_page_anon(ptep, ptl, pte, page):
+    """A write to an anonymous page, which is locked: its last user may write it from now on.  Says
+    whether that needs a copy instead.  Takes the split lock.
+
+    First of all the PTE, for while we waited for the page's lock it may have become a swap entry;
+    then reuse_swap_page, which counts that as our use, would take the page out of the swap cache
+    with no other copy of what is in it.
+    """
+    spin_lock(ptl)
+    same = pte_unchanged(ptep, pte)
+    copy = same and not reuse_swap_page(page)
+    if same and not copy:
+        wp_page_reuse(ptep)
+    spin_unlock(ptl)
+    return copy
 
 
 def do_wp_page(mm, vma, address, ptep, ptl, pte):
@@ -325,9 +341,9 @@ def do_wp_page(mm, vma, address, ptep, ptl, pte):
     copy = 0
     if not PageAnon(page) and vma.vm_flags & VM_SHARED:
         rc = wp_page_shared(vma, ptep, ptl, pte, page)
-    elif PageAnon(page) and reuse_swap_page(page):
+    elif PageAnon(page):
         # Only we could add a mapping of ours, and a fork of ours waits for mmap_sem.
-        wp_page_reuse(vma, ptep, ptl, pte)
+        copy = wp_page_anon(ptep, ptl, pte, page)
     else:
         copy = 1
     unlock_page(page)

@@ -15,7 +15,7 @@ from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, PRO
 from shmkern.kallsyms import ksym
 from shmkern_stress import common
 
-from helpers import (PAGE, Puppet, counter, flags, is_present, kinds, mm_of, page_at, pte_of, set_pte, until)
+from helpers import (PAGE, Puppet, counter, flags, is_present, kinds, mm_of, page_at, pte_of, set_pte, until, until_waits)
 
 C = layout.constants
 GFP = C["GFP_HIGHUSER_MOVABLE"]
@@ -309,6 +309,31 @@ def test_page_that_another_has_swapped_out_is_copied_on_write(small):
     owner(lambda task: task.store64(va, 6))
     assert page_at(owner, va).address != out.address
     assert child(lambda task: task.load64(va)) == 5
+
+
+def test_a_write_that_waits_for_a_page_which_goes_to_swap_meanwhile_finds_it_there(small):
+    """do_wp_page sleeps on the page's lock; when it has it the page's only use may be a swap entry, the
+    task's own.  The page must stay in the swap cache: nowhere else is what was stored."""
+    writer, mover = Puppet(small), Puppet(small)
+    va = writer(lambda task: store_new(task, 1, 77))
+    writer.fork().exit()
+    page = page_at(writer, va).address
+
+    def lock(task):
+        ksym.lru_add_drain_all()
+        ksym.lock_page(page)
+        return ksym.add_to_swap(page)
+    assert mover(lock)
+    writer.begin(lambda task: task.store64(va + 8, 78))
+    assert until_waits(writer, "WAIT_PAGE_LOCK") == page
+
+    def unmap_and_unlock(task):
+        ksym.try_to_unmap(page, 1)
+        ksym.unlock_page(page)
+    mover(unmap_and_unlock)
+    writer.reply()
+    assert writer(lambda task: (task.load64(va), task.load64(va + 8))) == (77, 78)
+    small.audit().raise_if_broken()
 
 
 @pytest.mark.parametrize("end", ["munmap", "exit", "kill"])
