@@ -130,6 +130,20 @@ def store_fallback(room):
     room.check(lambda: is_kept(user, va, file, NEWER))
 
 
+@scenario
+def munmap_file(room):
+    """A dirty page of a file is unmapped while it is being moved: the PTE's dirt is the page's then,
+    whichever page it is."""
+    user, va, file, migrator = cached_page(room, dirty=True)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+
+    def kept():
+        user.fsync(file.fd)
+        return file.word(0) == NEW
+    room.check(kept)
+
+
 # ---- truncation --------------------------------------------------------------------
 
 @scenario

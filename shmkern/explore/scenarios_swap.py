@@ -4,6 +4,7 @@
 May import: room, scenarios.
 """
 from shmkern import layout
+from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
 from shmkern.explore.scenarios import NEW, OLD, migrate, migrate_frame, one_page
 
@@ -90,6 +91,16 @@ def reclaim_store(room):
 
 
 @scenario
+def reclaim_store_migrate(room):
+    """A task stores to a page that reclaim and a migrator both want."""
+    user, va, migrator = swappable_page(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(room.task(), reclaim(room, user, va))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == NEW)
+
+
+@scenario
 def swap_cache_load(room):
     """A load brings a page back that is still in the swap cache, while it is being moved there."""
     user, va, page, migrator = in_swap_cache(room)
@@ -104,6 +115,17 @@ def swap_cache_store(room):
     user, va, page, migrator = in_swap_cache(room)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(migrator, migrate_page(user, page))
+    room.check(lambda: user.load64(va) == NEW)
+
+
+@scenario
+def swap_cache_mapped(room):
+    """A store to a page that is in the swap cache and mapped, while it is being moved: its PTE becomes
+    a swap entry for that, and the next fault finds the new page."""
+    user, va, _page, migrator = in_swap_cache(room)
+    user.load64(va)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate_frame(user, va))
     room.check(lambda: user.load64(va) == NEW)
 
 
@@ -127,6 +149,46 @@ def swap_in_twice(room):
 
 
 @scenario
+def swap_in_munmap(room):
+    """One thread reads the page from its slot, another unmaps it."""
+    user, va, _node, _migrator = swapped_out(room)
+
+    def touch(task):
+        try:
+            return task.load64(va)
+        except SegmentationFault:
+            return 0
+    room.program(user, touch)
+    room.program(room.task(shares=user), lambda task: task.munmap(va, PAGE))
+    room.check(lambda seen, _none: seen in (0, OLD))
+
+
+@scenario
+def swap_fork(room):
+    """The address space is copied, and with it the swap entry of a page that is being moved in the
+    swap cache; then each side writes, and neither sees the other's."""
+    user, va, page, migrator = in_swap_cache(room)
+    room.program(user, lambda task: task.fork())
+    room.program(migrator, migrate_page(user, page))
+
+    def apart(child, _stayed):
+        user.store64(va, NEW)
+        assert room.load_in(child, va) == OLD
+        return user.load64(va) == NEW
+    room.check(apart)
+
+
+@scenario
+def swap_in_forked(room):
+    """Two address spaces have one swap entry, and both store: each gets a page of its own."""
+    user, va, _page, _migrator = in_swap_cache(room)
+    child = room.forked(user)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(child, lambda task: task.store64(va, OLD + 1))
+    room.check(lambda: user.load64(va) == NEW and child.load64(va) == OLD + 1)
+
+
+@scenario
 def swap_munmap(room):
     """The only swap entry of a page of the swap cache goes while the page is being moved."""
     user, va, page, migrator = in_swap_cache(room)
@@ -134,9 +196,9 @@ def swap_munmap(room):
     room.program(migrator, migrate_page(user, page))
 
 
-@scenario(memcg=True)
-def force_empty(room):
-    """A group without tasks is emptied while a page that it is charged for is being moved."""
+def charged_page(room):
+    """As one_page; the page is charged to a group that has no tasks any more.  (user, va, group,
+    migrator)"""
     user = room.task()
     group = user.cgroup_create("group")
     user.cgroup_attach(group)
@@ -145,6 +207,13 @@ def force_empty(room):
     user.cgroup_attach(1)
     migrator = room.task()
     migrator.migrate_prep()
+    return user, va, group, migrator
+
+
+@scenario(memcg=True)
+def force_empty(room):
+    """A group without tasks is emptied while a page that it is charged for is being moved."""
+    user, va, group, migrator = charged_page(room)
 
     def empty(task):
         try:
@@ -159,3 +228,12 @@ def force_empty(room):
             assert user.cgroup_stat(group)["usage"] == 0
         return user.load64(va) == OLD
     room.check(paid_for)
+
+
+@scenario(memcg=True)
+def charged_munmap(room):
+    """A page that a group is charged for is unmapped while it is being moved: both charges go."""
+    user, va, group, migrator = charged_page(room)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.cgroup_stat(group)["usage"] == 0)
