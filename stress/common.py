@@ -33,6 +33,7 @@ SCENARIOS = {
     "file": "workers map files, shared and private, sync and truncate them; memory and disk must agree",
     "buffers": "the same on files with buffer heads of every size",
     "swap": "as anon, with twice as much memory as there are frames, the rest of it in a file of the host",
+    "all": "all of these on one machine, with a swap area, control groups and nodes that come and go",
     "trace": "each worker replays the memory accesses of a real program",
 }
 HELD, BROKEN, BAD_USE = 0, 1, 2

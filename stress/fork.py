@@ -41,19 +41,24 @@ def plan(options):
 
 def roots(options):
     """The trees' roots, which live as long as the run."""
-    return -(-options.workers // TASKS_PER_ROOT)
+    return trees(options.workers)
 
 
-def worker(task, run, number):
-    """The root of a tree."""
-    space = Space(task, run, (number,), run.plan)
+def trees(workers):
+    """How many trees so many tasks make."""
+    return -(-workers // TASKS_PER_ROOT)
+
+
+def worker(task, run, number, kind=None):
+    """The root of a tree; `kind` is what its address spaces are, Space by default."""
+    space = (kind or Space)(task, run, (number,), run.plan)
     space.make_heirloom()
     live(space, None)
 
 
 def descendant(task, run, space, key):
     """A forked task: it goes on with a copy of its parent's memory and shadow."""
-    live(Space(task, run, key, run.plan, space), int(run.rng(*key, 0).geometric(1 / STEPS)))
+    live(type(space)(task, run, key, run.plan, space), int(run.rng(*key, 0).geometric(1 / STEPS)))
 
 
 def live(space, steps):

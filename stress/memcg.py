@@ -48,13 +48,14 @@ def plan(options):
     return Plan(pages, options.workers)
 
 
-def worker(task, run, number):
-    """One worker; the first of a team leads it."""
+def worker(task, run, number, kind=None):
+    """One worker; the first of a team leads it.  `kind` is what its address space is, a Member by
+    default."""
     team, seat = divmod(number, TEAM)
     if seat == 0:
         found_team(task, run, team)
     run.wait_until(lambda: run.plan.open.any(axis=1).all())
-    member = Member(task, run, (number,), run.plan.pages)
+    member = (kind or Member)(task, run, (number,), run.plan.pages)
     member.make_heirloom()
     run.working()
     born = 0
@@ -127,7 +128,7 @@ def fork(member, born):
 
 def descendant(task, run, parent, key):
     """What a forked child does."""
-    child = Member(task, run, key, run.plan.pages, parent)
+    child = type(parent)(task, run, key, run.plan.pages, parent)
     run.working()
     for _step in range(CHILD_STEPS):
         child.step()

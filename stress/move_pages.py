@@ -32,8 +32,15 @@ def plan(options):
     return min(frames // options.workers - TABLES, PAGES_MAX)
 
 
-def worker(task, run, number):
-    """One worker."""
+def everybody(run):
+    """The pids of all workers that have set up their memory."""
+    rows = run.board.rows
+    return rows["pid"][(rows["state"] == WORKING) & (rows["pid"] != 0)]
+
+
+def worker(task, run, number, targets=everybody, pardoned=(errno.ENOMEM,)):
+    """One worker, that moves the pages of targets(run): tasks with such memory as its own.  `pardoned`
+    are the errnos with which a whole call may fail: a node may be full for a moment."""
     rng, shadow, length = run.rng(number), Shadow(), run.plan * PAGE
     for start, size in ((ARRAYS, MEMORY - ARRAYS), (MEMORY, length)):
         task.mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, start)
@@ -44,15 +51,13 @@ def worker(task, run, number):
         run.checked(random_accesses(rng, memory, ACCESSES), shadow, run.options.seed + stream)
         stream += 1
         for _call in range(CALLS):
-            move_somebodys(task, run, rng)
+            move_somebodys(task, run, rng, targets(run), pardoned)
     run.check_ranges(memory, shadow)
     run.park()
 
 
-def move_somebodys(task, run, rng):
+def move_somebodys(task, run, rng, pids, pardoned):
     """Moves some pages of some worker, perhaps this one's own; or asks where they are."""
-    rows = run.board.rows
-    pids = rows["pid"][(rows["state"] == WORKING) & (rows["pid"] != 0)]
     if not len(pids):
         return
     pid, total = int(rng.choice(pids)), MEMORY - ARRAYS + run.plan * PAGE
@@ -65,8 +70,8 @@ def move_somebodys(task, run, rng):
     try:
         statuses = call(task, pid, pages, nodes, flags)
     except OSError as error:
-        # It may have ended; and a node may be full for a moment.
-        if error.errno == errno.ENOMEM or (run.board.stopping and error.errno in (errno.ESRCH, errno.EINVAL)):
+        # It may have ended.
+        if error.errno in pardoned or (run.board.stopping and error.errno in (errno.ESRCH, errno.EINVAL)):
             return
         raise
     expected = np.arange(run.options.nodes) if asking else nodes

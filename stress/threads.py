@@ -37,15 +37,21 @@ class Plan:
     that member has added to that counter."""
 
     def __init__(self, workers):
-        self.groups = [min(GROUP, workers - first) for first in range(0, workers, GROUP)]
-        if len(self.groups) > 1 and self.groups[-1] == 1:
-            # Alone it would share with nobody.
-            self.groups[-2:] = [GROUP + 1]
+        self.groups = groups_of(workers)
         shape = (len(self.groups), GROUP + 1, PAGES * COUNTERS)
         self._memory = mmap.mmap(-1, 8 * int(np.prod(shape)) + len(self.groups) * 8 * (GROUP + 1))
         self.counts = np.frombuffer(self._memory, np.uint64, int(np.prod(shape))).reshape(shape)
         self.done = np.frombuffer(self._memory, np.uint64, len(self.groups) * (GROUP + 1),
                                   self.counts.nbytes).reshape(shape[:2])
+
+
+def groups_of(workers):
+    """How many members each group has."""
+    groups = [min(GROUP, workers - first) for first in range(0, workers, GROUP)]
+    if len(groups) > 1 and groups[-1] == 1:
+        # Alone it would share with nobody.
+        groups[-2:] = [GROUP + 1]
+    return groups
 
 
 def plan(options):
@@ -60,7 +66,7 @@ def plan(options):
 
 def roots(options):
     """The leaders; they make the others."""
-    return len(Plan(options.workers).groups)
+    return len(groups_of(options.workers))
 
 
 def worker(task, run, group):

@@ -118,6 +118,30 @@ def test_nodes_go_offline_and_come_back_under_load():
     assert max(emptied) >= 2 and result["pages_migrated"] > 100 and result["accesses"] > 10000
 
 
+def test_everything_at_once_holds():
+    """Pages are swapped, nodes emptied, groups' limits hit, files written back, trees grow."""
+    emptied, groups = [], []
+
+    def look(run):
+        emptied.append(int(run.board.rows["passes"].max()))
+        groups.append(layout.kernel().next_css_id)
+    result = stress("all", "--workers", 12, "--seconds", 4, tick=look)
+    assert result["failures"] == [] and result["audit"] == []
+    assert max(emptied) > 0 and groups[-1] > 1 + 5
+    assert result["pages_swapped_out"] > 1000 and result["pages_swapped_in"] > 1000 and result["forks"] > 3
+    assert result["pages_migrated"] > 1000 and result["accesses"] > 10000
+
+
+@pytest.mark.parametrize("damage", ["bytes", "child"])
+def test_everything_at_once_notices(damage, monkeypatch):
+    """Bytes that change in a frame, and a mistake of one worker among the others."""
+    if damage == "child":
+        monkeypatch.setattr(threads, "count_up", lambda run, *_: 1 / 0)
+        assert_broken(stress("all", "--workers", 8), "ZeroDivisionError")
+    else:
+        assert_broken(stress("all", "--workers", 8, tick=flip_bytes), "lost write", "task ", "(page 0x")
+
+
 def test_trace_holds(trace_file):
     result = stress("trace", trace_file, "--workers", 2)
     assert common.status_of(result) == common.HELD
@@ -347,18 +371,20 @@ def test_error_in_a_worker_breaks_the_run(monkeypatch):
 @pytest.mark.parametrize("name, given, says", [
     ("anon", ["--frames", 100], "too few for 3 workers"), ("threads", ["--frames", 100], "too few"),
     ("fork", ["--frames", 100], "too few"), ("anon", ["--nodes", 64, "--frames", 4000], "4096 will do"),
-    ("anon", ["--frames", 1 << 24], "too many"), ("threads", ["--workers", 1], "two workers")])
+    ("anon", ["--frames", 1 << 24], "too many"), ("threads", ["--workers", 1], "two workers"),
+    ("all", ["--workers", 7], "8 workers"), ("all", ["--workers", 8, "--frames", 100], "too few")])
 def test_bad_options_are_a_sentence(name, given, says):
     with pytest.raises(common.UsageError, match=says):
         stress(name, *given)
 
 
 def test_frames_that_are_said_to_do_will_do():
-    for name in ("anon", "threads", "fork", "memcg", "move_pages", "offline"):
+    for name in ("anon", "threads", "fork", "memcg", "move_pages", "offline", "all"):
         with pytest.raises(common.UsageError) as error:
-            stress(name, "--frames", 10)
+            stress(name, "--workers", 8 if name == "all" else 3, "--frames", 10)
         enough = str(error.value).split("; ")[1].split()[0]
-        assert common.status_of(stress(name, "--frames", enough, "--seconds", 0.3)) == common.HELD
+        result = stress(name, "--workers", 8 if name == "all" else 3, "--frames", enough, "--seconds", 0.3)
+        assert common.status_of(result) == common.HELD
 
 
 def test_task_without_frames_is_no_lost_write():
