@@ -9,6 +9,7 @@
 
 So the order of events is the test's, and nothing sleeps to get it.
 """
+import errno
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ from multiprocess import reduction
 from multiprocess.connection import Connection
 from multiprocess.pool import ExceptionWithTraceback
 
-from shmkern import direct_map, layout, worker
+from shmkern import MAP_SHARED, PROT_READ, PROT_WRITE, direct_map, layout, worker
 from shmkern.errors import TaskDied
 
 C = layout.constants
@@ -156,6 +157,46 @@ class Puppet:
         os.kill(self.os_pid, signal.SIGKILL)
         until(lambda: direct_map.process_stat(self.os_pid)[0] in ("", "Z", "X"), "its death")
         self.connection.close()
+
+
+class Mapper(Puppet):
+    """A task that has a host file of eight pages open as `fd`, and mapped shared at `va`."""
+    PAGES = 8
+
+    def __init__(self, machine, path, how=MAP_SHARED, flags=os.O_RDWR, prot=PROT_READ | PROT_WRITE, prepare=None,
+                 **options):
+        """prepare(self), if given, is called before the file is opened."""
+        super().__init__(machine)
+        size = self.PAGES * PAGE
+        if prepare is not None:
+            prepare(self)
+
+        def program(task):
+            fd = task.open(path, flags, **options)
+            return fd, task.mmap(size, prot, how, fd=fd)
+        self.fd, self.va = self(program)
+
+    def load(self, offset, length):
+        va = self.va + offset
+        return self(lambda task: task.load(va, length))
+
+    def store(self, offset, data):
+        va = self.va + offset
+        self(lambda task: task.store(va, data))
+
+    def sync(self):
+        """msync of all of it."""
+        va, size = self.va, self.PAGES * PAGE
+        self(lambda task: task.msync(va, size))
+
+
+def errno_of(call):
+    """The name of the errno with which call() fails; None when it does not."""
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return None
 
 
 def is_running(puppet):

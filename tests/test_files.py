@@ -8,8 +8,8 @@ import os
 import pytest
 
 import shmkern
-from helpers import (PAGE, Puppet, counter, flags, migration_entry, mm_of, node_at, page_at, pfn_at, pte_of,
-                     until_waits)
+from helpers import (PAGE, Mapper, Puppet, counter, errno_of, flags, migration_entry, mm_of, node_at, page_at, pfn_at,
+                     pte_of, until_waits)
 from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout
 from shmkern.kallsyms import ksym
 
@@ -17,15 +17,7 @@ C = layout.constants
 RW = PROT_READ | PROT_WRITE
 MOVE_ALL = shmkern.MPOL_MF_MOVE_ALL
 KINDS = ["page", "buffer", "fallback"]
-PAGES = 8
-
-
-def errno_of(call):
-    try:
-        call()
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    return None
+PAGES = Mapper.PAGES
 
 
 @pytest.fixture
@@ -40,30 +32,6 @@ def on_disk(path, offset, length):
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(length)
-
-
-class Mapper(Puppet):
-    """A task that has the file open, and mapped shared at `va`."""
-
-    def __init__(self, machine, path, how=MAP_SHARED, flags=os.O_RDWR, prot=RW, **options):
-        super().__init__(machine)
-
-        def program(task):
-            fd = task.open(path, flags, **options)
-            return fd, task.mmap(PAGES * PAGE, prot, how, fd=fd)
-        self.fd, self.va = self(program)
-
-    def load(self, offset, length):
-        va = self.va + offset
-        return self(lambda task: task.load(va, length))
-
-    def store(self, offset, data):
-        va = self.va + offset
-        self(lambda task: task.store(va, data))
-
-    def sync(self):
-        va = self.va
-        self(lambda task: task.msync(va, PAGES * PAGE))
 
 
 # ---- sharing -------------------------------------------------------------------------
