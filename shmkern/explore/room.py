@@ -127,10 +127,10 @@ class HostFile:
         return int(layout.view("u64", self._length + PAGE + offset)[()])
 
     def fill(self, words):
-        """Makes it as many pages long as there are `words`, one at the beginning of each."""
+        """Makes it as many pages long as there are `words`, which their pages begin with, twice."""
         layout.view("u64", self._length)[()] = len(words) * PAGE
         for index, word in enumerate(words):
-            layout.view("u64", self._length + PAGE * (index + 1))[()] = word
+            layout.view("u64", self._length + PAGE * (index + 1), 2)[:] = word
 
 
 class Run:
@@ -232,7 +232,7 @@ class Room:
 
     def file(self, task, words, fs="page", block_size=PAGE):
         """Opens a new file of the host for a task, as a file of that sort (shmkern.Task.open) with a
-        page for each of `words`, which stand at the pages' beginnings.  A HostFile."""
+        page for each of `words`, which it begins with, twice.  A HostFile."""
         file = self._host_file(words)
         kind, blkbits = host_files.KINDS[fs], block_size.bit_length() - 1
         task._register_host_file(0, file.host_fd, len(words) * PAGE, kind, blkbits, file.host_fd, 1)

@@ -45,10 +45,11 @@ def word_in_cache(user, file):
 
 
 def is_kept(user, va, file, value=NEW):
-    """Whether a word that was stored is in the page, and in the file after an fsync."""
-    assert user.load64(va) == value
+    """Whether a word that was stored is in the page, with what was there beside it, and in the file
+    after an fsync."""
+    assert (user.load64(va), user.load64(va + 8)) == (value, OLD)
     user.fsync(file.fd)
-    return file.word(0) == value
+    return (file.word(0), file.word(8)) == (value, OLD)
 
 
 def field(struct, address, name):

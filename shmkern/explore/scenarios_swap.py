@@ -6,7 +6,7 @@ May import: room, scenarios.
 from shmkern import layout
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
-from shmkern.explore.scenarios import NEW, OLD, migrate, migrate_frame, one_page
+from shmkern.explore.scenarios import NEW, OLD, is_stored, migrate, migrate_frame, one_page
 
 GFP_KERNEL = C["GFP_KERNEL"]
 ANON = 0
@@ -87,7 +87,20 @@ def reclaim_store(room):
     user, va, reclaimer = swappable_page(room)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(reclaimer, reclaim(room, user, va))
-    room.check(lambda: user.load64(va) == NEW)
+    room.check(lambda: is_stored(user, va))
+
+
+@scenario
+def reclaim_write(room):
+    """As reclaim_store, of a page that is mapped read-only since it came back from swap, and that is
+    still in the swap cache."""
+    user, va, page, reclaimer = in_swap_cache(room)
+    user.load64(va)
+    evict = reclaim(room, user, va)
+    user.kernel("page_referenced", page, 1)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(reclaimer, evict)
+    room.check(lambda: is_stored(user, va))
 
 
 @scenario
@@ -97,7 +110,7 @@ def reclaim_store_migrate(room):
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(room.task(), reclaim(room, user, va))
     room.program(migrator, migrate_frame(user, va))
-    room.check(lambda: user.load64(va) == NEW)
+    room.check(lambda: is_stored(user, va))
 
 
 @scenario
@@ -115,7 +128,7 @@ def swap_cache_store(room):
     user, va, page, migrator = in_swap_cache(room)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(migrator, migrate_page(user, page))
-    room.check(lambda: user.load64(va) == NEW)
+    room.check(lambda: is_stored(user, va))
 
 
 @scenario
@@ -126,7 +139,7 @@ def swap_cache_mapped(room):
     user.load64(va)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(migrator, migrate_frame(user, va))
-    room.check(lambda: user.load64(va) == NEW)
+    room.check(lambda: is_stored(user, va))
 
 
 @scenario
@@ -174,7 +187,7 @@ def swap_fork(room):
     def apart(child, _stayed):
         user.store64(va, NEW)
         assert room.load_in(child, va) == OLD
-        return user.load64(va) == NEW
+        return is_stored(user, va)
     room.check(apart)
 
 
@@ -185,7 +198,7 @@ def swap_in_forked(room):
     child = room.forked(user)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(child, lambda task: task.store64(va, OLD + 1))
-    room.check(lambda: user.load64(va) == NEW and child.load64(va) == OLD + 1)
+    room.check(lambda: is_stored(user, va) and is_stored(child, va, OLD + 1))
 
 
 @scenario
