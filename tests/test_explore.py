@@ -161,6 +161,86 @@ def test_locks_taken_in_a_circle_are_found_without_the_deadlock(tmp_path, scenar
     assert "Zone.lru_lock" in text and "Task.pvec_lock" in text
 
 
+LOCKS = """
+from shmkern import layout, worker
+from shmkern.explore.room import C, PAGE, scenario
+from shmkern.explore.scenarios_files import cached_page
+
+def alone(room, task, *steps):
+    "Each step is a kernel function and its arguments; another task does nothing."
+    def program(task):
+        for step in steps:
+            task.kernel(*step)
+    room.program(task, program)
+    room.program(room.task(), lambda task: None)
+
+def locks(room):
+    user, va, file, _migrator = cached_page(room, fs="buffer")
+    mm = worker.slot(user.cpu).mm
+    page = room.page_of(user, va)
+    return user, mm + layout.offsetof("MmStruct", "mmap_sem"), page, file.mapping
+
+def both_orders(room, trylock):
+    user, sem, page, _mapping = locks(room)
+    alone(room, user, ("down_write", sem), ("lock_page", page), ("unlock_page", page), ("up_write", sem),
+          ("lock_page", page), ("down_read_trylock" if trylock else "down_read", sem), ("up_read", sem), ("unlock_page", page))
+
+@scenario
+def page_and_semaphore(room):
+    both_orders(room, False)
+
+@scenario
+def only_tried(room):
+    both_orders(room, True)
+
+@scenario
+def two_pages(room):
+    user, _sem, page, _mapping = locks(room)
+    other = user.kernel("alloc_page", C["GFP_HIGHUSER_MOVABLE"])
+    room.begins_whole = False
+    alone(room, user, ("lock_page", page), ("lock_page", other), ("unlock_page", other), ("unlock_page", page),
+          ("put_page", other))
+
+@scenario
+def read_twice(room):
+    user, sem, _page, _mapping = locks(room)
+    alone(room, user, ("down_read", sem), ("down_read", sem), ("up_read", sem), ("up_read", sem))
+
+@scenario
+def buffer_and_page(room):
+    user, _sem, page, mapping = locks(room)
+    bh = int(layout.struct("Page", page).private)
+    alone(room, user, ("lock_page", page), ("lock_buffer", bh), ("unlock_buffer", bh), ("unlock_page", page),
+          ("lock_buffer", bh), ("lock_page", page), ("unlock_page", page), ("unlock_buffer", bh))
+
+@scenario
+def in_the_kernel(room):
+    user = room.task()
+    user.store64(user.mmap(PAGE), 1)        # a page that is in the task's pagevec
+    pvec_lock = worker.slot(user.cpu).address + layout.offsetof("Task", "pvec_lock")
+    lru_lock = layout.kernel().zones + layout.offsetof("Zone", "lru_lock")
+    alone(room, user, ("spin_lock", lru_lock), ("spin_lock", pvec_lock), ("spin_unlock", pvec_lock),
+          ("spin_unlock", lru_lock), ("lru_add_drain",))
+"""
+
+
+def test_what_lockdep_would_say_is_said_with_the_lines(tmp_path):
+    """One task is enough: no two orders have to meet."""
+    (tmp_path / "locks.py").write_text(LOCKS)
+    results, _text = explore(tmp_path, "--file", "locks.py", status=1)
+    texts = {result["scenario"]: result["failure"]["text"] for result in results if result["failure"]}
+    assert {result["failure"]["kind"] for result in results if result["failure"]} == {"lock order"}
+    assert "only_tried" not in texts and len(results) == len(texts) + 1
+    for name, wanted in {
+            "page_and_semaphore": "in a circle: PG_locked at the scenario's lock_page with MmStruct.mmap_sem held since the "
+                                  "scenario's down_write; MmStruct.mmap_sem at the scenario's down_read with PG_locked",
+            "two_pages": "a second PG_locked is taken at .*, and no rule says in which order",
+            "read_twice": "MmStruct.mmap_sem is taken at .* by a task that holds it since",
+            "buffer_and_page": "in a circle: buffer lock at .* with PG_locked held since .*; PG_locked at .* with buffer lock",
+            "in_the_kernel": r"Zone.lru_lock at lru.py:\d+ \w+ with Task.pvec_lock held since lru.py:\d+ drain_"}.items():
+        assert re.search(wanted, texts[name]), texts[name]
+
+
 def test_a_wild_pointer_is_a_finding_and_no_crash(tmp_path, scenario):
     path = scenario("""
         one, two = room.task(), room.task()

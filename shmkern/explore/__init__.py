@@ -7,6 +7,7 @@
     room         a private machine, its tasks, and what a scenario may do with them
     scenarios    the project's own
     search       exploring one scenario: rounds, units, jobs
+    lock_order   which locks may be taken while which are held
     names        what addresses are called, and where instructions come from
     findings     what has failed, and how it is told: shrinking, table, page
     museum       bugs that Linux had, as patches that must be found

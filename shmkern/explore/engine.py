@@ -23,6 +23,9 @@ WORD_POINT, WORD_SPLIT, WORD_COUNTER, WORD_IGNORED, WORD_NEW_POINT = 1, 2, 4, 8,
 TRACED = np.dtype([("address", "u8"), ("pc", "u8"), ("before", "u8"), ("after", "u8"), ("size", "u4"),
                    ("step", "u4"), ("task", "u1"), ("how", "u1"), ("pad0", "u2"), ("pad1", "u4")])
 MAX_TRACED = 1 << 18
+HELD = np.dtype([("lock", "u8"), ("key", "u8"), ("site", "u8", 6)])
+EDGE = np.dtype([("held", HELD), ("taken", HELD)])
+MAX_EDGES = 8192
 
 # Files of the host: behind the block, each with its length in its first page.
 HOST_FD, HOST_FILES, HOST_FILE_SIZE = 1 << 20, 2, 16 << 12
@@ -38,6 +41,13 @@ class Outcome(enum.IntEnum):
     LOST_WAKEUP = 5
     LIVELOCK = 6
     DIVERGED = 7
+
+
+class Held(NamedTuple):
+    """A lock: its address, with HELD_* in the low bits, and where it was taken, as return addresses,
+    innermost first."""
+    lock: int
+    site: tuple
 
 
 class Segment(NamedTuple):
@@ -79,11 +89,12 @@ class Engine:
         for name, result, arguments in (
                 ("open", ctypes.c_int, [u64] * 4), ("flag_words", None, [u64, u64, ctypes.c_uint8]),
                 ("words", ctypes.c_void_p, []), ("snapshot", None, [u64]), ("restore", None, []),
-                ("state_hash", u64, []), ("task", None, [u32, u64, u64, u32]),
+                ("state_hash", u64, []), ("task", None, [u32, u64, u64, u32, u64, u64]),
+                ("locks", None, [ctypes.POINTER(u64), ctypes.POINTER(u64), u64, u64]),
                 ("strategy", None, [u32, u32, u32, u64, u32]), ("plan", None, [segments, u32]),
                 ("next", u32, []), ("drop_work", None, []), ("unit", None, [u64]), ("round", u32, []),
                 ("done", segments, [ctypes.POINTER(u32)]), ("planned", segments, [ctypes.POINTER(u32)]),
-                ("race", ctypes.POINTER(Race), []), ("edges", ctypes.POINTER(u64), []),
+                ("race", ctypes.POINTER(Race), []), ("edges", ctypes.c_void_p, []),
                 ("statistics", None, [ctypes.POINTER(u64)]), ("trace", None, [ctypes.c_void_p, u64]),
                 ("traced", u64, []), ("run", ctypes.c_int, [ctypes.POINTER(ctypes.py_object)])):
             function = getattr(lib, "rt_" + name)
@@ -135,9 +146,16 @@ class Engine:
         return Statistics(*self._numbers)
 
     def lock_edges(self):
-        """Pairs of locks, as addresses: the second was taken while the first was held."""
-        edges = np.ctypeslib.as_array(self._edges(), (1024, 2))
-        return {(int(held), int(taken)) for held, taken in edges if held}
+        """Pairs of Held of which the second was taken while the first was held."""
+        edges = np.ctypeslib.as_array((ctypes.c_uint8 * (EDGE.itemsize * MAX_EDGES)).from_address(self._edges())).view(EDGE)
+        edges = edges[edges["taken"]["lock"] != 0]
+        return list(zip(*([Held(int(lock["lock"]), tuple(lock["site"].tolist())) for lock in edges[side]]
+                          for side in ("held", "taken"))))
+
+    def locks(self, code, buffer_code, buffer_lock, page_wait):
+        """Tells what the runtime has to know of locks; the code as (begin, end)."""
+        pair = ctypes.c_uint64 * 2
+        self._locks(pair(*code), pair(*buffer_code), buffer_lock, page_wait)
 
     def words(self, size):
         """The flags of every word of the block, live."""

@@ -161,17 +161,27 @@ class Line(NamedTuple):
         return f"{self.file}:{self.line}"
 
 
+def kernel_maps():
+    """What is mapped of the kernel's modules: (start, end, protection, offset in the file, path) each."""
+    for entry in Path("/proc/self/maps").read_text().splitlines():
+        match = re.fullmatch(r"(\w+)-(\w+) (\S+) (\w+) \S+ \d+\s+(/.*/explore/kernel/.*\.so)", entry)
+        if match:
+            start, end, protection, offset, path = match.groups()
+            yield int(start, 16), int(end, 16), protection, int(offset, 16), path
+
+
+def code_of(module):
+    """The addresses of a kernel module's code: (start, end)."""
+    return next((start, end) for start, end, protection, _offset, path in kernel_maps()
+                if "x" in protection and Path(path).name.split(".")[0] == module)
+
+
 class Source:
     """The lines of the modules that are loaded in this process."""
 
     def __init__(self):
         self.known = {}
-        self.modules = []
-        for entry in Path("/proc/self/maps").read_text().splitlines():
-            match = re.fullmatch(r"(\w+)-(\w+) (\S+) (\w+) \S+ \d+\s+(/.*/explore/kernel/.*\.so)", entry)
-            if match:
-                start, end, _prot, offset, path = match.groups()
-                self.modules.append((int(start, 16), int(end, 16), int(offset, 16), path))
+        self.modules = [(start, end, offset, path) for start, end, _protection, offset, path in kernel_maps()]
 
     def lines(self, pcs):
         """A Line for each return address."""

@@ -16,7 +16,7 @@ methods are the system calls and memory instructions of shmkern.syscalls; what i
 checked in every run, and so is what room.check() is given, when all programs are done.  Programs
 must be pure: the same in every run but for what the machine answers.
 
-May import: engine, and everything of shmkern outside explore.
+May import: engine, names, and everything of shmkern outside explore.
 """
 import ctypes
 import os
@@ -29,6 +29,7 @@ from shmkern import audit as audit_module
 from shmkern import boot, direct_map, host_files, layout, vmscan, worker
 from shmkern.explore import engine as engine_module
 from shmkern.explore.engine import Engine, Outcome
+from shmkern.explore.names import code_of
 from shmkern.kallsyms import ksym, symbol_address
 from shmkern.syscalls import Syscalls
 
@@ -171,7 +172,10 @@ class Room:
         if not 1 < len(self.programs) <= engine_module.MAX_TASKS:
             raise ValueError(f"a scenario has 2 to {engine_module.MAX_TASKS} programs, not {len(self.programs)}")
         for index, (task, _program) in enumerate(self.programs):
-            self.engine.task(index, worker.slot(task.cpu).address, task.pid, task.cpu)
+            slot = worker.slot(task.cpu).address
+            self.engine.task(index, slot, task.pid, task.cpu, slot + layout.offsetof("Task", "nr_held"),
+                             slot + layout.offsetof("Task", "wait_kind"))
+        self.engine.locks(code_of("locks"), code_of("buffer"), 1 << C["BH_Lock"], C["WAIT_PAGE_LOCK"])
         self._flag_words()
         self.metadata = metadata
         self.engine.snapshot(metadata)

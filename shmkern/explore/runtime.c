@@ -41,6 +41,7 @@
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
+#include <unwind.h>
 
 typedef uint8_t u8;
 typedef uint16_t u16;
@@ -55,9 +56,9 @@ typedef uint64_t u64;
 enum {
 	MAX_TASKS = 4,
 	MAX_SEGMENTS = 8192,
-	MAX_HELD = 24,
-	MAX_RACES = 256,
-	MAX_EDGES = 1024,
+	MAX_HELD = 32,
+	MAX_EDGES = 8192,
+	SITE_DEPTH = 6,
 	CHUNK_SHIFT = 9,		/* the unit in which the block is restored */
 	CACHE_BITS = 21,
 	YIELDS_WITHOUT_PROGRESS = 3000,
@@ -107,6 +108,17 @@ struct dependency {
 	u32 clock[MAX_TASKS];
 };
 
+/* A lock that a task holds: its address, with the kernel's HELD_* in the low bits if it is in the
+ * task's held_locks; and where it was taken, innermost call first. */
+struct held {
+	u64 lock, key, site[SITE_DEPTH];
+};
+
+/* The second lock was taken, or waited for, while the first was held. */
+struct edge {
+	struct held held, taken;
+};
+
 struct task {
 	PyGreenlet *greenlet;
 	u64 percpu[2];			/* `current` and its pid */
@@ -120,8 +132,11 @@ struct task {
 	int timed_out;
 	u64 writes_seen;		/* when it yielded */
 	u64 spin_address, spin_value, spins, priority;
-	u32 nr_held, nr_dependencies;
-	u64 held[MAX_HELD];
+	u64 sleeping_locks;		/* offset of its nr_held, which its held_locks follow */
+	u64 *wait;			/* its wait_kind and wait_channel */
+	u32 nr_held, nr_sleeping, nr_dependencies;
+	int taking;
+	struct held held[MAX_HELD];
 	struct dependency dependency[NR_DEPENDENCIES];
 };
 
@@ -187,7 +202,12 @@ static struct {
 	u64 nr_work, nr_cut, most_points;
 	u32 new_points;
 	u64 *cache;
-	u64 edges[MAX_EDGES][2], nr_edges;
+	struct edge edges[MAX_EDGES];
+	u64 nr_edges;
+
+	/* what is known of the kernel's locks */
+	u64 lock_code, lock_code_end;	/* the module of the lock functions */
+	u64 buffer_code, buffer_code_end, buffer_lock, page_wait;
 
 	struct traced *trace;
 	u64 nr_trace, max_trace;
@@ -657,6 +677,8 @@ static void follow_dependencies(u64 offset)
 			join(t->clock, t->dependency[i].clock);
 }
 
+static void watch_sleeping_locks(u64 offset, u64 pc);
+
 /* An access is about to happen: switch if it is time to, then enter it in the books. */
 static __attribute__((noinline)) void access_in_run(u64 offset, u64 size, int how, u64 pc)
 {
@@ -680,8 +702,11 @@ static __attribute__((noinline)) void access_in_run(u64 offset, u64 size, int ho
 	trace(rt.base + offset, size, how, pc);
 	if (t->nr_dependencies)
 		follow_dependencies(offset);
-	if (how & IS_WRITE)
+	if (how & IS_WRITE) {
 		rt.writes++;
+		if (offset - t->sleeping_locks <= 8 * 24)
+			watch_sleeping_locks(offset, pc);
+	}
 	t->spins = 0;
 	if (size >= 64 && offset >= rt.frames) {
 		check_page(offset, size, how, pc);
@@ -770,50 +795,201 @@ EXPORT void __tsan_atomic_signal_fence(int order) { (void)order; }
 
 /* ---- locks, for their order -------------------------------------------- */
 
-static void lock_taken(u64 address)
+/*
+ * Who takes what while holding what, with where in the source; lock_order.py judges it.  Spinlocks
+ * are known by their words; page locks and semaphores by the task's held_locks, in which the kernel
+ * enters them; a buffer's lock by its bit and the module that alone changes it.
+ */
+
+/*
+ * Where the kernel called from, and who called that.  What the unwinder learns is kept: a frame of the
+ * code at one pc has one size, and where a return address is right below its end the next walk can read
+ * it there.  A walk of ten frames takes the unwinder 4 us, which is a good part of a whole run.
+ */
+static struct frame {
+	u64 pc, size;
+} frames[1024];
+
+struct walk {
+	u64 from, *site, pc, stack;
+	u32 depth;
+};
+
+/* One step of a walk: the code at `pc`, whose stack ends at `stack`.  Whether to go on. */
+static int walk_to(struct walk *walk, u64 pc, u64 stack)
+{
+	walk->pc = pc;
+	walk->stack = stack;
+	/* The runtime's own frames end where the kernel called. */
+	if (walk->depth || pc == walk->from)
+		walk->site[walk->depth++] = pc;
+	return walk->depth < SITE_DEPTH;
+}
+
+static struct frame *frame_of(u64 pc)
+{
+	return &frames[mix(pc, 0) % 1024];
+}
+
+static _Unwind_Reason_Code learn_frame(struct _Unwind_Context *context, void *argument)
+{
+	struct walk *walk = argument;
+	u64 pc = _Unwind_GetIP(context), stack = _Unwind_GetCFA(context);
+
+	if (walk->pc && ((u64 *)stack)[-1] == pc)
+		*frame_of(walk->pc) = (struct frame){ walk->pc, stack - walk->stack };
+	return walk_to(walk, pc, stack) ? _URC_NO_REASON : _URC_END_OF_STACK;
+}
+
+static __attribute__((noinline)) void find_callers(u64 pc, u64 *site)
+{
+	struct walk walk = { .from = pc, .site = site };
+	u64 at = CALLER, stack = (u64)__builtin_dwarf_cfa();
+
+	while (walk_to(&walk, at, stack)) {
+		struct frame *frame = frame_of(at);
+
+		if (frame->pc != at) {
+			walk = (struct walk){ .from = pc, .site = site };
+			_Unwind_Backtrace(learn_frame, &walk);
+			return;
+		}
+		stack += frame->size;
+		at = ((u64 *)stack)[-1];
+	}
+}
+
+/* A lock that is taken.  Callers are looked up only where the line itself is one of the lock functions':
+ * of an inlined spin_lock it says enough. */
+static struct held lock_at(u64 lock, u64 pc, int is_function)
+{
+	struct held held = { .lock = lock, .site = { pc } };
+
+	if (is_function || pc - rt.lock_code < rt.lock_code_end - rt.lock_code)
+		find_callers(pc, held.site);
+	for (u32 i = 0; i < SITE_DEPTH && held.site[i]; i++)
+		held.key = mix(held.key, held.site[i]);
+	return held;
+}
+
+static void note_edges(const struct held *taken)
 {
 	struct task *t = rt.cur;
 
 	for (u32 i = 0; i < t->nr_held; i++) {
-		u64 slot = mix(t->held[i], address) % MAX_EDGES, n;
+		const struct held *held = &t->held[i];
+		u64 slot = mix(held->lock ^ held->key, taken->lock ^ taken->key) % MAX_EDGES;
+		struct edge *edge = &rt.edges[slot];
 
-		for (n = 0; n < MAX_EDGES && rt.edges[slot][0]; n++, slot = (slot + 1) % MAX_EDGES)
-			if (rt.edges[slot][0] == t->held[i] && rt.edges[slot][1] == address)
-				break;
-		if (n < MAX_EDGES && !rt.edges[slot][0]) {
-			rt.edges[slot][0] = t->held[i];
-			rt.edges[slot][1] = address;
+		while (edge->held.lock && !(edge->held.lock == held->lock && edge->held.key == held->key &&
+					    edge->taken.lock == taken->lock && edge->taken.key == taken->key)) {
+			slot = (slot + 1) % MAX_EDGES;
+			edge = &rt.edges[slot];
+		}
+		if (!edge->held.lock && rt.nr_edges < MAX_EDGES - 1) {
+			*edge = (struct edge){ *held, *taken };
 			rt.nr_edges++;
 		}
 	}
-	if (t->nr_held < MAX_HELD)
-		t->held[t->nr_held++] = address;
 }
 
-static void lock_given(u64 address)
+static void lock_taken(struct held taken)
 {
 	struct task *t = rt.cur;
 
-	for (u32 i = 0; i < t->nr_held; i++)
-		if (t->held[i] == address) {
-			memmove(&t->held[i], &t->held[i + 1], (--t->nr_held - i) * sizeof(u64));
+	note_edges(&taken);
+	if (t->nr_held < MAX_HELD)
+		t->held[t->nr_held++] = taken;
+}
+
+static void lock_given(u64 lock)
+{
+	struct task *t = rt.cur;
+
+	for (u32 i = t->nr_held; i-- > 0;)
+		if (t->held[i].lock == lock) {
+			memmove(&t->held[i], &t->held[i + 1], (--t->nr_held - i) * sizeof(t->held[0]));
 			return;
 		}
 }
 
 #define SPIN_OWNER 0xffffu
 
-/* A spinlock's lower half names its owner; nothing else in the block has such values. */
-static void watch_cmpxchg32(const volatile void *p, u32 old, u32 new)
+/* A spinlock's lower half names its owner.  So does nothing else, but that a semaphore's first reader
+ * looks as CPU 0 does; what it is shows when it is entered in held_locks. */
+static void watch_cmpxchg32(const volatile void *p, u32 old, u32 new, u64 pc)
 {
 	if ((old & SPIN_OWNER) == 0 && (new & SPIN_OWNER) == rt.cur->cpu + 1)
-		lock_taken((u64)p);
+		lock_taken(lock_at((u64)p, pc, 0));
 }
 
 static void watch_store16(const volatile void *p, u32 old, u32 new)
 {
 	if (new == 0 && old == rt.cur->cpu + 1)
 		lock_given((u64)p);
+}
+
+/* A bit of a word is set or cleared. */
+static void watch_bits(const volatile void *p, u64 old, u64 new, u64 pc)
+{
+	if (!((old ^ new) & rt.buffer_lock) || pc - rt.buffer_code >= rt.buffer_code_end - rt.buffer_code)
+		return;
+	if (new & rt.buffer_lock)
+		lock_taken(lock_at((u64)p, pc, 1));
+	else
+		lock_given((u64)p);
+}
+
+/*
+ * The current task is about to write to its list of sleeping locks, or to their number.  Taking
+ * one enters it first and counts it then; giving one back is the other way round, so that a write
+ * to the list that is longer than the number strikes what is there.
+ */
+static void watch_sleeping_locks(u64 offset, u64 pc)
+{
+	struct task *t = rt.cur;
+	u64 *count = (u64 *)(rt.base + t->sleeping_locks), *locks = count + 1;
+
+	if (offset == t->sleeping_locks) {
+		if (t->taking) {
+			struct held taken = lock_at(locks[*count], pc, 1);
+
+			lock_given(taken.lock & ~3ull);
+			lock_taken(taken);
+			t->nr_sleeping++;
+			t->taking = 0;
+		}
+	} else if (*count == t->nr_sleeping) {
+		t->taking = 1;
+	} else {
+		lock_given(*(u64 *)(rt.base + offset));
+		t->nr_sleeping--;
+	}
+}
+
+/* The current task falls asleep.  Waiting until somebody unlocks a page is an order of locks, even
+ * if it does not want the lock. */
+static void watch_sleep(u64 pc)
+{
+	enum { WAIT_KIND, WAIT_CHANNEL, HELD_PAGE = 1 };
+	struct task *t = rt.cur;
+
+	if (t->nr_held && t->wait[WAIT_KIND] == rt.page_wait) {
+		struct held wanted = lock_at(t->wait[WAIT_CHANNEL] | HELD_PAGE, pc, 1);
+
+		note_edges(&wanted);
+	}
+}
+
+/* What a scenario's tasks hold when a run begins. */
+static void find_sleeping_locks(struct task *t)
+{
+	u64 *count = (u64 *)(rt.base + t->sleeping_locks);
+
+	t->taking = 0;
+	t->nr_held = t->nr_sleeping = *count;
+	for (u32 i = 0; i < t->nr_held; i++)
+		t->held[i] = (struct held){ .lock = count[1 + i] };
 }
 
 /* ---- what gcc calls ---------------------------------------------------- */
@@ -905,7 +1081,7 @@ EXPORT int __tsan_atomic##N##_compare_exchange_strong(volatile T *p, T *expected
 	if (in_run(p)) {                                                                          \
 		synchronize(p, 1, old == *expected, old == *expected ? order : failure);          \
 		if (N == 32 && old == *expected)                                                  \
-			watch_cmpxchg32(p, old, v);                                               \
+			watch_cmpxchg32(p, old, v, CALLER);                                               \
 	}                                                                                         \
 	if (old == *expected) {                                                                   \
 		*p = v;                                                                           \
@@ -935,6 +1111,8 @@ EXPORT T __tsan_atomic##N##_fetch_##name(volatile T *p, T v, int order)         
 		synchronize(p, 1, 1, order);                                                      \
 	old = *p;                                                                                 \
 	*p = old op v;                                                                            \
+	if (N == 64 && extra != IS_ADD && in_run(p))                                              \
+		watch_bits(p, old, *p, CALLER);                                                   \
 	return old;                                                                               \
 }
 
@@ -1102,8 +1280,10 @@ static long futex_wait(u32 *word, u32 expected, u64 pc)
 	t->futex = word;
 	t->asleep_since = ++rt.sleeps;
 	t->timed_out = 0;
-	if (rt.mode == RUN)
+	if (rt.mode == RUN) {
+		watch_sleep(pc);
 		trace((u64)word, 4, IS_SLEEP | IS_ATOMIC, pc);
+	}
 	give_way(ASLEEP);
 	if (t->timed_out) {
 		errno = ETIMEDOUT;
@@ -1230,7 +1410,8 @@ static void begin_run(PyObject **greenlets)
 		t->state = READY;
 		t->steps = 0;
 		t->hash = i + 1;
-		t->spins = t->spin_address = t->nr_held = t->nr_dependencies = 0;
+		t->spins = t->spin_address = t->nr_dependencies = 0;
+		find_sleeping_locks(t);
 		memcpy(t->clock, zero, sizeof(zero));
 		memcpy(t->acquired, zero, sizeof(zero));
 		memcpy(t->released, zero, sizeof(zero));
@@ -1408,12 +1589,27 @@ EXPORT u64 rt_state_hash(void)
 	return sum;
 }
 
-EXPORT void rt_task(u32 index, u64 task, u64 pid, u32 cpu)
+/* A task: its number, slot, pid and CPU, and where in the slot nr_held and wait_kind are. */
+EXPORT void rt_task(u32 index, u64 task, u64 pid, u32 cpu, u64 nr_held, u64 wait_kind)
 {
+	rt.task[index].sleeping_locks = nr_held - rt.base;
+	rt.task[index].wait = (u64 *)wait_kind;
 	rt.task[index].percpu[0] = task;
 	rt.task[index].percpu[1] = pid;
 	rt.task[index].cpu = cpu;
 	rt.nr_tasks = index + 1;
+}
+
+/* Where the code of the modules locks and buffer is, which bit locks a buffer, and which kind of wait
+ * is for a page lock. */
+EXPORT void rt_locks(const u64 *lock_code, const u64 *buffer_code, u64 buffer_lock, u64 page_wait)
+{
+	rt.lock_code = lock_code[0];
+	rt.lock_code_end = lock_code[1];
+	rt.buffer_code = buffer_code[0];
+	rt.buffer_code_end = buffer_code[1];
+	rt.buffer_lock = buffer_lock;
+	rt.page_wait = page_wait;
 }
 
 /* ---- strategies, seen from explore.py ------------------------------------ */
@@ -1481,7 +1677,7 @@ EXPORT u32 rt_round(void)
 EXPORT const struct segment *rt_done(u32 *count) { *count = rt.nr_done; return rt.done; }
 EXPORT const struct segment *rt_planned(u32 *count) { *count = rt.nr_plan; return rt.plan; }
 EXPORT const struct race *rt_race(void) { return &rt.race; }
-EXPORT const u64 *rt_edges(void) { return &rt.edges[0][0]; }
+EXPORT const struct edge *rt_edges(void) { return rt.edges; }
 
 /* cut, new points, steps, points, preemptions, edges, failed task, fault address */
 EXPORT void rt_statistics(u64 *out)

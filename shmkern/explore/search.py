@@ -15,7 +15,7 @@ cannot bound preemptions without losing schedules; sleep and source sets prune a
 a sibling covers it, which with a bound on preemptions need not be so (Coons, Musuvathi and
 McKinley 2013); caching what was seen, with the preemptions it took, stays exact under a bound.
 
-May import: room, engine.
+May import: room, lock_order, engine.
 """
 import hashlib
 import json
@@ -31,7 +31,7 @@ import numpy as np
 
 from shmkern.explore import engine as engine_module
 from shmkern.explore.engine import RUN_ON, Segment
-from shmkern.explore.names import Names
+from shmkern.explore.lock_order import Edge, LockOrder, Site
 
 UNITS = 16
 FIRST_RUN = -1              # the number of the unit that is a round's first run
@@ -63,7 +63,7 @@ class Unit:
     complete: bool = True
     new_points: list = field(default_factory=list)
     failure: dict | None = None     # kind, text, segments
-    edges: list = field(default_factory=list)
+    edges: dict = field(default_factory=dict)     # as LockOrder.seen
 
 
 @dataclass
@@ -109,6 +109,7 @@ class Search:
         self.deadline = None
         self.states = set()     # that schedules ended in, as numbers
         self.done = {}          # units of this round that are complete, by number
+        self.lock_order = LockOrder()
         self.stopped = False
 
     # ---- from outside ----
@@ -146,8 +147,8 @@ class Search:
         return {"scenario": self.result.scenario, "kernel": kernel_hash(), "options": asdict(self.options),
                 "points": self._points(), "result": {"rounds": self.result.rounds - 1, "runs": self.result.runs,
                                                      "cut": self.result.cut, "most_points": self.result.most_points},
-                "states": sorted(self.states),
-                "units": {str(number): asdict(unit) | {"states": sorted(unit.states)}
+                "states": sorted(self.states), "edges": self.lock_order.edges(),
+                "units": {str(number): asdict(unit) | {"states": sorted(unit.states), "edges": {}}
                           for number, unit in self.done.items()}}
 
     def restore(self, saved):
@@ -159,6 +160,8 @@ class Search:
         for name, value in saved["result"].items():
             setattr(self.result, name, value)
         self.states = set(saved["states"])
+        self.lock_order.told = {Edge(held, taken, Site(*held_at), Site(*taken_at), same)
+                                for held, taken, held_at, taken_at, same in saved["edges"]}
         self.done = {int(number): Unit(**unit) for number, unit in saved["units"].items()}
 
     def _points(self):
@@ -244,6 +247,7 @@ class Search:
             if unit.complete or unit.failure:
                 self.done[number] = unit
             self.complete &= unit.complete
+            self.lock_order.seen |= unit.edges
             self.progress(self.result, len(self.done), len(shares))
             if self.stopped:
                 raise Interrupted
@@ -282,9 +286,9 @@ class Search:
             if unit.failure and self.result.failure is None:
                 self.result.failure = unit.failure
         self.result.states = len(self.states)
-        if self.result.failure is None:
-            edges = self.engine.lock_edges() | {tuple(edge) for unit in units for edge in unit.edges}
-            self.result.failure = lock_inversion(edges)
+        wrong = self.lock_order.wrong()
+        if wrong and self.result.failure is None:
+            self.result.failure = {"kind": "lock order", "text": wrong, "segments": []}
 
     def _one_run(self, unit):
         """One run, judged.  True when it failed, which is then in `unit`."""
@@ -292,7 +296,9 @@ class Search:
         self.room.judge(run)
         unit.runs += 1
         unit.states.add(run.state)
-        unit.most_points = max(unit.most_points, self.engine.statistics().points)
+        statistics = self.engine.statistics()
+        unit.most_points = max(unit.most_points, statistics.points)
+        self.lock_order.look(self.engine, statistics.edges)
         if run.failed:
             unit.failure = {"kind": run.kind, "text": run.text, "segments": self.engine.done()}
         self.engine.restore()
@@ -312,7 +318,7 @@ class Search:
         self.engine.drop_work()
         unit.cut = self.engine.statistics().cut - cut
         unit.new_points = self._new_points()
-        unit.edges = sorted(self.engine.lock_edges())
+        unit.edges = self.lock_order.seen
         return unit
 
     def _exhaust(self, unit, number, share):
@@ -361,47 +367,6 @@ def preemptions(segments):
     return sum(segment.until != RUN_ON for segment in segments)
 
 
-# ---- lock order -----------------------------------------------------------------
-
-def lock_class(names, address):
-    """A lock's class: the struct and field that it is."""
-    place = names.of(address)
-    return f"{place.struct}.{place.field.removesuffix('.word')}".replace("[", " ").split(" ")[0]
-
-
-def lock_inversion(edges):
-    """A failure when locks were taken in circles, by class: one order here, another there.  Two of
-    one class are left to the deadlock itself: rules such as parent before child are not seen
-    from the class."""
-    if not edges:
-        return None
-    names = Names()
-    after = {}
-    for held, taken in sorted(edges):
-        first, second = lock_class(names, held), lock_class(names, taken)
-        if first != second:
-            after.setdefault(first, set()).add(second)
-    for first in sorted(after):
-        path = find_path(after, first, first)
-        if path:
-            return {"kind": "lock order", "text": "locks are taken in a circle: " + " → ".join(path), "segments": []}
-    return None
-
-
-def find_path(after, start, goal):
-    """The classes from `start` over at least one other to `goal`; None when there is no way."""
-    paths, seen = [[start]], set()
-    while paths:
-        path = paths.pop()
-        for following in sorted(after.get(path[-1], ())):
-            if following == goal:
-                return [*path, goal]
-            if following not in seen:
-                seen.add(following)
-                paths.append([*path, following])
-    return None
-
-
 # ---- the file that an interrupted exploration leaves --------------------------------
 
 def progress_file(name):
@@ -427,7 +392,6 @@ def load_progress(name):
     except FileNotFoundError:
         return None
     for unit in saved["units"].values():
-        unit["edges"] = [tuple(edge) for edge in unit["edges"]]
         unit["states"] = set(unit["states"])
         if unit["failure"]:
             unit["failure"]["segments"] = [Segment(*segment) for segment in unit["failure"]["segments"]]
