@@ -99,13 +99,14 @@ def compare(m, what, found, expected):
 
 
 def check_page_cgroups(m):
-    """Exactly the anonymous pages that are mapped are charged, each to a group that there is; and
-    none is in the air.  A page of the swap cache that is not mapped may have kept its charge."""
+    """Exactly the anonymous pages that are mapped and the pages of files in the page cache are charged,
+    each to a group that there is; and none is in the air.  A page of the swap cache that is not mapped
+    may have kept its charge."""
     if not len(m.page_cgroup):
         return
     flags = m.page_cgroup["flags"]
     expected = np.where((m.nr_maps > 0) & ((m.mapping & C["PAGE_MAPPING_ANON"]) != 0), PCG["PCG_USED"], 0)
-
+    expected[m.cached & ~m.swapped] = PCG["PCG_USED"] | PCG["PCG_CACHE"]
     expected = np.where(m.swapped & (m.nr_maps == 0), flags & PCG["PCG_USED"], expected)
 
     def describe(pfn):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# The page cache.  May use: inode, mempolicy and below.
+# The page cache.  May use: inode, mempolicy, memcg and below.
 
 cimport cython
 from shmkern.mempolicy cimport *
+from shmkern.memcg cimport *
 from shmkern.inode cimport *
 from shmkern.swapops cimport *
 

@@ -24,10 +24,13 @@ from cython.cimports.libc.string import memset
 # ---- into the cache and out of it --------------------------------------------
 
 def add_to_page_cache_locked(page, mapping, offset):
-    """Enters a locked page that is in no mapping yet.  Takes a reference for the cache.  Returns
-    0, -EEXIST (there is a page already) or -ENOMEM."""
+    """Enters a locked page that is in no mapping yet, and charges the current task's group for it.
+    Takes a reference for the cache.  Returns 0, -EEXIST (there is a page already) or -ENOMEM."""
     VM_BUG_ON_PAGE(not PageLocked(page), page)
+    if mem_cgroup_cache_charge(page, current().mm, GFP_KERNEL) != 0:
+        return -ENOMEM
     if radix_tree_preload() != 0:
+        mem_cgroup_uncharge_cache_page(page)
         return -ENOMEM
     get_page(page)
     page.index = offset
@@ -41,6 +44,7 @@ def add_to_page_cache_locked(page, mapping, offset):
     spin_unlock(addressof(mapping.tree_lock))
     if rc != 0:
         WRITE_ONCE64(addressof(page.mapping), 0)
+        mem_cgroup_uncharge_cache_page(page)
         put_page(page)
     return rc
 
@@ -66,8 +70,8 @@ def add_to_page_cache_lru(page, mapping, offset):
 
 
 def __remove_from_page_cache(page):
-    """Takes a page out of its mapping.  The cache's reference is the caller's now.  Holds the
-    page's lock and tree_lock; the page is not mapped."""
+    """Takes a page out of its mapping.  The cache's reference and its charge are the caller's now.
+    Holds the page's lock and tree_lock; the page is not mapped."""
     mapping = page_mapping(page)
     VM_BUG_ON_PAGE(page_mapped(page), page)
     radix_tree_delete(addressof(mapping.page_tree), page_index(page))
@@ -81,12 +85,14 @@ def __remove_from_page_cache(page):
 
 
 def remove_from_page_cache(page):
-    """__remove_from_page_cache with tree_lock taken for it.  Holds the page's lock."""
+    """__remove_from_page_cache with tree_lock taken for it, and the page's charge given back.  Holds
+    the page's lock."""
     mapping = page_mapping(page)
     BUG_ON(not PageLocked(page))
     spin_lock(addressof(mapping.tree_lock))
     __remove_from_page_cache(page)
     spin_unlock(addressof(mapping.tree_lock))
+    mem_cgroup_uncharge_cache_page(page)
 
 
 # ---- look-ups ----------------------------------------------------------------

@@ -99,6 +99,12 @@ cdef inline int mem_cgroup_newpage_charge(Page* page, MmStruct* mm, u64 gfp) noe
     VM_BUG_ON_PAGE(page_mapped(page), page)
     return mem_cgroup_charge_common(page, mm, gfp, 0)
 
+# Charges the mm's group (without one, the root) for a page that is going into the page cache.
+cdef inline int mem_cgroup_cache_charge(Page* page, MmStruct* mm, u64 gfp) noexcept nogil:
+    if mem_cgroup_disabled():
+        return 0
+    return mem_cgroup_charge_common(page, mm, gfp, PCG_CACHE)
+
 # Charges for a page whose migration entry becomes a PTE, unless it is charged (seed line 136).
 cdef inline int mem_cgroup_charge(Page* page, MmStruct* mm, u64 gfp) noexcept nogil:
     if mem_cgroup_disabled():
@@ -109,6 +115,14 @@ cdef inline int mem_cgroup_charge(Page* page, MmStruct* mm, u64 gfp) noexcept no
 cdef inline void mem_cgroup_uncharge_page(Page* page) noexcept nogil:
     if not mem_cgroup_disabled():
         __mem_cgroup_uncharge_page(page)
+
+# Gives back the charge of a page that has left the page cache.  If it is migrating, that of the other
+# page is given back when the migration ends.
+cdef inline void mem_cgroup_uncharge_cache_page(Page* page) noexcept nogil:
+    if mem_cgroup_disabled():
+        return
+    VM_BUG_ON_PAGE(page_mapped(page) or page.mapping != NULL, page)
+    __mem_cgroup_uncharge_common(lookup_page_cgroup(page), 0)
 
 # ---- swap ----
 

@@ -7,10 +7,11 @@ take it or one of its ancestors beyond its limit fails.  An address space belong
 its parent's at birth; what it faults in is charged to that group and stays so when it goes
 to another.
 
-An anonymous page is charged from just before its first mapping until its last one goes;
-which of the two is decided under the page_cgroup's lock.  A page that migrates would lose
-its charge on the way, and so the charges of both pages are held (PCG_MIGRATION) from
-mem_cgroup_prepare_migration to mem_cgroup_end_migration.
+A page of a file is charged while it is in the page cache, to who brought it there.  An
+anonymous page is charged from just before its first mapping until its last one goes, or until
+it leaves the swap cache; whether it has gone is decided under the page_cgroup's lock.  A page
+that migrates would lose its charge on the way, and so the charges of both pages are held
+(PCG_MIGRATION) from mem_cgroup_prepare_migration to mem_cgroup_end_migration.
 
 Locks: cgroup_lock, then an mm's memcg_lock.  Of the leaves, page_cgroup->lock and the
 res_counters' locks (one at a time), the first is never held when taking another.  All of
@@ -312,8 +313,13 @@ def mem_cgroup_attach(mm, id):
 
 
 def get_mem_cgroup_from_mm(mm):
-    """The address space's group, with a reference.  Takes memcg_lock: unlocked, it could leave
-    the group, and the group be removed, between the look and the reference."""
+    """The address space's group, with a reference; the root when there is no address space.  Takes
+    memcg_lock: unlocked, it could leave the group, and the group be removed, between the look and
+    the reference."""
+    if mm == NULL:
+        memcg = kernel().root_mem_cgroup
+        css_get(memcg)
+        return memcg
     spin_lock(addressof(mm.memcg_lock))
     memcg = mm.mem_cgroup
     css_get(memcg)
@@ -382,8 +388,8 @@ def __mem_cgroup_charge(page, mm, gfp):
 
 
 def mem_cgroup_page_is_used(page):
-    """Whether an anonymous page has somebody who has to be charged for it."""
-    return page_mapped(page) or PageSwapCache(page)
+    """Whether a page has somebody who has to be charged for it: it is mapped, or in a cache."""
+    return page_mapped(page) or PageSwapCache(page) or (page.mapping != NULL and not PageAnon(page))
 
 
 def __mem_cgroup_uncharge_common(pc, unless):

@@ -89,6 +89,8 @@ def __remove_mapping(mapping, page):
     if entry != 0:
         mem_cgroup_uncharge_page(page)
         swap_free(entry)
+    else:
+        mem_cgroup_uncharge_cache_page(page)
     return True
 
 

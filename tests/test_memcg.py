@@ -3,12 +3,14 @@
 hierarchy, and charges while pages migrate (seed lines 125-136, 633-641, 720).  On real
 processes; what is to happen in the middle of a migration is done by hand."""
 import errno
+import os
 import random
 
 import pytest
 
 from helpers import C, PAGE, Puppet, is_running, kinds, node_at, page, page_at, pfn_at, until, until_waits
-from shmkern import boot as boot_module, layout, worker
+from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_MF_MOVE_ALL, PROT_READ, PROT_WRITE,
+                     boot as boot_module, layout, worker)
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -653,3 +655,110 @@ def test_the_audit_survives_a_list_of_groups_that_goes_astray(machine, tree):
         row.list["next"] = wrong
         assert "memcg" in kinds(machine.audit())
     row.list["next"] = before
+
+
+# ---- pages of files ------------------------------------------------------------------
+
+@pytest.fixture
+def path(tmp_path):
+    """A host file of eight pages."""
+    file = tmp_path / "file"
+    file.write_bytes(b"".join(bytes([n]) * PAGE for n in range(8)))
+    return str(file)
+
+
+def mapper(machine, group, path, how=MAP_SHARED):
+    """A task in a group that has mapped the file at `va`."""
+    puppet = Puppet(machine, cgroup=group)
+    puppet.fd, puppet.va = puppet(lambda task: (fd := task.open(path, os.O_RDWR),
+                                                task.mmap(8 * PAGE, PROT_READ | PROT_WRITE, how, fd=fd)))
+    return puppet
+
+
+def test_a_page_of_a_file_is_charged_to_who_brought_it_in_until_it_leaves_the_cache(machine, tree, path):
+    parent, a, b = tree
+    one, two = mapper(machine, a, path), mapper(machine, b, path)
+    va, other_va, fd = one.va, two.va, two.fd
+    one(lambda task: task.load(va, 3 * PAGE))
+    two(lambda task: task.load(other_va, 4 * PAGE))
+    assert usages(parent, a, b) == (4, 3, 1)
+    assert (a.stat["cache"], a.stat["rss"], parent.stat["total_cache"]) == (3 * PAGE, 0, 4 * PAGE)
+    machine.audit().raise_if_broken()
+    one.exit()
+    assert usages(a, b) == (3, 1), "not mapped by it any more, but in the cache"
+    two(lambda task: task.ftruncate(fd, 2 * PAGE))
+    assert usages(parent, a, b) == (2, 2, 0)
+    machine.audit().raise_if_broken()
+    two.exit()
+    assert usages(parent, a, b) == (0, 0, 0)
+
+
+def test_a_private_copy_of_a_page_of_a_file_is_charged_as_anonymous(machine, tree, path):
+    parent, a, b = tree
+    one, two = mapper(machine, a, path, MAP_PRIVATE), mapper(machine, b, path, MAP_PRIVATE)
+    va, other_va = one.va, two.va
+    one(lambda task: task.store(va, b"x"))
+    two(lambda task: (task.load(other_va, 1), task.store(other_va, b"x")))
+    assert (a.stat["cache"], a.stat["rss"], b.stat["cache"], b.stat["rss"]) == (PAGE, PAGE, 0, PAGE)
+    machine.audit().raise_if_broken()
+
+
+def test_shared_anonymous_memory_is_charged_as_cache(machine, tree):
+    parent, a, b = tree
+    one = Puppet(machine, cgroup=a)
+    va = one(lambda task: task.mmap(4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS))
+    one(lambda task: task.store(va, b"x" * 2 * PAGE))
+    assert a.stat["cache"] == 2 * PAGE and a.stat["rss"] == 0
+    machine.audit().raise_if_broken()
+    one.exit()
+    assert usages(parent, a) == (0, 0)
+
+
+def test_a_limit_holds_for_pages_of_files_too(machine, path):
+    group = machine.cgroup_create("small", limit=3 * PAGE)
+    one = mapper(machine, group, path)
+    va = one.va
+    one(lambda task: task.load(va, 3 * PAGE))
+    fails(errno.ENOMEM, one, lambda task: task.load(va + 3 * PAGE, 1))
+    assert usages(group) == (3,) and group.failcnt == 1
+    machine.audit().raise_if_broken()
+    group.limit = None
+    assert one(lambda task: task.load(va + 3 * PAGE, 1)) == b"\3"
+
+
+def test_an_allocation_that_fails_on_the_way_into_the_cache_leaves_no_charge(machine, tree, path):
+    parent, a, b = tree
+    one = mapper(machine, a, path)
+    va = one.va
+
+    def attempt(task, nth):
+        task.fail_nth(nth)
+        try:
+            task.load(va, 1)
+        except OSError as error:
+            assert error.errno == errno.ENOMEM
+        return task.fail_nth(0) == 0
+
+    nth, left = 1, []
+    while one(lambda task: attempt(task, nth)):
+        left.append(usages(a))
+        machine.audit().raise_if_broken()
+        nth += 1
+    assert (0,) in left and usages(a) == (1,) and nth > 2
+
+
+def test_a_page_of_a_file_that_moves_is_charged_in_one_place(machine, tree, path):
+    """Line 386."""
+    parent, a, b = tree
+    one, two = mapper(machine, a, path), mapper(machine, b, path)
+    va, other_va, pid = one.va, two.va, one.pid
+    one(lambda task: task.load(va, 8 * PAGE))
+    two(lambda task: task.load(other_va, 8 * PAGE))
+    for node in (1, 0, 1):
+        old = [pfn_at(one, va + i * PAGE) for i in range(8)]
+        assert machine.init.move_pages(pid, [va + i * PAGE for i in range(8)], [node] * 8, MPOL_MF_MOVE_ALL) == [node] * 8
+        new = [pfn_at(one, va + i * PAGE) for i in range(8)]
+        assert usages(parent, a, b) == (8, 8, 0) and a.stat["cache"] == 8 * PAGE
+        assert all(charged(pfn) == (USED | C["PCG_CACHE"], a.id) for pfn in new)
+        assert all(charged(pfn) == (0, None) for pfn in set(old) - set(new))
+        machine.audit().raise_if_broken()
