@@ -32,6 +32,8 @@ cdef void add_page_to_unevictable_list(Page* page) noexcept nogil
 cdef void lru_add_drain() noexcept nogil
 cdef void lru_add_drain_all() noexcept nogil
 cdef void drain_cpu_pagevecs(Task* task) noexcept nogil
+cdef void activate_page(Page* page) noexcept nogil
+cdef void mark_page_accessed(Page* page) noexcept nogil
 cdef int isolate_lru_page(Page* page) noexcept nogil
 @cython.locals(batch=cython.int)
 cdef u64 isolate_lru_pages(u64 pfn, u64 end, int limit, ListHead* pagelist) noexcept nogil

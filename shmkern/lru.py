@@ -131,6 +131,31 @@ def lru_add_drain_all():
                 break
 
 
+# ---- use ---------------------------------------------------------------------
+
+def activate_page(page):
+    """Moves a page from an inactive list to the active one.  Takes lru_lock."""
+    zone = page_zone(page)
+    spin_lock(address(zone.lru_lock))
+    if PageLRU(page) and not PageActive(page) and not PageUnevictable(page):
+        lru = page_lru(page)
+        del_page_from_lru_list(zone, page, lru)
+        SetPageActive(page)
+        add_page_to_lru_list(zone, page, lru + 1)
+        count_vm_event(PGACTIVATE)
+    spin_unlock(address(zone.lru_lock))
+
+
+def mark_page_accessed(page):
+    """A page was used by a system call: an inactive page is noted the first time and activated the
+    second.  The caller has a reference.  Takes lru_lock."""
+    if not PageReferenced(page):
+        SetPageReferenced(page)
+    elif not PageActive(page) and not PageUnevictable(page) and PageLRU(page):
+        activate_page(page)
+        ClearPageReferenced(page)
+
+
 # ---- isolation ---------------------------------------------------------------
 
 def isolate_lru_page(page):

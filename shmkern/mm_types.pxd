@@ -371,6 +371,7 @@ cdef struct File:
     i32 f_count
     u32 f_flags                # O_ACCMODE
     AddressSpace* f_mapping
+    u64 f_pos                  # where read and write go on
 
 cdef struct FilesStruct:
     i32 count                  # tasks that share it

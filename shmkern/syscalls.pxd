@@ -4,6 +4,7 @@
 
 cimport cython
 from shmkern.uaccess cimport *
+from shmkern.read_write cimport *
 from shmkern.populate cimport *
 from shmkern.process cimport *
 from shmkern.migrate cimport *
@@ -51,6 +52,20 @@ cdef class Syscalls:
     cpdef ftruncate(self, fd, length)
     @cython.locals(arg=cython.int, size=i64)
     cpdef fstat_size(self, fd)
+    @cython.locals(rc=i64, arg=cython.int, size=u64, place=u64)
+    cpdef bytes pread(self, fd, count, offset)
+    @cython.locals(rc=i64, arg=cython.int, place=u64, view=bytes_view)
+    cpdef pwrite(self, fd, data, offset)
+    @cython.locals(rc=i64, arg=cython.int, size=u64)
+    cpdef bytes read(self, fd, count)
+    @cython.locals(rc=i64, arg=cython.int, view=bytes_view)
+    cpdef write(self, fd, data)
+    @cython.locals(rc=i64, arg=cython.int, place=i64, how=cython.int)
+    cpdef lseek(self, fd, offset, whence=*)
+    @cython.locals(rc=i64, arg=cython.int, arg0=u64, arg1=u64, arg2=u64)
+    cpdef sys_pread(self, fd, buf, count, offset)
+    @cython.locals(rc=i64, arg=cython.int, arg0=u64, arg1=u64, arg2=u64)
+    cpdef sys_pwrite(self, fd, buf, count, offset)
     @cython.locals(rc=i64, arg=u64)
     cpdef writeback(self, nr_to_write=*)
     @cython.locals(rc=i64, arg0=u64, arg1=u64)

@@ -316,6 +316,80 @@ class Syscalls:
         kernel_exit()
         return check_errno(size)
 
+    def pread(self, fd, count, offset):
+        """pread(2): up to `count` bytes from `offset` on, through the page cache."""
+        arg, place = descriptor(fd), unsigned(offset)
+        size = min(unsigned(count), self.fstat_size(fd), MAX_RW_COUNT)
+        buffer = PyBytes_FromStringAndSize(NULL, size)
+        kernel_enter()
+        current().addr_limit = KERNEL_DS
+        rc = do_pread(arg, cast(u64, PyBytes_AS_STRING(buffer)), size, place)
+        current().addr_limit = USER_DS
+        kernel_exit()
+        return buffer[:check_errno(rc)]
+
+    def pwrite(self, fd, data, offset):
+        """pwrite(2) of bytes, or anything that has contiguous ones, into the page cache.  Returns how many
+        were written."""
+        arg, place = descriptor(fd), unsigned(offset)
+        view = memoryview(data).cast("B")
+        kernel_enter()
+        current().addr_limit = KERNEL_DS
+        rc = do_pwrite(arg, cast(u64, addressof(view[0])) if view.shape[0] else 0, view.shape[0], place)
+        current().addr_limit = USER_DS
+        kernel_exit()
+        return check_errno(rc)
+
+    def read(self, fd, count):
+        """read(2): as pread, from the file's position on, which moves."""
+        arg = descriptor(fd)
+        size = min(unsigned(count), self.fstat_size(fd), MAX_RW_COUNT)
+        buffer = PyBytes_FromStringAndSize(NULL, size)
+        kernel_enter()
+        current().addr_limit = KERNEL_DS
+        rc = do_read(arg, cast(u64, PyBytes_AS_STRING(buffer)), size)
+        current().addr_limit = USER_DS
+        kernel_exit()
+        return buffer[:check_errno(rc)]
+
+    def write(self, fd, data):
+        """write(2): as pwrite, at the file's position, which moves."""
+        arg = descriptor(fd)
+        view = memoryview(data).cast("B")
+        kernel_enter()
+        current().addr_limit = KERNEL_DS
+        rc = do_write(arg, cast(u64, addressof(view[0])) if view.shape[0] else 0, view.shape[0])
+        current().addr_limit = USER_DS
+        kernel_exit()
+        return check_errno(rc)
+
+    def lseek(self, fd, offset, whence=SEEK_SET):
+        """lseek(2); whence is SEEK_SET, SEEK_CUR or SEEK_END.  Returns the new position."""
+        arg, place = descriptor(fd), word(offset)
+        how = whence
+        kernel_enter()
+        rc = do_lseek(arg, place, how)
+        kernel_exit()
+        return check_errno(rc)
+
+    def sys_pread(self, fd, buf, count, offset):
+        """pread(2) as a program in this address space would call it: to memory at `buf`.  Returns how many
+        bytes were read."""
+        arg, arg0, arg1, arg2 = descriptor(fd), unsigned(buf), unsigned(count), unsigned(offset)
+        kernel_enter()
+        rc = do_pread(arg, arg0, arg1, arg2)
+        kernel_exit()
+        return check_errno(rc)
+
+    def sys_pwrite(self, fd, buf, count, offset):
+        """pwrite(2) from memory at `buf`, which may be a mapping of the very file.  Returns how many bytes
+        were written."""
+        arg, arg0, arg1, arg2 = descriptor(fd), unsigned(buf), unsigned(count), unsigned(offset)
+        kernel_enter()
+        rc = do_pwrite(arg, arg0, arg1, arg2)
+        kernel_exit()
+        return check_errno(rc)
+
     def writeback(self, nr_to_write=1024):
         """The flusher's round: writes up to that many dirty pages of each file back.  Returns how many
         were written.  What fails is told to who calls msync or fsync."""

@@ -44,6 +44,10 @@ cdef inline u64* tlb_slot(Task* task, u64 address) noexcept nogil:
 cdef inline u64 tlb_tag(u64 address) noexcept nogil:
     return address >> (PAGE_SHIFT + TLB_INDEX_BITS) << TLB_TAG_SHIFT
 
+# The frame address that a valid entry stands for.
+cdef inline char* tlb_frame(u64 entry) noexcept nogil:
+    return <char*>pfn_to_kaddr((entry & ~TLB_TAG_MASK) >> TLB_PFN_SHIFT)
+
 # Enters and leaves a memory access.  The entry is a full fence: from here on a
 # flusher that did not see us has emptied its TLB slot before we look at it.
 cdef inline void access_begin(Task* me) noexcept nogil:
@@ -56,7 +60,7 @@ cdef inline void access_end(Task* me) noexcept nogil:
 cdef inline char* tlb_lookup(Task* me, u64 address, u64 need) noexcept nogil:
     cdef u64 entry = READ_ONCE64(tlb_slot(me, address))
     if likely((entry & (TLB_TAG_MASK | need)) == (tlb_tag(address) | need)):
-        return <char*>pfn_to_kaddr((entry & ~TLB_TAG_MASK) >> TLB_PFN_SHIFT)
+        return tlb_frame(entry)
     return NULL
 
 cdef u64 tlb_fill(Task* me, MmStruct* mm, u64 address, bint write) noexcept nogil

@@ -16,8 +16,13 @@ cdef u64 copy_from_user(void* to, u64 address, u64 length, int* rc) noexcept nog
 cdef u64 copy_to_user(u64 address, const void* source, u64 length, int* rc) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int copy_in(void* to, u64 address, u64 length) noexcept nogil
-@cython.locals(rc=cython.int)
 cdef int copy_out(u64 address, const void* source, u64 length) noexcept nogil
+@cython.locals(rc=cython.int)
+cdef u64 copy_out_some(u64 address, const void* source, u64 length) noexcept nogil
+@cython.locals(part=u64)
+cdef u64 copy_in_inatomic(void* to, u64 address, u64 length) noexcept nogil
+@cython.locals(rc=cython.int)
+cdef int fault_in_readable(u64 address, u64 length) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int probe_write(u64 address) noexcept nogil
 

@@ -23,8 +23,7 @@ def user_access_slow(address, write, rc):
         access_begin(me)
         entry = tlb_fill(me, me.mm, address, write)
         if entry & TLB_VALID:
-            frame = cast(pointer(char), pfn_to_kaddr((entry & ~TLB_TAG_MASK) >> TLB_PFN_SHIFT))
-            return frame + (address & (PAGE_SIZE - 1))
+            return tlb_frame(entry) + (address & (PAGE_SIZE - 1))
         access_end(me)
         rc[0] = do_page_fault(address, write)
         if rc[0] != 0:
@@ -83,11 +82,51 @@ def copy_in(to, address, length):
 
 def copy_out(address, source, length):
     """copy_to_user for a system call, as copy_in."""
+    return -EFAULT if copy_out_some(address, source, length) else 0
+
+
+def copy_out_some(address, source, length):
+    """As copy_out, but returns how many bytes could not be copied."""
     if current().addr_limit == KERNEL_DS:
         memcpy(cast(pointer(char), address), source, length)
         return 0
     rc = 0
-    return -EFAULT if copy_to_user(address, source, length, addressof(rc)) else 0
+    return copy_to_user(address, source, length, addressof(rc))
+
+
+def copy_in_inatomic(to, address, length):
+    """As copy_in, but never faults, so the caller may hold locks that a fault takes.  Returns how many
+    bytes could not be copied: from the first page on that is not there just now."""
+    me = current()
+    if me.addr_limit == KERNEL_DS:
+        memcpy(to, cast(pointer(char), address), length)
+        return 0
+    while length and address < TASK_SIZE and me.mm != NULL:
+        part = min(length, PAGE_SIZE - (address & (PAGE_SIZE - 1)))
+        access_begin(me)
+        entry = tlb_fill(me, me.mm, address, False)
+        if not entry & TLB_VALID:
+            access_end(me)
+            break
+        memcpy(to, tlb_frame(entry) + (address & (PAGE_SIZE - 1)), part)
+        access_end(me)
+        to = cast(pointer(char), to) + part
+        address += part
+        length -= part
+    return length
+
+
+def fault_in_readable(address, length):
+    """Touches the first and the last byte of a range that spans one page boundary at most, so that all
+    of it is there for a moment.  Returns 0 or -EFAULT.  May fault (fault_in_pages_readable)."""
+    rc = 0
+    if current().addr_limit == KERNEL_DS:
+        return 0
+    for place in range(2):
+        if user_access_begin(address + (length - 1 if place else 0), 0, addressof(rc)) == NULL:
+            return -EFAULT
+        access_end(current())
+    return 0
 
 
 def probe_write(address):

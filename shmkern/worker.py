@@ -110,8 +110,8 @@ class Task(NumaSyscalls):
 
     def open(self, path, flags=os.O_RDWR, mode=0o666, *, fs=None, block_size=None):
         """open(2) of a file of the host: O_RDONLY or O_RDWR (the default; O_WRONLY reads all the
-        same), with O_CREAT, O_EXCL, O_TRUNC and mode.  Returns a descriptor for mmap, ftruncate,
-        fsync and close.
+        same), with O_CREAT, O_EXCL, O_TRUNC and mode.  Returns a descriptor for mmap, read, write,
+        ftruncate, fsync, close and so on.
 
         fs: what sort of file it is to the machine: "page" (the default), "buffer", "fallback",
         "ramfs", "fixed"; see fs.py.  block_size: bytes of its buffers, 512 to 4096.  While it is open

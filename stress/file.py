@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Each worker has a file of the host, mapped shared twice and private once, stores and loads all over
-it, syncs it, makes it shorter and longer; and all of them have one file in common, with words of
+it, writes and reads it, syncs it, makes it shorter and longer; and all of them have one file in common, with words of
 their own in each of its pages.  Meanwhile every page is moved and written back, by whoever gets to
 it.  What is loaded must be what was stored, and after each sync the host's file must be, byte for
 byte.  The files have no names: the kernel reaches them through descriptors alone."""
@@ -52,11 +52,29 @@ class OwnFile:
         self.content, self.copies = bytearray(size), {}
 
     def store(self, rng):
-        """Some bytes, through one of the shared mappings."""
+        """Some bytes, through one of the shared mappings; or by a write, of bytes or from the mapping."""
         offset = int(rng.integers(len(self.content)))
-        data = rng.bytes(min(int(rng.integers(1, 200)), len(self.content) - offset))
-        self.task.store(self.shared[int(rng.integers(2))] + offset, data)
-        self.content[offset:offset + len(data)] = data
+        length, how = min(int(rng.integers(1, 200)), len(self.content) - offset), rng.random()
+        if how < 0.1:
+            source = int(rng.integers(len(self.content) - length + 1))
+            data = bytes(self.content[source:source + length])
+            if source < offset + length and offset < source + length:
+                # Nothing is said of a write to where it reads from.
+                return
+            self.written(self.task.sys_pwrite(self.fd, self.shared[0] + source, length, offset), length, offset)
+        elif how < 0.2:
+            data = rng.bytes(length)
+            self.written(self.task.pwrite(self.fd, data, offset), length, offset)
+        else:
+            data = rng.bytes(length)
+            self.task.store(self.shared[int(rng.integers(2))] + offset, data)
+        self.content[offset:offset + length] = data
+
+    @staticmethod
+    def written(done, length, offset):
+        """A write must be whole.  Raises Broken."""
+        if done != length:
+            raise Broken("write", f"{done} bytes of {length} were written at {offset:#x}")
 
     def store_private(self, rng):
         """A few bytes of one page, for nobody else."""
@@ -72,8 +90,10 @@ class OwnFile:
         return bytes(self.content[page * PAGE:(page + 1) * PAGE]).ljust(PAGE, b"\0")
 
     def check(self, pages):
-        """Loads pages through all mappings.  Raises Broken."""
+        """Loads pages through all mappings, and reads them.  Raises Broken."""
         for page in pages:
+            found = self.task.pread(self.fd, PAGE, page * PAGE)
+            compare(found, bytes(self.content[page * PAGE:(page + 1) * PAGE]), page * PAGE, "the file")
             wanted = min(PAGE, len(self.content) - page * PAGE)
             expected = self.page(page)
             for base, content in (*((base, expected) for base in self.shared),
@@ -94,8 +114,12 @@ class OwnFile:
         for base in (*self.shared, self.private):
             if last < self.pages:
                 must_not_be_there(self.task, base + last * PAGE)
-        self.task.ftruncate(self.fd, self.pages * PAGE)
         self.content.extend(bytes(self.pages * PAGE - size))
+        if size < self.pages * PAGE and rng.random() < 0.5:
+            # What is written last makes it as long.
+            self.written(self.task.pwrite(self.fd, b"\0", self.pages * PAGE - 1), 1, self.pages * PAGE - 1)
+        else:
+            self.task.ftruncate(self.fd, self.pages * PAGE)
 
     def sync(self, rng):
         """msync of some of it, or fsync of all; what is synced is on the host's disk."""

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reading and writing open files through the page cache (fs/read_write.c, and of mm/filemap.c
+do_generic_file_read and generic_perform_write).
+
+There is one page cache, so what is written is what mappings show, and the other way round.  A
+read holds a reference to a page while it copies, and a write its lock: neither lets migration
+take the page away in the middle.
+
+The program's memory may have to be faulted in, and may even be a mapping of the page that is
+being written.  So a write never faults with a page locked: it touches the memory first, copies
+what is there under the lock, and when that is nothing, because somebody has taken the page
+away again, begins anew.
+
+Locks: i_mutex for a write; then mmap_sem, in faults; PG_locked.
+"""
+from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import EBADF, EFAULT, EFBIG, EINVAL
+
+
+# ---- reading -----------------------------------------------------------------
+
+def find_uptodate_page(mapping, index, out):
+    """The page at an index, read if it has to be, in *out, with a reference.  Returns 0, -ENOMEM
+    or -EIO.  May sleep."""
+    out[0] = find_get_page(mapping, index)
+    if out[0] != NULL:
+        if PageUptodate(out[0]):
+            return 0
+        put_page(out[0])
+    rc = lock_uptodate_page(mapping, index, out)
+    if rc == 0:
+        unlock_page(out[0])
+    return rc
+
+
+def generic_file_read(mapping, buf, count, pos):
+    """Copies up to `count` bytes from `pos` on to the program's `buf`.  Returns how many, 0 at the end
+    of the file; or -EFAULT, -ENOMEM or -EIO when there are none.  May sleep."""
+    done = 0
+    while done < count and pos < READ_ONCE64(addressof(mapping.host.i_size)):
+        page = NULL
+        rc = find_uptodate_page(mapping, pos >> PAGE_SHIFT, addressof(page))
+        if rc != 0:
+            return done if done else rc
+        # The size again: the file may have become shorter, and the page be zeros.
+        size = READ_ONCE64(addressof(mapping.host.i_size))
+        offset = pos & (PAGE_SIZE - 1)
+        part = min(min(PAGE_SIZE - offset, count - done), size - pos if size > pos else 0)
+        mark_page_accessed(page)
+        # May fault; the page is not locked.
+        left = copy_out_some(buf + done, cast(pointer(char), page_address(page)) + offset, part)
+        put_page(page)
+        done += part - left
+        pos += part - left
+        if left != 0:
+            return done if done else -EFAULT
+    return done
+
+
+# ---- writing -----------------------------------------------------------------
+
+def write_into_page(mapping, buf, count, pos):
+    """Copies `count` bytes, which lie within one page of the file, from the program's `buf` to it, and
+    moves the file's end if they lie behind.  Returns how many were copied: fewer, or none, when a
+    page of the program's is not there (any more); or -ENOMEM, -EIO.  Holds i_mutex; sleeps."""
+    page = NULL
+    rc = lock_uptodate_page(mapping, pos >> PAGE_SHIFT, addressof(page))
+    if rc != 0:
+        return rc
+    copied = 0
+    # Dirty before it is written, and locked until it is: nobody cleans it in between.
+    rc = make_page_writable(page)
+    if rc == 0:
+        to = cast(pointer(char), page_address(page)) + (pos & (PAGE_SIZE - 1))
+        copied = count - copy_in_inatomic(to, buf, count)
+        if copied and pos + copied > mapping.host.i_size:
+            # After the bytes, for readers take no lock.
+            smp_store_release64(addressof(mapping.host.i_size), pos + copied)
+        mark_page_accessed(page)
+    unlock_page(page)
+    put_page(page)
+    return rc if rc != 0 else copied
+
+
+def generic_perform_write(mapping, buf, count, pos):
+    """Copies `count` bytes from the program's `buf` into the file from `pos` on.  Returns how many; or
+    -EFAULT, -ENOMEM or -EIO when there are none.  Holds i_mutex; sleeps."""
+    done = 0
+    while done < count:
+        part = min(PAGE_SIZE - (pos & (PAGE_SIZE - 1)), count - done)
+        if fault_in_readable(buf + done, part) != 0:
+            return done if done else -EFAULT
+        rc = write_into_page(mapping, buf + done, part, pos)
+        if rc < 0:
+            return done if done else rc
+        # Nothing, when what was faulted in has gone again: then once more.
+        done += rc
+        pos += rc
+    return done
+
+
+def generic_file_write(mapping, buf, count, pos):
+    """generic_perform_write, within the bounds of a file, and behind its end with zeros in between.
+    Returns as that, and -EFBIG.  Takes i_mutex."""
+    inode = mapping.host
+    limit = cast(u64, RADIX_TREE_MAX_INDEX) << PAGE_SHIFT
+    if count == 0:
+        return 0
+    if pos >= limit:
+        return -EFBIG
+    down_write(addressof(inode.i_mutex))
+    if pos > inode.i_size:
+        # What programs stored behind the end in the last page was never part of the file.
+        zero_tail(mapping, inode.i_size)
+    rc = generic_perform_write(mapping, buf, min(count, limit - pos), pos)
+    up_write(addressof(inode.i_mutex))
+    return rc
+
+
+# ---- system calls ------------------------------------------------------------
+
+def do_pread(fd, buf, count, pos):
+    """pread(2).  Returns how many bytes were read, -EBADF (also when it is open for writing only),
+    -EINVAL, -EFAULT, -ENOMEM or -EIO."""
+    if pos < 0:
+        return -EINVAL
+    file = fget(fd)
+    if file == NULL:
+        return -EBADF
+    rc = cast(i64, -EBADF)
+    if file.f_flags & O_ACCMODE != O_WRONLY:
+        rc = generic_file_read(file.f_mapping, buf, min(count, cast(u64, MAX_RW_COUNT)), pos)
+    fput(file)
+    return rc
+
+
+def do_pwrite(fd, buf, count, pos):
+    """pwrite(2).  Returns how many bytes were written, -EBADF (also when it is open for reading only),
+    -EINVAL, -EFBIG, -EFAULT, -ENOMEM or -EIO."""
+    if pos < 0:
+        return -EINVAL
+    file = fget(fd)
+    if file == NULL:
+        return -EBADF
+    rc = cast(i64, -EBADF)
+    if file_may_write(file):
+        rc = generic_file_write(file.f_mapping, buf, min(count, cast(u64, MAX_RW_COUNT)), pos)
+    fput(file)
+    return rc
+
+
+def do_read(fd, buf, count):
+    """read(2): do_pread from the file's position on, which moves.  (Two tasks that share the file may
+    read the same bytes, as in 2.6.30.)"""
+    file = fget(fd)
+    if file == NULL:
+        return -EBADF
+    pos = cast(i64, READ_ONCE64(addressof(file.f_pos)))
+    rc = do_pread(fd, buf, count, pos)
+    if rc > 0:
+        WRITE_ONCE64(addressof(file.f_pos), pos + rc)
+    fput(file)
+    return rc
+
+
+def do_write(fd, buf, count):
+    """write(2): do_pwrite at the file's position, which moves."""
+    file = fget(fd)
+    if file == NULL:
+        return -EBADF
+    pos = cast(i64, READ_ONCE64(addressof(file.f_pos)))
+    rc = do_pwrite(fd, buf, count, pos)
+    if rc > 0:
+        WRITE_ONCE64(addressof(file.f_pos), pos + rc)
+    fput(file)
+    return rc
+
+
+def do_lseek(fd, offset, whence):
+    """lseek(2) with SEEK_SET, SEEK_CUR or SEEK_END.  Returns the new position, -EBADF or -EINVAL."""
+    file = fget(fd)
+    if file == NULL:
+        return -EBADF
+    base = cast(i64, 0)
+    if whence == SEEK_CUR:
+        base = cast(i64, READ_ONCE64(addressof(file.f_pos)))
+    elif whence == SEEK_END:
+        base = cast(i64, READ_ONCE64(addressof(file.f_mapping.host.i_size)))
+    limit = cast(i64, RADIX_TREE_MAX_INDEX) << PAGE_SHIFT
+    rc = cast(i64, -EINVAL)
+    if SEEK_SET <= whence <= SEEK_END and -base <= offset <= limit - base:
+        rc = base + offset
+        WRITE_ONCE64(addressof(file.f_pos), rc)
+    fput(file)
+    return rc
