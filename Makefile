@@ -56,10 +56,10 @@ bench: build
 	@$(VENV)/bin/python bench/top.py $(ARGS)
 
 fuzz: build
-	@FUZZ_CALLS=$(FUZZ_CALLS) $(VENV)/bin/pytest tests/test_fuzz.py $(ARGS)
+	@FUZZ_CALLS=$(FUZZ_CALLS) $(VENV)/bin/pytest -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
 
 selftest: build
-	@SELFTEST_SECONDS=20 $(VENV)/bin/pytest tests/test_ltp.py -k selftest $(ARGS)
+	@SELFTEST_SECONDS=20 $(VENV)/bin/pytest -o faulthandler_timeout=0 tests/test_ltp.py -k selftest $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info shmkern/*.so shmkern/explore/*.so shmkern/explore/kernel .pytest_cache .hypothesis

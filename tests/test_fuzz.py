@@ -5,12 +5,13 @@ each gets an answer or an errno; no process dies, and the machine is sound after
 A burst is a list of calls that one task makes, or that several make at the same time.  Hypothesis
 draws a burst as bytes, of which each argument takes what it needs (a call costs one draw, and a
 failure still shrinks: towards fewer and smaller bytes).  To fuzz another system call, add it to
-CALLS: the name of a method of worker.Task, and what its arguments are.
+CALLS: the name of a method of worker.Task (or of SPECIAL), and what its arguments are.
 
     make fuzz                    a million calls
     make fuzz FUZZ_CALLS=50000   as many
 """
 import os
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, Phase, note, seed, settings
@@ -19,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import shmkern
 from helpers import C, PAGE, Puppet
-from shmkern import SegmentationFault
+from shmkern import BusError, SegmentationFault, layout
+from shmkern.kallsyms import ksym
 
 GOAL = int(os.environ.get("FUZZ_CALLS", 20_000))
 pytestmark = pytest.mark.timeout(max(120, GOAL / 100))
@@ -29,7 +31,8 @@ TASKS_MAX = 4
 STEPS, BURST_BYTES = 20, 500
 WINDOW = 0x10_0000_0000
 # Answers that are no accident.
-ANSWERS = (OSError, SegmentationFault, OverflowError, ValueError)
+ANSWERS = (OSError, SegmentationFault, BusError, OverflowError, ValueError)
+FILES, FILE_PAGES, SWAP_PAGES = 3, 12, 400
 
 
 # ---- arguments ---------------------------------------------------------------------
@@ -97,6 +100,18 @@ mode = mostly(number(0, 3), 4, 7, 0x8002, 0x4003, 0x8001, 0xc002, 1 << 20, -1)
 policy_flags = mostly(number(0, 4), 5, 7, 8)
 maxnode = mostly(among(65, 64, 4, 3, 2, 1, 0), 66, 4097, 32769, 32770, 1 << 60)
 uid = among(-1, 0, 1, 1000)
+# Numbers of files, which become paths; and of control groups, which become ids: the newest first.
+path = number(0, FILES - 1)
+group = mostly(number(0, 5), -1, 99, 1 << 20)
+open_flags = mostly(among(os.O_RDWR, os.O_RDWR, os.O_RDONLY), os.O_WRONLY, os.O_RDWR | os.O_TRUNC, os.O_CREAT | os.O_EXCL)
+fs = mostly(among(None), "page", "buffer", "fallback", "ramfs", "fixed")
+fd = mostly(number(0, 4), -1, 16, 1000)
+file_flags = mostly(among(0x01, 0x01, 0x02, 0x11, 0x12), 0, 0x03, 0x2001, 0x21)
+file_size = mostly(pages(FILE_PAGES), 0, 1, PAGE - 1, 3 * PAGE + 100, 1 << 40, 1 << 63)
+file_offset = mostly(pages(FILE_PAGES), 7, 1 << 43, 1 << 63)
+sync_flags = mostly(among(4, 4, 1), 0, 2, 5, 8, 6)
+count = mostly(number(0, 3 * PAGE), 0, 1 << 20, (1 << 64) - 1)
+limit = mostly(pages(64), None, 0, 1, (1 << 64) - 1)
 
 
 def maybe_nodes(source):
@@ -134,10 +149,51 @@ CALLS = {
     "mmap_device": (length, node),
     "offline_node": (mostly(among(NODES - 1), 0, 1, NODES, -1), among(0.0, 0.01)),
     "online_node": (node,),
+    "open": (path, open_flags, fs),
+    "close": (fd,),
+    "mmap_file": (length, prot, file_flags, address, fd, file_offset),
+    "msync": (address, length, sync_flags),
+    "fsync": (fd,),
+    "ftruncate": (fd, file_size),
+    "fstat_size": (fd,),
+    "read": (fd, count),
+    "write": (fd, data),
+    "pread": (fd, count, file_offset),
+    "pwrite": (fd, data, file_offset),
+    "lseek": (fd, mostly(number(-PAGE, 3 * PAGE), 1 << 47, -(1 << 63)), number(-1, 3)),
+    "sys_pread": (fd, address, length, file_offset),
+    "sys_pwrite": (fd, address, length, file_offset),
+    "writeback": (number(0, 64),),
+    "reclaim": (node,),
+    "cgroup_create": (number(0, 3), limit, group),
+    "cgroup_remove": (group,),
+    "cgroup_attach": (group, pid),
+    "cgroup_set_limit": (group, limit),
+    "cgroup_force_empty": (group,),
+    "cgroup_stat": (group,),
 }
 # As often as not a call is one that puts pages there, for the others to meet.
-NAMES = [*CALLS, *["mmap", "store", "store", "fetch_add64", "move_pages"] * 3]
+NAMES = [*CALLS, *["mmap", "store", "store", "fetch_add64", "move_pages", "load", "mmap_file", "open"] * 3]
 burst = st.binary(min_size=BURST_BYTES // 2, max_size=BURST_BYTES)
+
+
+def reclaim(task, node):
+    """Direct reclaim, as by an allocation that finds nothing on a node."""
+    if not 0 <= node < NODES:
+        raise ValueError(node)
+    ksym.kernel_enter()
+    ksym.reclaim_begin()
+    ksym.try_to_free_pages(node, C["GFP_HIGHUSER_MOVABLE"], 0, (1 << NODES) - 1)
+    ksym.reclaim_end()
+    ksym.kernel_exit()
+
+
+SPECIAL = {
+    "open": lambda task, path, flags, fs: task.open(path, flags, fs=fs),
+    "mmap_file": lambda task, length, prot, flags, addr, fd, offset: task.mmap(length, prot, flags, addr, fd, offset),
+    "cgroup_create": lambda task, name, limit, parent: task.cgroup_create(f"group{name}", limit, parent),
+    "reclaim": reclaim,
+}
 
 
 def calls_of(data):
@@ -149,15 +205,33 @@ def calls_of(data):
     return calls
 
 
-def do_calls(task, calls, pids):
+class Names:
+    """What numbers in arguments stand for: pids of tasks, paths of files, ids of control groups."""
+
+    def __init__(self, pids, directory):
+        self.pids, self.directory = pids, directory
+
+    def resolve(self, kind, value):
+        """An argument of that kind, as a call takes it."""
+        if kind is pid:
+            return 0 if value < 0 else self.pids[value] if value < len(self.pids) else value
+        if kind is path:
+            return os.path.join(self.directory, f"file{value}")
+        if kind is group and 0 <= value <= 5:
+            return max(1, int(layout.kernel().next_css_id) - value)
+        return value
+
+
+def do_calls(task, calls, names):
     """Makes the calls.  Returns how many had a result."""
     done = 0
     for name, *arguments in calls:
-        if CALLS[name][:1] == (pid,):
-            which = arguments[0]
-            arguments[0] = 0 if which < 0 else pids[which] if which < len(pids) else which
+        arguments = [names.resolve(kind, value) for kind, value in zip(CALLS[name], arguments)]
         try:
-            getattr(task, name)(*arguments)
+            if name in SPECIAL:
+                SPECIAL[name](task, *arguments)
+            else:
+                getattr(task, name)(*arguments)
             done += 1
         except ANSWERS:
             pass
@@ -172,20 +246,26 @@ class Fuzz(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.machine = shmkern.Machine(NODES, FRAMES, hung_task_timeout=20.0, max_tasks=16, movable={NODES - 1})
-        self.tasks = []
+        self.machine = shmkern.Machine(NODES, FRAMES, hung_task_timeout=20.0, max_tasks=20, movable={NODES - 1}, memcg=True)
+        # In memory: a disk would be waited for at each sync.
+        self.directory = tempfile.TemporaryDirectory(dir="/dev/shm")
+        for number in range(FILES):
+            with open(os.path.join(self.directory.name, f"file{number}"), "wb") as file:
+                file.write(bytes([number + 1]) * (FILE_PAGES * PAGE - 100))
+        self.tasks, self.areas = [], []
         self.still = True
 
     def teardown(self):
         self.machine.close()
+        self.directory.cleanup()
 
     def pids(self):
         return [puppet.pid for puppet in self.tasks]
 
     def begin(self, puppet, data):
-        pids, calls = self.pids(), calls_of(data)
+        names, calls = Names(self.pids(), self.directory.name), calls_of(data)
         note(f"task {puppet.pid}: {calls}")
-        puppet.begin(lambda task: do_calls(task, calls, pids))
+        puppet.begin(lambda task: do_calls(task, calls, names))
         Fuzz.calls += len(calls)
 
     def end(self, puppet):
@@ -245,6 +325,20 @@ class Fuzz(RuleBasedStateMachine):
         for puppet in self.tasks:
             self.machine.attach(0, puppet.pid)
         self.machine.remove_cpuset(group)
+        self.still = False
+
+    @rule(give=st.booleans())
+    def swap(self, give):
+        """A swap area comes, or the last one goes, if there is room for what is in it."""
+        if give and len(self.areas) < 2:
+            file = os.path.join(self.directory.name, f"swap{len(self.areas)}")
+            self.areas.append(self.machine.swapon(file, SWAP_PAGES))
+        elif self.areas:
+            try:
+                self.machine.swapoff(self.areas[-1])
+                self.areas.pop()
+            except OSError as error:
+                note(f"swapoff: {error}")
         self.still = False
 
     @invariant()
