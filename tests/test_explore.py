@@ -275,6 +275,31 @@ def test_a_reference_that_is_never_dropped_is_found_by_the_audit(tmp_path, scena
     assert results[0]["failure"]["kind"] == "audit" and "refcount" in text
 
 
+def test_what_is_broken_only_for_a_while_is_found_when_nobody_is_inside_the_kernel(tmp_path, scenario):
+    """A reference too many, which is dropped before the end but not before the next system call."""
+    body = """
+        one, two = room.task(), room.task()
+        va = one.mmap(PAGE)
+        one.store64(va, 1)
+        from shmkern import layout
+        from shmkern.kallsyms import ksym
+        page = layout.kernel().mem_map + one.frame_of(va) * layout.sizeof("Page")
+        def program(task):
+            call = {call}
+            call("get_page", page)
+            task.mmap(PAGE)
+            call("put_page", page)
+        room.program(one, program)
+        room.program(two, lambda task: None)
+    """
+    path = scenario(body.format(call="lambda name, page: getattr(ksym, name)(page)"))
+    results, text = explore(tmp_path, "--file", path, "--output", "broken", status=1)
+    assert results[0]["failure"]["kind"] == "audit" and "refcount" in text
+    assert "while nobody is inside the kernel, task 1 having just left" in shmkern("replay", tmp_path / "broken", status=1)
+    # A program that says that it calls the kernel by hand may hold what it likes.
+    explore(tmp_path, "--file", scenario(body.format(call="task.kernel")))
+
+
 def test_a_run_writes_to_the_host_and_that_is_undone(tmp_path, scenario):
     """Each run finds the file as it was, in every job."""
     path = scenario("""

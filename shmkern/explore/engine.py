@@ -41,6 +41,7 @@ class Outcome(enum.IntEnum):
     LOST_WAKEUP = 5
     LIVELOCK = 6
     DIVERGED = 7
+    BROKEN = 8
 
 
 class Held(NamedTuple):
@@ -77,6 +78,7 @@ class Statistics(NamedTuple):
     failed_task: int
     fault_address: int
     most_points: int
+    quiet_states: int   # that were audited at quiet points
 
 
 class Engine:
@@ -89,12 +91,13 @@ class Engine:
         for name, result, arguments in (
                 ("open", ctypes.c_int, [u64] * 4), ("flag_words", None, [u64, u64, ctypes.c_uint8]),
                 ("words", ctypes.c_void_p, []), ("snapshot", None, [u64]), ("restore", None, []),
-                ("state_hash", u64, []), ("task", None, [u32, u64, u64, u32, u64, u64]),
+                ("state_hash", u64, []), ("task", None, [u32, u64, u64, u32, *[u64] * 4]),
                 ("locks", None, [ctypes.POINTER(u64), ctypes.POINTER(u64), u64, u64]),
                 ("strategy", None, [u32, u32, u32, u64, u32]), ("plan", None, [segments, u32]),
                 ("next", u32, []), ("drop_work", None, []), ("unit", None, [u64]), ("round", u32, []),
                 ("done", segments, [ctypes.POINTER(u32)]), ("planned", segments, [ctypes.POINTER(u32)]),
                 ("race", ctypes.POINTER(Race), []), ("edges", ctypes.c_void_p, []),
+                ("on_quiet", None, [ctypes.c_void_p]), ("by_hand", None, []),
                 ("statistics", None, [ctypes.POINTER(u64)]), ("trace", None, [ctypes.c_void_p, u64]),
                 ("traced", u64, []), ("run", ctypes.c_int, [ctypes.POINTER(ctypes.py_object)])):
             function = getattr(lib, "rt_" + name)
@@ -105,7 +108,7 @@ class Engine:
             self._open, self._flag_words, self._snapshot, self._restore
         self.state_hash, self.task = self._state_hash, self._task
         self.strategy, self.next, self.drop_work = self._strategy, self._next, self._drop_work
-        self.unit, self.round = self._unit, self._round
+        self.unit, self.round, self.by_hand = self._unit, self._round, self._by_hand
         self._count = u32()
         self._numbers = (u64 * len(Statistics._fields))()
         self._greenlets = (ctypes.py_object * MAX_TASKS)()
@@ -119,6 +122,13 @@ class Engine:
         """One run of the plan, as an Outcome's number."""
         self._greenlets[:len(greenlets)] = greenlets
         return self._run(self._greenlets)
+
+    def on_quiet(self, function):
+        """function() is called when nobody is inside the kernel and the memory is in a state that it was
+        not called for yet; true when something is wrong, which ends the run as BROKEN.  It may not switch
+        greenlets."""
+        self._quiet = ctypes.PYFUNCTYPE(ctypes.c_int)(function)
+        self._on_quiet(ctypes.cast(self._quiet, ctypes.c_void_p))
 
     def plan(self, segments):
         """What the next run does before its strategy decides."""

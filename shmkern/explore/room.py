@@ -55,8 +55,8 @@ def scenario(function=None, *, memcg=False):
 class Cpu(Syscalls):
     """What a program is given: the calls of shmkern.Task that need no process of their own."""
 
-    def __init__(self, cpu):
-        self.cpu = cpu
+    def __init__(self, cpu, by_hand):
+        self.cpu, self._by_hand = cpu, by_hand
         self.pid = worker.slot(cpu).pid
 
     def move_pages(self, pid, pages, nodes=None, flags=C["MPOL_MF_MOVE"]):
@@ -72,6 +72,7 @@ class Cpu(Syscalls):
 
     def kernel(self, function, *args):
         """A kernel function by name; see shmkern.kallsyms."""
+        self._by_hand()
         return getattr(ksym, function)(*args)
 
     def exit(self):
@@ -173,14 +174,16 @@ class Room:
             raise ValueError(f"a scenario has 2 to {engine_module.MAX_TASKS} programs, not {len(self.programs)}")
         for index, (task, _program) in enumerate(self.programs):
             slot = worker.slot(task.cpu).address
-            self.engine.task(index, slot, task.pid, task.cpu, slot + layout.offsetof("Task", "nr_held"),
-                             slot + layout.offsetof("Task", "wait_kind"))
+            self.engine.task(index, slot, task.pid, task.cpu, *(slot + layout.offsetof("Task", field) for field in (
+                "nr_held", "wait_kind", "in_kernel", "access_seq")))
         self.engine.locks(code_of("locks"), code_of("buffer"), 1 << C["BH_Lock"], C["WAIT_PAGE_LOCK"])
         self._flag_words()
         self.metadata = metadata
         self.engine.snapshot(metadata)
+        self._broken = None
         if self.begins_whole:
             self.audit_once()
+            self.engine.on_quiet(self._audit_when_quiet)
 
     # ---- what scenarios use ----
 
@@ -200,7 +203,7 @@ class Room:
     def _start(self, cpu):
         """Begins the task in a slot that is claimed."""
         self.become(cpu)
-        task = Task(self, Cpu(cpu))
+        task = Task(self, Cpu(cpu, self.engine.by_hand))
         task._cpu._become(cpu, task.pid, FIRST_OS_PID + cpu, 1, f"task {cpu}")
         return task
 
@@ -223,7 +226,7 @@ class Room:
         that a program made."""
         if worker.slot(cpu).state == C["TASK_EMBRYO"]:
             return self._start(cpu).load64(va)
-        return Task(self, Cpu(cpu)).load64(va)
+        return Task(self, Cpu(cpu, self.engine.by_hand)).load64(va)
 
     def is_dirty(self, task, va):
         """Whether reclaim would see that the page at an address was written to."""
@@ -361,9 +364,9 @@ class Room:
 
     def _judge_state(self, results):
         """What is wrong with a state that no task runs in any more: (kind, text) or (None, None)."""
-        found = self.audit_findings()
+        found = self.audit_text()
         if found:
-            return "audit", "; ".join(str(finding) for finding in found[:4])
+            return "audit", found
         for check in self.checks:
             try:
                 held = check(*results) if check.__code__.co_argcount else check()
@@ -373,15 +376,20 @@ class Room:
                 return "lost data", f"the scenario's check does not hold; results {results}"
         return None, None
 
-    def audit_findings(self):
-        """The audit of the machine as it is."""
-        return audit_module.audit().findings
+    def audit_text(self):
+        """What the audit says of the machine as it is; "" when it is whole."""
+        return "; ".join(str(finding) for finding in audit_module.audit().findings[:4])
 
     def audit_once(self):
         """ValueError when the scenario begins with a broken machine."""
-        found = self.audit_findings()
+        found = self.audit_text()
         if found:
-            raise ValueError("the scenario begins with a broken machine: " + "; ".join(map(str, found)))
+            raise ValueError(f"the scenario begins with a broken machine: {found}")
+
+    def _audit_when_quiet(self):
+        """Whether the audit finds anything, for the engine."""
+        self._broken = self.audit_text()
+        return bool(self._broken)
 
     def name_of(self, index):
         """A task by its pid."""
@@ -403,6 +411,8 @@ class Room:
             return "lost wake-up", f"{who} sleeps, and would go on if it looked, but nobody wakes it"
         if outcome == Outcome.LIVELOCK:
             return "livelock", f"{who} goes on and on and gets nowhere"
+        if outcome == Outcome.BROKEN:
+            return "audit", f"while nobody is inside the kernel, {who} having just left it: {self._broken}"
         if outcome == Outcome.RACE:
             race = self.engine.race()
             return "data race", f"{self.name_of(race.task[0])} and {self.name_of(race.task[1])} access " \

@@ -61,6 +61,7 @@ enum {
 	SITE_DEPTH = 6,
 	CHUNK_SHIFT = 9,		/* the unit in which the block is restored */
 	CACHE_BITS = 21,
+	MAX_QUIET = 1 << 16,
 	YIELDS_WITHOUT_PROGRESS = 3000,
 	TIMEOUT_ROUNDS = 3,
 	NR_DEPENDENCIES = 8,
@@ -82,7 +83,7 @@ enum {
 
 enum mode { OFF, RUN, DRAIN };
 enum strategy { EXHAUSTIVE, RANDOM, PCT, FOLLOW };
-enum outcome { HELD, RACE, BUG, OOPS, DEADLOCK, LOST_WAKEUP, LIVELOCK, DIVERGED };
+enum outcome { HELD, RACE, BUG, OOPS, DEADLOCK, LOST_WAKEUP, LIVELOCK, DIVERGED, BROKEN };
 enum state { READY, ASLEEP, YIELDED, DONE, DEAD };
 
 struct segment {
@@ -134,6 +135,7 @@ struct task {
 	u64 spin_address, spin_value, spins, priority;
 	u64 sleeping_locks;		/* offset of its nr_held, which its held_locks follow */
 	u64 *wait;			/* its wait_kind and wait_channel */
+	volatile u32 *in_kernel, *access_seq;
 	u32 nr_held, nr_sleeping, nr_dependencies;
 	int taking;
 	struct held held[MAX_HELD];
@@ -202,6 +204,11 @@ static struct {
 	u64 nr_work, nr_cut, most_points;
 	u32 new_points;
 	u64 *cache;
+	int (*on_quiet)(void);		/* audits the machine: 0 if it is whole */
+	u64 quiet[MAX_QUIET], nr_quiet;	/* states that it has found to be */
+	int is_quiet;
+	u32 by_hand;			/* tasks that call kernel functions by name */
+
 	struct edge edges[MAX_EDGES];
 	u64 nr_edges;
 
@@ -992,6 +999,52 @@ static void find_sleeping_locks(struct task *t)
 		t->held[i] = (struct held){ .lock = count[1 + i] };
 }
 
+/* ---- quiet points ------------------------------------------------------- */
+
+/*
+ * Nobody is inside the kernel, as the freezer would have it: the machine must be whole.  A program that
+ * calls kernel functions by name is outside between them with all that it holds; so with one of these
+ * there is no saying.
+ */
+static int nobody_inside(void)
+{
+	for (u32 i = 0; i < rt.nr_tasks; i++)
+		if (*rt.task[i].in_kernel || *rt.task[i].access_seq & 1 ||
+		    (rt.by_hand >> i & 1 && rt.task[i].state != DONE))
+			return 0;
+	return 1;
+}
+
+EXPORT u64 rt_state_hash(void);
+
+/* The place of a state in the table of those that are known to be whole. */
+static u64 *quiet_slot(u64 state)
+{
+	u64 slot = state % MAX_QUIET;
+
+	while (rt.quiet[slot] && rt.quiet[slot] != state)
+		slot = (slot + 1) % MAX_QUIET;
+	return &rt.quiet[slot];
+}
+
+/* The current task has just left the kernel.  Each state is audited once, by the hub: an audit needs
+ * more stack than a task's, and Python. */
+static __attribute__((noinline)) void look_if_quiet(void)
+{
+	u64 state;
+
+	if (!rt.on_quiet || rt.outcome != HELD || !nobody_inside())
+		return;
+	state = rt_state_hash() | 1;
+	if (*quiet_slot(state) || rt.nr_quiet > MAX_QUIET / 2)
+		return;
+	rt.is_quiet = 1;
+	switch_to_hub();
+	/* As it was: what an audit reads is no part of the run. */
+	*quiet_slot(state) = state;
+	rt.nr_quiet++;
+}
+
 /* ---- what gcc calls ---------------------------------------------------- */
 
 EXPORT void __tsan_init(void) { }
@@ -1061,6 +1114,8 @@ EXPORT void __tsan_atomic##N##_store(volatile T *p, T v, int order)             
 			watch_store16(p, *p, v);                                                  \
 	}                                                                                         \
 	*p = v;                                                                                   \
+	if (N == 32 && v == 0 && rt.mode == RUN && (volatile u32 *)p == rt.cur->in_kernel)        \
+		look_if_quiet();                                                                  \
 }                                                                                                 \
 EXPORT T __tsan_atomic##N##_exchange(volatile T *p, T v, int order)                               \
 {                                                                                                 \
@@ -1400,6 +1455,7 @@ static void begin_run(PyObject **greenlets)
 	rt.fault_address = 0;
 	rt.now = 1000000000;
 	rt.writes = rt.sleeps = rt.yields = rt.steps = rt.points = 0;
+	rt.is_quiet = rt.by_hand = 0;
 	rt.nr_trace = 0;
 	rt.pending = NULL;
 	rt.branching = rt.strategy == EXHAUSTIVE;
@@ -1422,13 +1478,37 @@ static void begin_run(PyObject **greenlets)
 		rt.pct_changes[i] = 1 + next_random() % (rt.most_points + 1);
 }
 
-static void resume_task(struct task *t)
+static void enter_task(struct task *t)
 {
 	t->state = READY;
 	rt.cur = t;
 	PERCPU[0] = t->percpu[0];
 	PERCPU[1] = t->percpu[1];
 	Py_XDECREF(PyGreenlet_Switch(t->greenlet, rt.no_args, NULL));
+}
+
+/* Audits the machine for a task that has come here for that.  Whether it is whole. */
+static int audit_when_quiet(void)
+{
+	int broken;
+
+	rt.is_quiet = 0;
+	rt.mode = OFF;
+	broken = rt.on_quiet();
+	rt.mode = RUN;
+	if (broken) {
+		rt.outcome = BROKEN;
+		rt.failed_task = rt.cur - rt.task;
+		rt.aborted = 1;
+	}
+	return !broken;
+}
+
+static void resume_task(struct task *t)
+{
+	enter_task(t);
+	while (rt.is_quiet && audit_when_quiet())
+		enter_task(rt.cur);
 	/* It was another task, perhaps, that came back here, and it has ended. */
 	if (!rt.aborted && rt.cur->state == READY) {
 		rt.cur->state = DONE;
@@ -1589,15 +1669,27 @@ EXPORT u64 rt_state_hash(void)
 	return sum;
 }
 
-/* A task: its number, slot, pid and CPU, and where in the slot nr_held and wait_kind are. */
-EXPORT void rt_task(u32 index, u64 task, u64 pid, u32 cpu, u64 nr_held, u64 wait_kind)
+/* A task: its number, slot, pid and CPU, and where in the slot some fields are. */
+EXPORT void rt_task(u32 index, u64 task, u64 pid, u32 cpu, u64 nr_held, u64 wait_kind, u64 in_kernel, u64 access_seq)
 {
+	rt.task[index].in_kernel = (u32 *)in_kernel;
+	rt.task[index].access_seq = (u32 *)access_seq;
 	rt.task[index].sleeping_locks = nr_held - rt.base;
 	rt.task[index].wait = (u64 *)wait_kind;
 	rt.task[index].percpu[0] = task;
 	rt.task[index].percpu[1] = pid;
 	rt.task[index].cpu = cpu;
 	rt.nr_tasks = index + 1;
+}
+
+/* What is called at a quiet point that was not seen before; NULL: nothing. */
+EXPORT void rt_on_quiet(int (*on_quiet)(void)) { rt.on_quiet = on_quiet; }
+
+/* The current task's program calls a kernel function by name. */
+EXPORT void rt_by_hand(void)
+{
+	if (rt.mode == RUN)
+		rt.by_hand |= 1u << (rt.cur - rt.task);
 }
 
 /* Where the code of the modules locks and buffer is, which bit locks a buffer, and which kind of wait
@@ -1679,11 +1771,11 @@ EXPORT const struct segment *rt_planned(u32 *count) { *count = rt.nr_plan; retur
 EXPORT const struct race *rt_race(void) { return &rt.race; }
 EXPORT const struct edge *rt_edges(void) { return rt.edges; }
 
-/* cut, new points, steps, points, preemptions, edges, failed task, fault address */
+/* As Statistics of engine.py. */
 EXPORT void rt_statistics(u64 *out)
 {
 	u64 numbers[] = { rt.nr_cut, rt.new_points, rt.steps, rt.points, rt.preemptions, rt.nr_edges,
-			  rt.failed_task, rt.fault_address, rt.most_points };
+			  rt.failed_task, rt.fault_address, rt.most_points, rt.nr_quiet };
 
 	memcpy(out, numbers, sizeof(numbers));
 }

@@ -133,6 +133,10 @@ class Search:
             self.result.interrupted = True
         finally:
             signal.signal(signal.SIGINT, before)
+        # Last, for a schedule that fails says more than an order that might.
+        wrong = self.lock_order.wrong() if self.result.failure is None else None
+        if wrong:
+            self.result.failure = {"kind": "lock order", "text": wrong, "segments": []}
         self.result.seconds = time.monotonic() - began
         return self.result
 
@@ -286,9 +290,6 @@ class Search:
             if unit.failure and self.result.failure is None:
                 self.result.failure = unit.failure
         self.result.states = len(self.states)
-        wrong = self.lock_order.wrong()
-        if wrong and self.result.failure is None:
-            self.result.failure = {"kind": "lock order", "text": wrong, "segments": []}
 
     def _one_run(self, unit):
         """One run, judged.  True when it failed, which is then in `unit`."""
