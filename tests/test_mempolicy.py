@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from helpers import C, PAGE, Puppet, counter, free_frames, node_at, pfn_at, until_waits, vmas
-from shmkern import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
+from helpers import C, PAGE, Mapper, Puppet, counter, errno_of, free_frames, node_at, pfn_at, until_waits, vmas
+from shmkern import (MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
                      MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT,
                      MPOL_PREFERRED, PROT_READ, PROT_WRITE, layout, worker)
 from shmkern.kallsyms import ksym
@@ -17,14 +17,6 @@ pytestmark = pytest.mark.timeout(60)
 RW = PROT_READ | PROT_WRITE
 BAD = 0x7f_ffff_0000_0000
 PAGES = 12
-
-
-def errno_of(call):
-    """The name of the errno that a call fails with; None when it does not."""
-    try:
-        call()
-    except OSError as error:
-        return errno.errorcode[error.errno]
 
 
 @pytest.fixture
@@ -708,3 +700,67 @@ def test_memory_that_was_bound_is_all_given_back(four):
         puppet(lambda task: task.munmap(va, PAGES * PAGE))
     assert free_frames(four) == free
     four.audit().raise_if_broken()
+
+
+# ---- files -----------------------------------------------------------------------
+
+@pytest.fixture
+def file(tmp_path):
+    """The path of a host file of Mapper.PAGES pages."""
+    (tmp_path / "file").write_bytes(b"file" * 1024 * Mapper.PAGES)
+    return str(tmp_path / "file")
+
+
+def test_the_page_cache_is_filled_by_the_tasks_policy_and_copies_by_the_areas(four, file):
+    """A page of a file is for everybody, so it is not the area that decides."""
+    reader, count = Puppet(four), Mapper.PAGES
+
+    def program(task):
+        fd = task.open(file)
+        shared = task.mmap(count * PAGE, RW, MAP_SHARED, fd=fd)
+        private = task.mmap(count * PAGE, RW, MAP_PRIVATE, fd=fd)
+        task.mbind(shared, count * PAGE, MPOL_BIND, [3])
+        task.mbind(private, count * PAGE, MPOL_BIND, [3])
+        task.set_mempolicy(MPOL_INTERLEAVE, [1, 2])
+        # By a read, by faults, and by copies of what is there.
+        task.pread(fd, 4 * PAGE, 0)
+        task.load(shared, count * PAGE)
+        task.store(private, b"x"), task.store(private + PAGE, b"x")
+        return shared, private
+    shared, private = reader(program)
+    nodes = nodes_at(reader, shared, count)
+    assert sorted(nodes) == [1] * 4 + [2] * 4 and nodes[:4] in ([1, 2, 1, 2], [2, 1, 2, 1])
+    assert nodes_at(reader, private, 2) == [3, 3]
+    four.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("fs", ["page", "buffer", "fallback"])
+def test_mbind_moves_the_pages_of_a_file_that_an_area_maps(four, file, fs):
+    """By the policy of the area (new_vma_page); those that others map as well only with MOVE_ALL."""
+    one, other, count = Mapper(four, file, fs=fs), Mapper(four, file), Mapper.PAGES
+    va, its, size = one.va, other.va, count * PAGE
+    one(lambda task: task.set_mempolicy(MPOL_BIND, [0]))
+    one.load(0, size), other.load(0, 2 * PAGE), one.store(5 * PAGE, b"dirty")
+    assert nodes_at(one, va, count) == [0] * count
+    assert one(lambda task: errno_of(lambda: task.mbind(va, size, MPOL_BIND, [1], MPOL_MF_STRICT))) == "EIO"
+    assert one(lambda task: errno_of(lambda: task.mbind(va, size, MPOL_INTERLEAVE, [1, 2, 3],
+                                                        MPOL_MF_MOVE | MPOL_MF_STRICT))) == "EIO"
+    assert nodes_at(one, va, count) == [0, 0] + [1 + page % 3 for page in range(2, count)]
+    one(lambda task: task.mbind(va, size, MPOL_INTERLEAVE, [1, 2, 3], MPOL_MF_MOVE_ALL | MPOL_MF_STRICT))
+    assert nodes_at(one, va, 2) == nodes_at(other, its, 2) == [1, 2]
+    assert one.load(5 * PAGE, 9) == b"dirtyilef" and other.load(PAGE, 4) == b"file"
+    assert other(lambda task: task.migrate_pages(0, [1, 2], [0])) == 0
+    assert nodes_at(other, its, 2) == [0, 0]
+    four.audit().raise_if_broken()
+
+
+def test_a_file_that_cannot_be_moved_is_eio(four, file):
+    one, count = Mapper(four, file, fs="fixed"), Mapper.PAGES
+    va = one.va
+    one(lambda task: task.set_mempolicy(MPOL_BIND, [0]))
+    one.load(0, count * PAGE)
+    assert one(lambda task: errno_of(lambda: task.mbind(va, count * PAGE, MPOL_BIND, [1], MPOL_MF_MOVE | MPOL_MF_STRICT))) == "EIO"
+    one(lambda task: task.mbind(va, count * PAGE, MPOL_BIND, [1], MPOL_MF_MOVE))
+    assert nodes_at(one, va, count) == [0] * count
+    assert one(lambda task: task.get_mempolicy(va, MPOL_F_ADDR)) == (MPOL_BIND, [1])
+    assert one(lambda task: task.migrate_pages(0, [0], [1])) == count

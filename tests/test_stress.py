@@ -110,6 +110,37 @@ def test_scenario_holds_and_tasks_meet_migration_entries(name):
     assert 0.9 < result["seconds"] < 30
 
 
+@pytest.mark.parametrize("name", ["file", "buffers"])
+def test_files_agree_with_the_host_while_their_pages_move(name):
+    result = stress(name, "--workers", 8, "--seconds", 1)
+    assert result["failures"] == [] and result["audit"] == []
+    assert result["pages_migrated"] > 1000 and result["accesses"] > 3000 and result["faults"] > 1000
+
+
+def damage_cache(supervision):
+    """Changes bytes all over the page cache, as a page that moved without its last store would have."""
+    kernel = layout.kernel()
+    pages = layout.view("Page", kernel.mem_map, kernel.max_pfn)
+    cached = np.flatnonzero((pages["mapping"] != 0) & (pages["mapping"] & np.uint64(1) == 0))
+    for pfn in cached.tolist():
+        frame(pfn)[::16] ^= 0x55
+    return len(cached) > 8
+
+
+def damage_host(supervision):
+    """Changes a byte of each worker's file, as a page that was written back too early would."""
+    for file in supervision.run.plan.files[:-1]:
+        byte = os.pread(file.fileno(), 1, 100)
+        os.pwrite(file.fileno(), bytes([byte[0] ^ 0x55]) if byte else b"x", 100)
+
+
+@pytest.mark.parametrize("damage", [Once(damage_cache), damage_host])
+def test_bytes_changed_in_the_cache_or_in_the_file_are_lost_writes(damage):
+    result = stress("file", "--workers", 2, "--seconds", 5, tick=damage)
+    assert result["lost_writes"] > 0
+    assert_broken(result, "lost write", "task ", "should be")
+
+
 def test_nodes_go_offline_and_come_back_under_load():
     emptied = []
     result = stress("offline", "--workers", 4, "--seconds", 2, "--nodes", 3,
