@@ -39,5 +39,3 @@ cdef Page* get_user_page(VmAreaStruct* vma, u64 address, bint write, int* rc) no
 cdef bint access_error(VmAreaStruct* vma, bint write) noexcept nogil
 @cython.locals(entered=bint)
 cdef int do_page_fault(u64 address, bint write) noexcept nogil
-
-ctypedef MemCgroup* pointer_to_memcg

@@ -15,6 +15,12 @@ cdef extern from *:
 
 cdef enum:
     MEM_CGROUP_FORCE_EMPTY_RETRIES = 5
+    MEM_CGROUP_RECLAIM_RETRIES = 5
+
+# How pages of a group are freed, told by set_mem_cgroup_reclaim (it stands above: this process's address
+# of it).
+ctypedef u64 (*mem_cgroup_reclaim_t)(MemCgroup* memcg, u64 gfp) noexcept nogil
+cdef mem_cgroup_reclaim_t try_to_free_mem_cgroup_pages_hook
 
 # What the files of a group's directory say, in bytes and pages.
 cdef struct MemCgroupStat:
@@ -24,6 +30,13 @@ cdef struct MemCgroupStat:
     u64 failcnt
     u64 stat[4]                # MEM_CGROUP_STAT_NSTATS
     u64 total_stat[4]          # with the children's
+
+# What the group itself has, without those below it.
+cdef inline u64 mem_cgroup_local_usage(MemCgroup* memcg) noexcept nogil:
+    return READ_ONCE64(&memcg.stat[MEM_CGROUP_STAT_CACHE]) + READ_ONCE64(&memcg.stat[MEM_CGROUP_STAT_RSS])
+
+cdef inline MemCgroup* mem_cgroup_of_counter(ResCounter* counter) noexcept nogil:
+    return <MemCgroup*>(<u64>counter - <u64>&(<MemCgroup*>0).res)
 
 # Whether the machine was booted without groups.
 cdef inline bint mem_cgroup_disabled() noexcept nogil:
@@ -44,7 +57,7 @@ cdef void res_counter_init(ResCounter* counter, ResCounter* parent) noexcept nog
 @cython.locals(fits=bint)
 cdef bint res_counter_charge_one(ResCounter* counter, u64 val, bint force) noexcept nogil
 cdef void res_counter_uncharge_until(ResCounter* counter, ResCounter* top, u64 val) noexcept nogil
-cdef int res_counter_charge(ResCounter* counter, u64 val, bint force) noexcept nogil
+cdef ResCounter* res_counter_charge(ResCounter* counter, u64 val, bint force) noexcept nogil
 cdef int res_counter_set_limit(ResCounter* counter, u64 limit) noexcept nogil
 
 # ---- groups ----
@@ -80,9 +93,19 @@ cdef inline void mem_cgroup_exit_mm(MmStruct* mm) noexcept nogil:
     if not mem_cgroup_disabled():
         __mem_cgroup_exit_mm(mm)
 
+# ---- reclaim at a limit ----
+
+cdef void set_mem_cgroup_reclaim(mem_cgroup_reclaim_t reclaim) noexcept nogil
+@cython.locals(victim=pointer_to_memcg)
+cdef MemCgroup* mem_cgroup_select_victim(MemCgroup* root) noexcept nogil
+@cython.locals(rounds=cython.int, progress=bint)
+cdef bint mem_cgroup_hierarchical_reclaim(MemCgroup* root, u64 gfp, u64 enough) noexcept nogil
+ctypedef MemCgroup* pointer_to_memcg
+
 # ---- charging ----
 
 cdef void mem_cgroup_charge_statistics(MemCgroup* memcg, u32 flags, bint charge) noexcept nogil
+@cython.locals(retries=cython.int, over=pointer_to_memcg)
 cdef int __mem_cgroup_try_charge(MemCgroup* memcg, u64 gfp) noexcept nogil
 cdef void __mem_cgroup_cancel_charge(MemCgroup* memcg) noexcept nogil
 cdef void __mem_cgroup_commit_charge(MemCgroup* memcg, PageCgroup* pc, u32 flags) noexcept nogil

@@ -18,7 +18,7 @@ res_counters' locks (one at a time), the first is never held when taking another
 them may be taken under a split page-table lock.
 
 Three things are not as in 2.6.30: all groups are hierarchical (there, with use_hierarchy);
-a group has no LRU lists of its own; an address space knows its group (there, through
+a group has no LRU lists of its own, and is reclaimed from by frame; an address space knows its group (there, through
 mm->owner, and before 2.6.26 as here).
 """
 from cython import NULL, address as addressof, cast, pointer, sizeof
@@ -60,15 +60,15 @@ def res_counter_uncharge_until(counter, top, val):
 
 
 def res_counter_charge(counter, val, force):
-    """Counts `val` bytes more in a counter and all its ancestors.  Returns 0; or -ENOMEM, with
-    nothing counted, when a limit does not allow it."""
+    """Counts `val` bytes more in a counter and all its ancestors.  Returns NULL; or the one whose
+    limit does not allow it, with nothing counted."""
     at = counter
     while at != NULL:
         if not res_counter_charge_one(at, val, force):
             res_counter_uncharge_until(counter, at, val)
-            return -ENOMEM
+            return at
         at = at.parent
-    return 0
+    return at
 
 
 def res_counter_set_limit(counter, limit):
@@ -223,14 +223,16 @@ def mem_cgroup_read(id, out):
 
 
 def mem_cgroup_resize_limit(id, limit):
-    """Gives a group another limit.  Returns 0, -ENOENT, -EINVAL (the root has none) or -EBUSY (it
-    uses more)."""
+    """Gives a group another limit.  Returns 0, -ENOENT, -EINVAL (the root has none) or -EBUSY: it
+    uses more, and that cannot be freed.  Sleeps."""
     memcg = get_mem_cgroup(id)
     if memcg == NULL:
         return -ENOENT
     rc = -EINVAL
     if memcg.parent != NULL:
         rc = res_counter_set_limit(addressof(memcg.res), limit)
+        while rc == -EBUSY and mem_cgroup_hierarchical_reclaim(memcg, GFP_KERNEL, limit):
+            rc = res_counter_set_limit(addressof(memcg.res), limit)
     css_put(memcg)
     return rc
 
@@ -327,6 +329,55 @@ def get_mem_cgroup_from_mm(mm):
     return memcg
 
 
+# ---- reclaim at a limit --------------------------------------------------------
+
+def set_mem_cgroup_reclaim(reclaim):
+    """Tells this process how pages of a group are freed."""
+    global try_to_free_mem_cgroup_pages_hook
+    try_to_free_mem_cgroup_pages_hook = reclaim
+
+
+def mem_cgroup_select_victim(root):
+    """The next of `root` and the groups below it that is to give pages back, with a reference;
+    NULL when all of them were asked.  Takes cgroup_lock."""
+    k = kernel()
+    victim = NULL
+    spin_lock(addressof(k.cgroup_lock))
+    # The list is in the order of their ids.
+    node = k.mem_cgroups.next
+    while node != addressof(k.mem_cgroups) and victim == NULL:
+        memcg = list_entry_mem_cgroup(node)
+        if memcg.id > root.last_scanned_child and not memcg.removing and is_in_subtree(memcg, root):
+            victim = memcg
+        node = node.next
+    root.last_scanned_child = victim.id if victim != NULL else 0
+    if victim != NULL:
+        css_get(victim)
+    spin_unlock(addressof(k.cgroup_lock))
+    return victim
+
+
+def mem_cgroup_hierarchical_reclaim(root, gfp, enough):
+    """Frees pages of `root` and the groups below it, of one after the other, until it uses no more
+    than `enough` bytes, or all of them were asked.  Says whether it does, or any was freed.  The
+    caller has a reference to it or one below it.  Sleeps."""
+    might_sleep()
+    progress = False
+    rounds = 0
+    # The first round may begin in the middle.
+    while rounds < 2:
+        victim = mem_cgroup_select_victim(root)
+        if victim == NULL:
+            rounds += 1
+            continue
+        if mem_cgroup_local_usage(victim) != 0 and try_to_free_mem_cgroup_pages_hook(victim, gfp) != 0:
+            progress = True
+        css_put(victim)
+        if READ_ONCE64(addressof(root.res.usage)) <= enough:
+            return True
+    return progress
+
+
 # ---- charging ----------------------------------------------------------------
 
 def mem_cgroup_charge_statistics(memcg, flags, charge):
@@ -338,14 +389,34 @@ def mem_cgroup_charge_statistics(memcg, flags, charge):
 
 
 def __mem_cgroup_try_charge(memcg, gfp):
-    """Charges a group, and its ancestors, for a page.  Returns 0 or, when a limit does not allow
-    it, -ENOMEM.  The caller has a reference, which from then on is the charge's.
+    """Charges a group, and its ancestors, for a page.  At a limit pages of the group that has reached
+    it are freed first, of nobody else.  Returns 0 or, when there was nothing to be freed, -ENOMEM.  The
+    caller has a reference, which from then on is the charge's.  With __GFP_WAIT it sleeps.
+
+    As when memory is short: as long as there is progress it goes on, for somebody else of the group
+    may take what was freed; without, others may have the pages in hand, reclaim or migration.
 
     Without __GFP_WAIT the charge is for a page that is in use already: nothing can be undone,
     and nobody may wait.  Then it goes beyond the limit, as in later kernels.  (The seed lets it fail,
     and goes on with a page that nobody is charged for.)
     """
-    return res_counter_charge(addressof(memcg.res), PAGE_SIZE, not gfp & __GFP_WAIT)
+    retries = 0
+    while True:
+        counter = res_counter_charge(addressof(memcg.res), PAGE_SIZE, not gfp & __GFP_WAIT)
+        if counter == NULL:
+            return 0
+        over = mem_cgroup_of_counter(counter)
+        limit = READ_ONCE64(addressof(counter.limit))
+        if limit < PAGE_SIZE:
+            return -ENOMEM
+        if not mem_cgroup_hierarchical_reclaim(over, gfp, limit - PAGE_SIZE):
+            # Without swap it is pages of files only that could come back into reach.
+            if retries == MEM_CGROUP_RECLAIM_RETRIES or not (congestion_wait() or can_reclaim()):
+                return -ENOMEM
+            retries += 1
+            cpu_yield()
+        if kernel_panicked():
+            wait_check()
 
 
 def __mem_cgroup_cancel_charge(memcg):

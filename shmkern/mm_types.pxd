@@ -262,6 +262,9 @@ cdef struct MemCgroup:
     u32 removing               # takes nobody in any more
     u64 nr_children
     u64 nr_mms                 # address spaces that are charged to it
+    u64 reclaim_hand           # the frame where reclaim of its own pages goes on
+    i32 last_scanned_child     # the group below it (or itself) that was reclaimed from last
+    u32 _pad0
     u64 stat[4]                # MEM_CGROUP_STAT_NSTATS, without the children's
     char name[32]              # MEM_CGROUP_NAME_LEN
 

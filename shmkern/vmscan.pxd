@@ -10,6 +10,7 @@ from shmkern.freezer cimport *
 cdef enum:
     DEF_PRIORITY = 12
     SWAP_CLUSTER_MAX = 32
+    MEM_CGROUP_TURNS = 4       # of a group's hand over all frames, in one go
     SWAPPINESS = 60
 
 # Answers of pageout.
@@ -60,6 +61,12 @@ cdef void get_scan_ratio(Zone* zone, u64* percent) noexcept nogil
 cdef void shrink_zone(Zone* zone, int priority, ScanControl* sc) noexcept nogil
 @cython.locals(sc=ScanControl)
 cdef u64 try_to_free_pages(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
+cdef void shrink_mem_cgroup_page(Page* page, ScanControl* sc) noexcept nogil
+@cython.locals(pfn=u64, passed=u64, anon=bint)
+cdef void shrink_mem_cgroup(MemCgroup* memcg, ScanControl* sc) noexcept nogil
+@cython.locals(sc=ScanControl, turn=cython.int)
+cdef u64 try_to_free_mem_cgroup_pages(MemCgroup* memcg, u64 gfp) noexcept nogil
+cdef bint can_swap() noexcept nogil
 cdef bint pgdat_balanced(PgData* pgdat) noexcept nogil
 @cython.locals(sc=ScanControl)
 cdef void balance_pgdat(PgData* pgdat) noexcept nogil

@@ -274,14 +274,18 @@ def inactive_list_is_low(zone, file):
     return inactive * (1 if file else zone.inactive_ratio) < active
 
 
+def can_swap():
+    """Whether an anonymous page can go.  Without a free slot only what is in the swap cache can."""
+    k = kernel()
+    return READ_ONCE64(addressof(k.nr_swap_pages)) != 0 or READ_ONCE64(addressof(k.swapper_space.nrpages)) != 0
+
+
 def get_scan_ratio(zone, percent):
     """How much of the scan goes to anonymous pages, and how much to files': in favour of those of
     whom fewer were found in use lately.  Takes lru_lock now and then."""
     percent[0] = 0
     percent[1] = 100
-    k = kernel()
-    # Without a free slot only what is in the swap cache can go.
-    if READ_ONCE64(addressof(k.nr_swap_pages)) == 0 and READ_ONCE64(addressof(k.swapper_space.nrpages)) == 0:
+    if not can_swap():
         return
     anon = zone_lru_pages(zone, LRU_ACTIVE_ANON) + zone_lru_pages(zone, LRU_INACTIVE_ANON)
     files = zone_lru_pages(zone, LRU_ACTIVE_FILE) + zone_lru_pages(zone, LRU_INACTIVE_FILE)
@@ -349,6 +353,71 @@ def try_to_free_pages(nid, gfp, order, nodes):
 
 
 set_reclaim(try_to_free_pages)
+
+
+# ---- a group at its limit ----------------------------------------------------
+#
+# A group has no lists.  A hand goes round its frames as round a clock's face: a page that is active
+# when the hand comes by becomes inactive, and one that was not used since then goes.
+
+def shrink_mem_cgroup_page(page, sc):
+    """Frees an isolated page if it can and it is inactive; makes it inactive if not; puts it back."""
+    if PageActive(page):
+        # What tells that it was used is cleared: it has a turn to be used again.
+        page_referenced(page, False)
+        ClearPageActive(page)
+        count_vm_event(PGDEACTIVATE)
+    elif shrink_page(page, sc):
+        sc.nr_reclaimed += 1
+        free_hot_page(page)
+        return
+    putback_lru_page(page)
+
+
+def shrink_mem_cgroup(memcg, sc):
+    """One turn of a group's hand, or less when enough was freed.
+
+    The look at who is charged is unlocked.  A page that has just become another's may go as well: it
+    is as when memory is short."""
+    k = kernel()
+    anon = can_swap()
+    pfn = READ_ONCE64(addressof(memcg.reclaim_hand))
+    for passed in range(k.max_pfn):
+        pfn = pfn + 1 if pfn + 1 < k.max_pfn else 0
+        if READ_ONCE64(addressof(k.page_cgroup[pfn].mem_cgroup)) != cast(u64, memcg):
+            continue
+        page = pfn_to_page(pfn)
+        if (anon or page_is_file_cache(page)) and isolate_lru_page(page) == 0:
+            shrink_mem_cgroup_page(page, sc)
+            if sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
+                break
+    WRITE_ONCE64(addressof(memcg.reclaim_hand), pfn)
+
+
+def try_to_free_mem_cgroup_pages(memcg, gfp):
+    """Frees SWAP_CLUSTER_MAX pages, if it can, that a group is charged for, those of the groups below
+    it not among them.  Returns how many it freed.  The caller has a reference to the group, and sleeps
+    on nothing but the host's files."""
+    if READ_ONCE64(addressof(memcg.stat[MEM_CGROUP_STAT_CACHE])) == 0 and not can_swap():
+        return 0
+    sc.nr_scanned = sc.nr_reclaimed = 0
+    sc.gfp = gfp
+    sc.kswapd = 0
+    reclaim_begin()
+    for turn in range(MEM_CGROUP_TURNS):
+        # What it has just faulted in waits to enter a list.
+        lru_add_drain_all()
+        shrink_mem_cgroup(memcg, addressof(sc))
+        if sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
+            break
+    reclaim_end()
+    me = current()
+    me.vm_events[PGSCAN_DIRECT] += sc.nr_scanned
+    me.vm_events[PGSTEAL_DIRECT] += sc.nr_reclaimed
+    return sc.nr_reclaimed
+
+
+set_mem_cgroup_reclaim(try_to_free_mem_cgroup_pages)
 
 
 # ---- kswapd ------------------------------------------------------------------

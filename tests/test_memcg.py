@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from helpers import C, PAGE, Puppet, is_running, kinds, node_at, page, page_at, pfn_at, until, until_waits
+from helpers import C, PAGE, Puppet, is_running, kinds, node_at, page, page_at, pfn_at, pte_of, until, \
+    until_waits
 from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_MF_MOVE_ALL, PROT_READ, PROT_WRITE,
                      boot as boot_module, layout, worker)
 from shmkern.kallsyms import ksym
@@ -714,18 +715,6 @@ def test_shared_anonymous_memory_is_charged_as_cache(machine, tree):
     assert usages(parent, a) == (0, 0)
 
 
-def test_a_limit_holds_for_pages_of_files_too(machine, path):
-    group = machine.cgroup_create("small", limit=3 * PAGE)
-    one = mapper(machine, group, path)
-    va = one.va
-    one(lambda task: task.load(va, 3 * PAGE))
-    fails(errno.ENOMEM, one, lambda task: task.load(va + 3 * PAGE, 1))
-    assert usages(group) == (3,) and group.failcnt == 1
-    machine.audit().raise_if_broken()
-    group.limit = None
-    assert one(lambda task: task.load(va + 3 * PAGE, 1)) == b"\3"
-
-
 def test_an_allocation_that_fails_on_the_way_into_the_cache_leaves_no_charge(machine, tree, path):
     parent, a, b = tree
     one = mapper(machine, a, path)
@@ -762,3 +751,140 @@ def test_a_page_of_a_file_that_moves_is_charged_in_one_place(machine, tree, path
         assert all(charged(pfn) == (USED | C["PCG_CACHE"], a.id) for pfn in new)
         assert all(charged(pfn) == (0, None) for pfn in set(old) - set(new))
         machine.audit().raise_if_broken()
+
+
+# ---- reclaim at a limit --------------------------------------------------------------
+
+@pytest.fixture
+def roomy(boot, tmp_path):
+    """A machine with groups, far more frames than are used, and swap."""
+    machine = boot(memcg=True)
+    machine.swapon(tmp_path / "swap", 500)
+    return machine
+
+
+def is_present_at(puppet, va):
+    """Whether a page is mapped."""
+    return bool(pte_of(puppet, va) & C["_PAGE_PRESENT"])
+
+
+def present(puppet, pages):
+    """How many of the first pages of its memory are mapped."""
+    return sum(is_present_at(puppet, puppet.va + i * PAGE) for i in range(pages))
+
+
+def intact(puppet, pages):
+    """Whether what touch() stored is what is loaded."""
+    va = puppet.va
+    return puppet(lambda task: [task.load64(va + i * PAGE) for i in range(pages)]) == list(range(1, pages + 1))
+
+
+def test_a_task_over_its_groups_limit_goes_on_with_swap_and_nobody_else_pays_for_it(roomy):
+    group, other = roomy.cgroup_create("small", limit=16 * PAGE), roomy.cgroup_create("other")
+    one, two = member(roomy, group, 100), member(roomy, other, 64)
+    touch(two, *range(64))
+    touch(one, *range(100))
+    assert intact(one, 100)
+    assert group.max_usage <= 16 * PAGE and 0 < present(one, 100) <= 16
+    assert present(two, 64) == 64 and usages(other) == (64,)
+    assert roomy.vmstat()["pgscan_kswapd"] == 0, "there was memory for all"
+    roomy.audit().raise_if_broken()
+
+
+def test_without_swap_that_task_alone_is_out_of_memory(machine):
+    group, other = machine.cgroup_create("small", limit=4 * PAGE), machine.cgroup_create("other")
+    one, two = member(machine, group), member(machine, other)
+    touch(one, *range(4))
+    fails(errno.ENOMEM, touch, one, 4)
+    touch(two, *range(8))
+    assert intact(one, 4) and intact(two, 8)
+    machine.audit().raise_if_broken()
+
+
+def test_locked_pages_of_a_group_stay_and_its_limit_holds(roomy):
+    group = roomy.cgroup_create("small", limit=4 * PAGE)
+    one = member(roomy, group, 6)
+    va = one.va
+    one(lambda task: task.mlock(va, 4 * PAGE))
+    touch(one, *range(4))
+    fails(errno.ENOMEM, touch, one, 4)
+    assert present(one, 4) == 4 and usages(group) == (4,)
+    one(lambda task: task.munlock(va, 4 * PAGE))
+    touch(one, 4, 5)
+    assert intact(one, 6)
+    roomy.audit().raise_if_broken()
+
+
+def test_the_limit_of_a_parent_is_kept_by_all_below_it(roomy):
+    parent = roomy.cgroup_create("parent", limit=24 * PAGE)
+    a, b = (roomy.cgroup_create(name, parent=parent) for name in "ab")
+    one, two, outside = member(roomy, a, 20), member(roomy, b, 20), member(roomy, roomy.root_cgroup, 20)
+    for puppet in (outside, one, two):
+        touch(puppet, *range(20))
+    assert parent.max_usage <= 24 * PAGE and parent.failcnt > 0 and a.failcnt == b.failcnt == 0
+    assert present(one, 20) + present(two, 20) <= 24 and present(outside, 20) == 20
+    assert intact(one, 20) and intact(two, 20)
+    roomy.audit().raise_if_broken()
+
+
+def test_a_file_larger_than_the_limit_is_written_page_by_page(machine, tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(40 * PAGE))
+    group, other = machine.cgroup_create("small", limit=6 * PAGE), machine.cgroup_create("other")
+    one, two = Puppet(machine, cgroup=group), member(machine, other, 20)
+    touch(two, *range(20))
+    va = one(lambda task: task.mmap(40 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                    fd=task.open(str(path), os.O_RDWR)))
+    one(lambda task: [task.store(va + i * PAGE, bytes([i + 1]) * PAGE) for i in range(40)])
+    assert group.max_usage <= 6 * PAGE and group.stat["cache"] == group.usage
+    assert one(lambda task: [task.load(va + i * PAGE, PAGE) == bytes([i + 1]) * PAGE for i in range(40)]) == [True] * 40
+    one(lambda task: task.msync(va, 40 * PAGE, C["MS_SYNC"]))
+    assert path.read_bytes() == b"".join(bytes([i + 1]) * PAGE for i in range(40))
+    assert present(two, 20) == 20
+    machine.audit().raise_if_broken()
+
+
+def test_a_smaller_limit_has_pages_given_back(roomy):
+    group = roomy.cgroup_create("g", limit=40 * PAGE)
+    one = member(roomy, group, 40)
+    touch(one, *range(40))
+    group.limit = 5 * PAGE
+    assert usages(group)[0] <= 5 and intact(one, 40)
+    va = one.va
+    one(lambda task: task.mlock(va, 3 * PAGE))
+    fails(errno.EBUSY, setattr, group, "limit", 2 * PAGE)
+    assert group.limit == 5 * PAGE
+    roomy.audit().raise_if_broken()
+
+
+def test_the_pages_of_a_group_at_its_limit_move_when_others_of_it_can_go(roomy):
+    group = roomy.cgroup_create("full", limit=8 * PAGE)
+    one = member(roomy, group, 8)
+    touch(one, *range(8))
+    va, pid = one.va, one.pid
+    for node in (1, 0):
+        here = [i for i in range(8) if is_present_at(one, va + i * PAGE)]
+        status = roomy.init.move_pages(pid, [va + i * PAGE for i in here[:2]], [node] * 2)
+        assert status == [node] * 2
+    assert group.max_usage <= 8 * PAGE and intact(one, 8)
+    roomy.audit().raise_if_broken()
+
+
+def test_tasks_of_a_group_that_together_want_more_than_its_limit_all_go_on(roomy):
+    group = roomy.cgroup_create("crowd", limit=48 * PAGE)
+
+    def program(task):
+        va = task.mmap(30 * PAGE)
+        for turn in range(6):
+            for i in range(30):
+                task.store64(va + i * PAGE, turn * 100 + i)
+            if any(task.load64(va + i * PAGE) != turn * 100 + i for i in range(30)):
+                return "lost"
+        return "whole"
+
+    children = [roomy.spawn(program, cgroup=group) for _ in range(4)]
+    migrator = roomy.start_migrator()
+    assert [child.result(timeout=30) for child in children] == ["whole"] * 4
+    migrator.stop(20)
+    assert group.max_usage <= 48 * PAGE
+    roomy.audit().raise_if_broken()
