@@ -46,8 +46,7 @@ soak: build
 	@$(VENV)/bin/shmkern soak $(ARGS)
 
 explore: build
-	@$(VENV)/bin/shmkern explore --jobs $$(nproc) $(ARGS)
-	@$(VENV)/bin/shmkern explore --museum --jobs $$(nproc)
+	@$(VENV)/bin/shmkern explore --with-museum --jobs $$(nproc) $(ARGS)
 
 bench: build
 	@$(VENV)/bin/python bench/migrate.py $(ARGS)

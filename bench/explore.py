@@ -6,18 +6,23 @@ The counter: two tasks read it and write it back one larger, INCREMENTS times ea
 order of these reads and writes with up to two preemptions is wanted.  In shmkern each is a load
 or store of a task through its MMU, in frontrun one of an attribute by a Python thread.
 
-    pip install --group bench         # frontrun 0.7.0
     python bench/explore.py
+
+frontrun is no dependency of shmkern: pip puts the version that pyproject.toml names into build/bench
+the first time.  Where it cannot, there is no ratio, and the benchmark says so.
 """
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import PackageNotFoundError, version
+import tomllib
 from pathlib import Path
 
+TREE = Path(__file__).resolve().parent.parent
+PEERS = TREE / "build" / "bench"
 INCREMENTS = 20
 LIMIT = 5000            # schedules a second of a fault against a migration
 SCENARIO = f"""
@@ -64,11 +69,22 @@ class Counter:
             self.value = temp + 1
 
 
+def install_peer():
+    """frontrun as pyproject.toml has it, "frontrun==0.7.0", once it is in PEERS.  OSError when pip cannot get it."""
+    wanted = tomllib.loads((TREE / "pyproject.toml").read_text())["dependency-groups"]["bench"][0]
+    if not (PEERS / f"{wanted.replace('==', '-')}.dist-info").is_dir():
+        done = subprocess.run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--upgrade",
+                               "--target", PEERS, wanted], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise OSError(f"pip cannot get {wanted}: {done.stderr.strip().splitlines()[-1]}")
+    return wanted
+
+
 def theirs(seconds):
     """(schedules, seconds) of frontrun with two preemptions, on one core.  It wants to be started by
     its own command, which puts its locks in the place of Python's."""
     command = [sys.executable, "-m", "frontrun.cli", sys.executable, __file__, "--peer", "--seconds", str(seconds)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(PEERS)})
     runs, took = done.stdout.split()
     return int(runs), float(took)
 
@@ -105,14 +121,14 @@ def main():
     figures["counter"] = runs / seconds
     print(f"shmkern, counter:                  {runs:>9,} schedules, {runs / seconds:>9,.0f} a second")
     try:
-        peer = version("frontrun")
-    except PackageNotFoundError:
-        print("frontrun is not installed (pip install --group bench): no ratio")
+        peer = install_peer()
+    except OSError as error:
+        print(f"no ratio to frontrun: {error}")
     else:
         runs, seconds = theirs(args.seconds)
         figures["frontrun"] = runs / seconds
         figures["ratio"] = figures["counter"] / figures["frontrun"]
-        print(f"frontrun {peer}, counter:          {runs:>9,} schedules, {runs / seconds:>9,.0f} a second")
+        print(f"{peer}, counter:         {runs:>9,} schedules, {runs / seconds:>9,.0f} a second")
         print(f"ratio: {figures['ratio']:.0f}")
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The explorer: it covers what it says, finds what is wrong, tells it, and does it again."""
+import fcntl
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pexpect
 import pytest
 
 import shmkern as shmkern_package
 
+from helpers import until
 from pages import CONTRAST, contrasts
 
 SHMKERN = [sys.executable, "-m", "shmkern.cli"]
@@ -98,11 +101,18 @@ def test_every_schedule_with_one_preemption_holds_for_pages_of_files(tmp_path):
         assert result["failure"] is None and result["exhausted"] and result["points"] >= 7, result
 
 
-def test_more_jobs_give_the_same_result(tmp_path):
-    def of(jobs):
-        result = explore(tmp_path, "fault", "--jobs", jobs)[0][0]
+def test_more_jobs_give_the_same_result(tmp_path, scenario):
+    """What holds, and of what fails the same schedule, though several jobs meet one."""
+    twenty = """for _ in range(20):
+            task.store64(va, task.load64(va) + 1)"""
+    path = scenario(LOST_UPDATE.replace("task.store64(va, task.load64(va) + 1)", twenty).replace("== 2", "> 20"))
+
+    def of(jobs, *arguments, status=0):
+        result = explore(tmp_path, *arguments, "--jobs", jobs, status=status)[0][0]
         return {name: value for name, value in result.items() if name != "seconds"}
-    assert of(1) == of(2) == of(3)
+    assert of(1, "fault") == of(3, "fault")
+    found = [of(jobs, "--file", path, status=1) for jobs in (1, 3)]
+    assert found[0] == found[1] and found[0]["failure"]["kind"] == "lost data"
 
 
 @pytest.mark.parametrize("strategy", ["pct", "random"])
@@ -437,6 +447,45 @@ def test_an_interrupted_exploration_goes_on_to_the_same_result(tmp_path, scenari
     assert "no exploration of mine was interrupted" in shmkern("explore", *arguments, "--resume", status=2)
 
 
+def test_ctrl_c_at_a_terminal_keeps_what_jobs_have_done(tmp_path, scenario, monkeypatch):
+    """The jobs stand still in their middle when it comes; then they end at once, and another number of
+    jobs goes on to the same result."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    path = scenario("""
+        import fcntl, os
+        one, two = room.task(), room.task()
+        va, other = one.mmap(PAGE), two.mmap(PAGE)
+        stop, runs = os.environ.get("STOP_AFTER"), []
+        def program(task):
+            runs.append(0)
+            if stop and len(runs) == int(stop):
+                open("reached", "w").close()
+                with open("lock") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_SH)
+            task.store64(va, 1)
+        room.program(one, program)
+        room.program(two, lambda task: task.store64(other, 2))
+    """)
+    arguments = ["--file", path, "--preemptions", 1]
+    whole = explore(tmp_path, *arguments)[0][0]
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = pexpect.spawn(sys.executable, [*SHMKERN[1:], "explore", *map(str, arguments), "--jobs", "2"], timeout=60,
+                                cwd=str(tmp_path), env=os.environ | {"STOP_AFTER": str(65 + (whole["runs"] - 65) // 3)})
+        until((tmp_path / "reached").exists, "a job comes to the run at which it waits")
+        process.sendintr()
+        process.expect_exact("^C")
+    process.expect("go on with --resume")
+    process.expect("interrupted")
+    process.expect(pexpect.EOF)
+    process.close()
+    assert process.exitstatus == 128 + signal.SIGINT
+    saved = json.loads(next((tmp_path / "state").rglob("explore-mine.json")).read_text())
+    assert 1 < len(saved["units"]) < 17
+    rest = explore(tmp_path, *arguments, "--jobs", 3, "--resume")[0][0]
+    assert {**rest, "seconds": 0} == {**whole, "seconds": 0}
+
+
 @pytest.mark.parametrize("arguments, sentence", [
     (["explore", "nothing"], "there is no scenario 'nothing'"),
     (["explore", "--file", "nowhere.py"], "there is no file nowhere.py"),
@@ -457,6 +506,14 @@ def test_bugs_that_linux_had_are_found_and_nothing_without_them(tmp_path):
     verdicts = json.loads((tmp_path / "verdicts").read_text())
     assert [verdict["right"] for verdict in verdicts] == [True], text
     assert "without the patches nothing fails (1 scenarios)" in text
+
+
+def test_scenarios_are_explored_with_the_bugs_that_they_show(tmp_path):
+    """As `make explore` does with all; first_touch shows none."""
+    text = shmkern("explore", "first_touch", "--preemptions", 1, "--with-museum", "--jobs", 2, "--json", "both", cwd=tmp_path)
+    both = json.loads((tmp_path / "both").read_text())
+    assert [result["scenario"] for result in both["scenarios"]] == ["first_touch"] and both["museum"] == []
+    assert "exhausted at 1 preemptions" in text and "0 of 0 found" in text
 
 
 def test_every_patch_of_the_museum_fits_todays_source(tmp_path):

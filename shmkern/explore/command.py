@@ -149,6 +149,8 @@ def run_explore(args):
     options = search.Options(args.strategy, None if args.preemptions < 0 else args.preemptions, args.steps, args.runs,
                              args.depth, args.seed, args.seconds)
     file = os.path.abspath(args.file) if args.file else None
+    # Before an hour of exploring, what cannot be done.
+    pieces = museum.pieces_of(names) if args.with_museum else []
     print(HEAD, flush=True)
     outcomes, status = [], DONE
     for name in names:
@@ -161,6 +163,12 @@ def run_explore(args):
         if result.interrupted:
             status = status or 128 + signal.SIGINT
             break
+    else:
+        if args.with_museum:
+            print()
+            verdicts, found = museum.judge_all(pieces, args.jobs, {result["scenario"] for result in outcomes})
+            status = status or found
+            outcomes = {"scenarios": outcomes, "museum": [asdict(verdict) for verdict in verdicts]}
     write_json(args.json, outcomes)
     return status
 
@@ -248,6 +256,8 @@ def make_parser():
     explore.add_argument("--html", metavar="FILE", help="also write a failed schedule as a page to step through")
     explore.add_argument("--museum", action="store_true",
                          help="build the kernel with bugs that Linux had and find each; SCENARIOs are then their names")
+    explore.add_argument("--with-museum", action="store_true",
+                         help="after the SCENARIOs, build and find the bugs that these show")
     explore.add_argument("--json", metavar="FILE", help="also write the results to FILE, as JSON; - is the standard output")
     replay = _command(commands, "replay", run_replay, "run a failed schedule again, exactly", REPLAY_EXAMPLE)
     replay.add_argument("schedule", metavar="FILE", help="what `shmkern explore` has saved")

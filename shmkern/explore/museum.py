@@ -130,11 +130,29 @@ def judge(piece):
                    result["seconds"], failure["kind"] in piece.symptoms)
 
 
-def run_museum(names, jobs, path):
-    """`shmkern explore --museum`: the exit status."""
+def pieces_of(scenarios):
+    """The pieces that some scenarios show."""
+    need_tree()
+    return [piece for piece in pieces() if piece.scenario in scenarios]
+
+
+def need_tree():
+    """UsageError where no piece can be built."""
     if not (TREE / "setup.py").exists():
         raise UsageError("the museum is built from shmkern's source tree, and this is an installed package")
-    wanted = pieces(names)
+
+
+def run_museum(names, jobs, path):
+    """`shmkern explore --museum`: the exit status."""
+    need_tree()
+    verdicts, status = judge_all(pieces(names), jobs)
+    write_json(path, [asdict(verdict) for verdict in verdicts])
+    return status
+
+
+def judge_all(wanted, jobs, explored=frozenset()):
+    """Judges pieces, and explores their scenarios without the patches unless that was done already.
+    (verdicts, exit status)"""
     print(f"{'piece':<26}{'scenario':<18}{'schedules':>10}{'build s':>9}{'s':>7}  found", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
         verdicts = []
@@ -143,13 +161,12 @@ def run_museum(names, jobs, path):
             found = verdict.found or "NOTHING"
             print(f"{verdict.name:<26}{verdict.scenario:<18}{verdict.schedules:>10,}{verdict.build_seconds:>9.1f}"
                   f"{verdict.seconds:>7.1f}  {found}{'' if verdict.right else '  WRONG'}", flush=True)
-        without = sorted({piece.scenario for piece in wanted})
+        without = sorted({piece.scenario for piece in wanted} - explored)
         failures = [(name, result["failure"]) for name, result in
                     zip(without, pool.map(lambda name: explore(TREE, name), without)) if result["failure"]]
     for name, failure in failures:
         print(f"without a patch {name} fails as well: {failure['kind']}: {failure['text']}")
     wrong = sum(not verdict.right for verdict in verdicts)
     print(f"{len(verdicts) - wrong} of {len(verdicts)} found" +
-          ("" if failures else f"; without the patches nothing fails ({len(without)} scenarios)"))
-    write_json(path, [asdict(verdict) for verdict in verdicts])
-    return 1 if wrong or failures else 0
+          (f"; without the patches nothing fails ({len(without)} scenarios)" if without and not failures else ""))
+    return verdicts, 1 if wrong or failures else 0

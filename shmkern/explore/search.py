@@ -19,6 +19,7 @@ May import: room, lock_order, engine.
 """
 import hashlib
 import json
+import mmap
 import os
 import signal
 import time
@@ -110,7 +111,8 @@ class Search:
         self.states = set()     # that schedules ended in, as numbers
         self.done = {}          # units of this round that are complete, by number
         self.lock_order = LockOrder()
-        self.stopped = False
+        # Shared with the jobs, which are forked: 1 when Ctrl-C has come.
+        self._stop = mmap.mmap(-1, 1)
 
     # ---- from outside ----
 
@@ -141,7 +143,12 @@ class Search:
         return self.result
 
     def _interrupt(self, _signal, _frame):
-        self.stopped = True
+        self._stop[0] = 1
+
+    @property
+    def stopped(self):
+        """Whether Ctrl-C has come."""
+        return bool(self._stop[0])
 
     # ---- keeping and taking up again ----
 
@@ -253,8 +260,8 @@ class Search:
             self.complete &= unit.complete
             self.lock_order.seen |= unit.edges
             self.progress(self.result, len(self.done), len(shares))
-            if self.stopped:
-                raise Interrupted
+        if self.stopped and not any(unit.failure for unit in self.done.values()):
+            raise Interrupted
         if not self.done.keys() >= set(range(len(shares))):
             self.complete = False
         self._account([self.done[number] for number in sorted(self.done)])
@@ -266,15 +273,15 @@ class Search:
             for number in wanted:
                 unit = do_unit(number)
                 yield number, unit
-                if unit.failure:
+                if unit.failure or self.stopped:
                     return
             return
         with ProcessPoolExecutor(self.jobs, get_context("fork"), _start_job) as pool:
             waiting = [(number, pool.submit(do_unit, number)) for number in wanted]
             failed = False
             for number, future in waiting:
-                if failed or self.stopped:
-                    future.cancel()
+                # What is done already when Ctrl-C comes is kept, what runs ends soon, the rest does not begin.
+                if (self.stopped or failed) and (future.cancel() or failed):
                     continue
                 unit = future.result()
                 failed = unit.failure is not None
