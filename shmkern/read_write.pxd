@@ -13,6 +13,7 @@ cdef enum:
 cdef int find_uptodate_page(AddressSpace* mapping, u64 index, Page** out) noexcept nogil
 @cython.locals(done=u64, part=u64, left=u64, size=u64, page=pointer_to_page)
 cdef i64 generic_file_read(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
+cdef int extend_file(Inode* inode, u64 end) noexcept nogil
 @cython.locals(page=pointer_to_page, copied=u64, rc=cython.int)
 cdef i64 write_into_page(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
 @cython.locals(done=u64, part=u64, rc=i64)

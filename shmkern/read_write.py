@@ -59,10 +59,24 @@ def generic_file_read(mapping, buf, count, pos):
 
 # ---- writing -----------------------------------------------------------------
 
+def extend_file(inode, end):
+    """Moves the end of a file to `end`, if it lies before.  Returns 0 or the host's negative errno.
+    Holds i_mutex, and the page before the new end, which has its bytes already: readers take no
+    lock."""
+    rc = 0
+    if end > inode.i_size:
+        # The host first, as in do_truncate.
+        rc = host_truncate(inode, end)
+        if rc == 0:
+            smp_store_release64(addressof(inode.i_size), end)
+    return rc
+
+
 def write_into_page(mapping, buf, count, pos):
     """Copies `count` bytes, which lie within one page of the file, from the program's `buf` to it, and
     moves the file's end if they lie behind.  Returns how many were copied: fewer, or none, when a
-    page of the program's is not there (any more); or -ENOMEM, -EIO.  Holds i_mutex; sleeps."""
+    page of the program's is not there (any more); or -ENOMEM, -EIO, or what the host says to the new
+    end.  Holds i_mutex; sleeps."""
     page = NULL
     rc = lock_uptodate_page(mapping, pos >> PAGE_SHIFT, addressof(page))
     if rc != 0:
@@ -73,9 +87,8 @@ def write_into_page(mapping, buf, count, pos):
     if rc == 0:
         to = cast(pointer(char), page_address(page)) + (pos & (PAGE_SIZE - 1))
         copied = count - copy_in_inatomic(to, buf, count)
-        if copied and pos + copied > mapping.host.i_size:
-            # After the bytes, for readers take no lock.
-            smp_store_release64(addressof(mapping.host.i_size), pos + copied)
+        if copied:
+            rc = extend_file(mapping.host, pos + copied)
         mark_page_accessed(page)
     unlock_page(page)
     put_page(page)
@@ -84,7 +97,7 @@ def write_into_page(mapping, buf, count, pos):
 
 def generic_perform_write(mapping, buf, count, pos):
     """Copies `count` bytes from the program's `buf` into the file from `pos` on.  Returns how many; or
-    -EFAULT, -ENOMEM or -EIO when there are none.  Holds i_mutex; sleeps."""
+    -EFAULT, or as write_into_page, when there are none.  Holds i_mutex; sleeps."""
     done = 0
     while done < count:
         part = min(PAGE_SIZE - (pos & (PAGE_SIZE - 1)), count - done)
@@ -136,7 +149,7 @@ def do_pread(fd, buf, count, pos):
 
 def do_pwrite(fd, buf, count, pos):
     """pwrite(2).  Returns how many bytes were written, -EBADF (also when it is open for reading only),
-    -EINVAL, -EFBIG, -EFAULT, -ENOMEM or -EIO."""
+    -EINVAL, -EFBIG, -EFAULT, -ENOMEM, -EIO, or what the host says to the file's new end."""
     if pos < 0:
         return -EINVAL
     file = fget(fd)

@@ -4,6 +4,7 @@ being read or written is not moved meanwhile; a write never waits for the progra
 the file locked."""
 import errno
 import os
+import resource
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_write_behind_the_end_makes_the_file_longer_with_zeros_in_between(mach
     one.store(8, b"beyond the end")
     assert one(lambda task: task.pread(fd, 100, 0)) == b"01234567be"
     assert one(lambda task: task.pwrite(fd, b"far", 2 * PAGE + 1)) == 3
-    assert one(lambda task: task.fstat_size(fd)) == 2 * PAGE + 4
+    assert one(lambda task: task.fstat_size(fd)) == 2 * PAGE + 4 == os.path.getsize(path)
     expected = b"01234567be".ljust(2 * PAGE + 1, b"\0") + b"far"
     assert one(lambda task: task.pread(fd, SIZE, 0)) == expected == one.load(0, 2 * PAGE + 4)
     one(lambda task: task.msync(va, SIZE))
@@ -120,6 +121,12 @@ def test_the_errnos_of_read_and_write(machine, path):
         assert task.pwrite(writer, b"", LIMIT) == 0 and task.pread(reader, 0, 0) == b""
         with pytest.raises(TypeError):
             task.pwrite(writer, "text", 0)
+        # The host sets a limit to how long the file may become.
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE + 10, limits[1]))
+        assert errno_of(lambda: task.pwrite(writer, b"x" * 20, SIZE)) == "EFBIG" and task.fstat_size(writer) == SIZE
+        assert task.pwrite(writer, b"x" * 10, SIZE) == 10 and task.pread(reader, 20, SIZE) == b"x" * 10
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         # The nth allocation fails, of a page or a node of its tree: what was written until then is.
         written = []
         for nth in range(1, 6):
