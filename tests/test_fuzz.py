@@ -110,7 +110,8 @@ file_flags = mostly(among(0x01, 0x01, 0x02, 0x11, 0x12), 0, 0x03, 0x2001, 0x21)
 file_size = mostly(pages(FILE_PAGES), 0, 1, PAGE - 1, 3 * PAGE + 100, 1 << 40, 1 << 63)
 file_offset = mostly(pages(FILE_PAGES), 7, 1 << 43, 1 << 63)
 sync_flags = mostly(among(4, 4, 1), 0, 2, 5, 8, 6)
-count = mostly(number(0, 3 * PAGE), 0, 1 << 20, (1 << 64) - 1)
+# Not more, for files may be as large as they like: 2 GiB would be read for minutes.
+count = mostly(number(0, 3 * PAGE), 0, 1 << 20)
 limit = mostly(pages(64), None, 0, 1, (1 << 64) - 1)
 
 
@@ -161,8 +162,8 @@ CALLS = {
     "pread": (fd, count, file_offset),
     "pwrite": (fd, data, file_offset),
     "lseek": (fd, mostly(number(-PAGE, 3 * PAGE), 1 << 47, -(1 << 63)), number(-1, 3)),
-    "sys_pread": (fd, address, length, file_offset),
-    "sys_pwrite": (fd, address, length, file_offset),
+    "sys_pread": (fd, address, count, file_offset),
+    "sys_pwrite": (fd, address, count, file_offset),
     "writeback": (number(0, 64),),
     "reclaim": (node,),
     "cgroup_create": (number(0, 3), limit, group),
