@@ -82,8 +82,12 @@ def munlock_one(vma, page, address):
 
 def munlock_pte_range(vma, pmd, address, end):
     """munlock_one for one table's part of [address, end)."""
+    ptl = pte_lockptr(pmd)
     while address < end:
+        # With the lock: without it a PTE that a migrator is just taking away looks like none.
+        spin_lock(ptl)
         pte = READ_PTE(pte_offset(pmd, address))
+        spin_unlock(ptl)
         if is_swap_pte(pte) and is_migration_entry(pte_to_swp_entry(pte)):
             # The bit goes with the page, so wait until it has landed.
             migration_entry_wait(vma.vm_mm, pmd, address)
@@ -99,7 +103,8 @@ def munlock_pte_range(vma, pmd, address, end):
 def munlock_vma_pages_range(vma, start, end):
     """Unlocks the pages of [start, end), which `vma` holds and which is no longer VM_LOCKED or about
     to be unmapped.  Holds mmap_sem for writing, or is the last user; sleeps."""
-    vma.vm_flags &= ~cast(u64, VM_LOCKED)
+    # Marked here and elsewhere: the reverse map looks at it without mmap_sem.
+    WRITE_ONCE64(addressof(vma.vm_flags), vma.vm_flags & ~cast(u64, VM_LOCKED))
     at = start
     while True:
         pmd = next_pmd(vma.vm_mm, addressof(at), end)

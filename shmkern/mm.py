@@ -357,7 +357,7 @@ def do_mmap(mm, addr, length, prot, flags, fd, offset):
 
 def mprotect_area(vma, prot):
     """Gives one whole area a new protection and merges it with its neighbours."""
-    vma.vm_flags = (vma.vm_flags & ~cast(u64, VM_ACCESS_FLAGS)) | prot
+    WRITE_ONCE64(addressof(vma.vm_flags), (vma.vm_flags & ~cast(u64, VM_ACCESS_FLAGS)) | prot)
     vma_set_page_prot(vma)
     change_protection(vma, vma.vm_start, vma.vm_end)
 

@@ -70,7 +70,7 @@ def mlock_fixup(vma, lock):
     """Locks or unlocks one whole area.  Holds mmap_sem for writing."""
     mm = vma.vm_mm
     if lock and not vma.vm_flags & VM_LOCKED:
-        vma.vm_flags |= VM_LOCKED
+        WRITE_ONCE64(addressof(vma.vm_flags), vma.vm_flags | VM_LOCKED)
         mm.locked_vm += vma_pages(vma)
     elif not lock and vma.vm_flags & VM_LOCKED:
         mm.locked_vm -= vma_pages(vma)

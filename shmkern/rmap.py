@@ -248,7 +248,7 @@ def page_mkclean(page):
     spin_lock(addressof(mapping.i_mmap_lock))
     vma = vma_interval_tree_iter_first(addressof(mapping.i_mmap), page.index, page.index)
     while vma != NULL:
-        if vma.vm_flags & VM_SHARED and page_mkclean_one(page, vma):
+        if READ_ONCE64(addressof(vma.vm_flags)) & VM_SHARED and page_mkclean_one(page, vma):
             was = 1
         vma = vma_interval_tree_iter_next(vma, page.index, page.index)
     spin_unlock(addressof(mapping.i_mmap_lock))
@@ -349,7 +349,7 @@ def try_to_unmap_one(page, vma, migration):
     ptep = page_check_address(page, mm, address, addressof(ptl), False)
     if ptep == NULL:
         return SWAP_AGAIN
-    if not migration and vma.vm_flags & VM_LOCKED:
+    if not migration and READ_ONCE64(addressof(vma.vm_flags)) & VM_LOCKED:
         spin_unlock(ptl)
         return SWAP_MLOCK
     if not migration and ptep_clear_flush_young(mm, address, ptep):
@@ -413,10 +413,10 @@ def is_locked_in(page, vma):
     """Whether an area with VM_LOCKED maps the page.  Holds i_mmap_lock or anon_vma->lock; takes a
     split lock."""
     address = vma_address(page, vma)
-    if not vma.vm_flags & VM_LOCKED or address == 0:
+    if not READ_ONCE64(addressof(vma.vm_flags)) & VM_LOCKED or address == 0:
         return False
     ptl = cast(pointer(Spinlock), NULL)
-    if page_check_address(page, vma.vm_mm, address, addressof(ptl), False) == NULL:
+    if page_check_address(page, vma.vm_mm, address, addressof(ptl), True) == NULL:
         return False
     spin_unlock(ptl)
     return True
