@@ -22,6 +22,8 @@ cdef u32 swap_entry_free(SwapInfo* si, u64 offset) noexcept nogil
 cdef void swap_free(swp_entry_t entry) noexcept nogil
 @cython.locals(used=bint)
 cdef bint swap_duplicate(swp_entry_t entry) noexcept nogil
+@cython.locals(used=bint)
+cdef bint swap_slot_in_use(SwapInfo* si, u64 offset) noexcept nogil
 @cython.locals(count=u32)
 cdef u32 page_swapcount(Page* page) noexcept nogil
 @cython.locals(start=u64, place=u64, moved=bint)

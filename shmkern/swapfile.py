@@ -45,7 +45,7 @@ def scan_swap_map(si):
     while si.swap_map[offset] != 0:
         offset = offset + 1 if offset < si.highest_bit else si.lowest_bit
     si.swap_map[offset] = 1
-    si.inuse_pages += 1
+    WRITE_ONCE64(addressof(si.inuse_pages), si.inuse_pages + 1)
     if offset == si.lowest_bit:
         si.lowest_bit += 1
     if offset == si.highest_bit:
@@ -97,7 +97,7 @@ def swap_entry_free(si, offset):
     if si.swap_map[offset] == 0:
         si.lowest_bit = min(si.lowest_bit, offset)
         si.highest_bit = max(si.highest_bit, offset)
-        si.inuse_pages -= 1
+        WRITE_ONCE64(addressof(si.inuse_pages), si.inuse_pages - 1)
         if si.flags & SWP_WRITEOK:
             WRITE_ONCE64(addressof(k.nr_swap_pages), k.nr_swap_pages + 1)
     return si.swap_map[offset]
@@ -128,6 +128,14 @@ def swap_duplicate(entry):
         BUG_ON(si.swap_map[offset] >= SWAP_MAP_MAX)
         si.swap_map[offset] += 1
     spin_unlock(addressof(k.swap_lock))
+    return used
+
+
+def swap_slot_in_use(si, offset):
+    """Whether a slot of an area has a use, at this moment.  Takes swap_lock."""
+    spin_lock(addressof(kernel().swap_lock))
+    used = si.swap_map[offset] != 0
+    spin_unlock(addressof(kernel().swap_lock))
     return used
 
 

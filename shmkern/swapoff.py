@@ -88,7 +88,7 @@ def unuse_all_mms(type):
 def unuse_cache(si, type):
     """Takes those pages of the area out of the swap cache that have no swap entry left."""
     for offset in range(1, si.max):
-        if si.swap_map[offset] == 0:
+        if not swap_slot_in_use(si, offset):
             continue
         entry = swp_entry(type, offset)
         page = lookup_swap_cache(entry)
