@@ -87,12 +87,13 @@ cdef void unlock_page(Page* page) noexcept nogil
 cdef void wait_on_page_bit(Page* page, u64 bit, u64 kind) noexcept nogil
 cdef void clear_page_bit(Page* page, u64 bit) noexcept nogil
 
+# Acquire, as when they wait: who finds the bit clear comes after what was done under it.
 cdef inline void wait_on_page_locked(Page* page) noexcept nogil:
-    if PageLocked(page):
+    if smp_load_acquire64(&page.flags) >> PG_locked & 1:
         wait_on_page_bit(page, PG_locked, WAIT_PAGE_LOCK)
 
 cdef inline void wait_on_page_writeback(Page* page) noexcept nogil:
-    if PageWriteback(page):
+    if smp_load_acquire64(&page.flags) >> PG_writeback & 1:
         wait_on_page_bit(page, PG_writeback, WAIT_PAGE_WRITEBACK)
 
 # ---- condition variables, sequence counters ----

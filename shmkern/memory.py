@@ -29,7 +29,8 @@ def next_pmd(mm, address, end):
             address[0] = addr_end(address[0], end, PUD_MASK)
             continue
         pmd = pmd_offset(pud, address[0])
-        if table_present(READ_ONCE64(pmd)):
+        # Acquire: as in walk_to_pmd.
+        if table_present(smp_load_acquire64(pmd)):
             return pmd
         address[0] = addr_end(address[0], end, PMD_MASK)
     return NULL

@@ -179,7 +179,8 @@ cdef inline u64* walk_to_pmd(MmStruct* mm, u64 address) noexcept nogil:
     if not table_present(READ_ONCE64(entry)):
         return NULL
     entry = pmd_offset(entry, address)
-    if not table_present(READ_ONCE64(entry)):
+    # Acquire: who takes the table's lock next does so after it was made ready.
+    if not table_present(smp_load_acquire64(entry)):
         return NULL
     return entry
 
