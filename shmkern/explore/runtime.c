@@ -1272,8 +1272,9 @@ EXPORT int __wrap_ftruncate64(int fd, off_t size)
 		return -1;
 	}
 	on_access(length, 8, IS_ATOMIC | IS_WRITE, CALLER);
+	/* No access of the bytes: who writes behind the new end makes the file longer again. */
 	if ((u64)size < *length) {
-		on_access(to, *length - size, IS_WRITE | IS_RANGE, CALLER);
+		mark_dirty((u64)to - rt.base, *length - size);
 		memset(to, 0, *length - size);
 	}
 	*length = size;

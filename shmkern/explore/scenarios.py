@@ -194,6 +194,25 @@ def mprotect(room):
 
 
 @scenario
+def mlock(room):
+    """The page is locked in memory while it is being moved."""
+    user, va, migrator = one_page(room)
+    room.program(user, lambda task: task.mlock(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
+def munlock(room):
+    """A locked page is unlocked while it is being moved: it is evictable then, wherever it is."""
+    user, va, migrator = one_page(room)
+    user.mlock(va, PAGE)
+    room.program(user, lambda task: task.munlock(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
 def fork(room):
     """The address space is copied while its page is being moved; then each side writes, and
     neither sees the other's."""

@@ -6,7 +6,7 @@ May import: room, scenarios.
 from shmkern import layout
 from shmkern.errors import BusError
 from shmkern.explore.room import C, PAGE, scenario
-from shmkern.explore.scenarios import NEW, OLD, migrate_frame, other_node
+from shmkern.explore.scenarios import MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, is_stored, migrate_frame
 
 MAP_SHARED, PROT_READ, PROT_WRITE = C["MAP_SHARED"], C["PROT_READ"], C["PROT_WRITE"]
 GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
@@ -50,6 +50,15 @@ def is_kept(user, va, file, value=NEW):
     assert (user.load64(va), user.load64(va + 8)) == (value, OLD)
     user.fsync(file.fd)
     return (file.word(0), file.word(8)) == (value, OLD)
+
+
+def is_cut_off(user, va):
+    """Whether an address lies behind the end of its file."""
+    try:
+        user.load64(va)
+    except BusError:
+        return True
+    return False
 
 
 def field(struct, address, name):
@@ -145,6 +154,69 @@ def munmap_file(room):
     room.check(kept)
 
 
+@scenario
+def munmap_locked(room):
+    """A locked page of a file is unmapped while it is being moved: nobody has it locked then."""
+    user, va, file, migrator = cached_page(room, dirty=True)
+    user.mlock(va, PAGE)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+
+
+@scenario
+def fork_file(room):
+    """The address space is copied while its page of a file is being moved."""
+    user, va, file, migrator = cached_page(room, dirty=True)
+    room.program(user, lambda task: task.fork())
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda child, _stayed: room.load_in(child, va) == NEW and is_kept(user, va, file))
+
+
+@scenario
+def mremap_file(room):
+    """A page of a file is moved in the address space and in memory at once."""
+    user, va, file, migrator = cached_page(room, dirty=True)
+    target = va - (8 << 20)
+    room.program(user, lambda task: task.mremap(va, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: is_kept(user, target, file))
+
+
+@scenario
+def private_store(room):
+    """A store through a private mapping copies the page of a file that is being moved."""
+    user, file, _page, move, migrator = unmapped_page(room)
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, C["MAP_PRIVATE"], fd=file.fd)
+    user.load64(va)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, move)
+    room.check(lambda: is_stored(user, va) and word_in_cache(user, file) == OLD)
+
+
+@scenario
+def shared_anonymous(room):
+    """A store to a page of shared anonymous memory that is being moved."""
+    user = room.task()
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | C["MAP_ANONYMOUS"])
+    for at in (va, va + 8):
+        user.store64(at, OLD)
+    migrator = room.task()
+    migrator.migrate_prep()
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: is_stored(user, va))
+
+
+@scenario
+def close(room):
+    """The file is closed for the last time, and so written and forgotten, while its dirty page is being
+    moved."""
+    user, file, _page, move, migrator = unmapped_page(room, dirty=True)
+    room.program(user, lambda task: task.close(file.fd))
+    room.program(migrator, move)
+    room.check(lambda: file.word(0) == NEW)
+
+
 # ---- truncation --------------------------------------------------------------------
 
 @scenario
@@ -162,15 +234,41 @@ def truncate_mapped(room):
     user, va, file, migrator = cached_page(room, dirty=True)
     room.program(user, lambda task: task.ftruncate(file.fd, 0))
     room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: file.length == 0 and is_cut_off(user, va))
 
-    def gone():
-        assert file.length == 0
+
+@scenario
+def truncate_fault(room):
+    """The file is truncated while a task touches its page: what was there is gone in the end, for the
+    task as well."""
+    user, file, _page, _move, other = unmapped_page(room)
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+    inode = field("AddressSpace", file.mapping, "host")
+
+    def touch(task):
         try:
-            user.load64(va)
+            task.store64(va, NEW)
         except BusError:
-            return True
-        return False
-    room.check(gone)
+            return False
+        return True
+    room.program(user, touch)
+    room.program(other, lambda task: task.kernel("do_truncate", inode, 0))
+    room.check(lambda: file.length == 0 and is_cut_off(user, va))
+
+
+@scenario
+def truncate_tail(room):
+    """The file is cut in the middle of its page while the flusher writes that: what lies behind the new
+    end is zero, and does not come back."""
+    user, va, file, flusher = cached_page(room, fs="buffer", dirty=True, block_size=2048)
+    room.program(user, lambda task: task.ftruncate(file.fd, 8))
+    room.program(flusher, lambda task: task.writeback())
+
+    def cut():
+        assert (user.load64(va), user.load64(va + 8)) == (NEW, 0)
+        user.fsync(file.fd)
+        return (file.length, file.word(0), file.word(8)) == (8, NEW, 0)
+    room.check(cut)
 
 
 @scenario

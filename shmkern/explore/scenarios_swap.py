@@ -104,6 +104,15 @@ def reclaim_write(room):
 
 
 @scenario
+def reclaim_mlock(room):
+    """Reclaim takes a page that its task locks in memory."""
+    user, va, reclaimer = swappable_page(room)
+    room.program(user, lambda task: task.mlock(va, PAGE))
+    room.program(reclaimer, reclaim(room, user, va))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
 def reclaim_store_migrate(room):
     """A task stores to a page that reclaim and a migrator both want."""
     user, va, migrator = swappable_page(room)
@@ -207,6 +216,32 @@ def swap_munmap(room):
     user, va, page, migrator = in_swap_cache(room)
     room.program(user, lambda task: task.munmap(va, PAGE))
     room.program(migrator, migrate_page(user, page))
+
+
+@scenario
+def swapoff(room):
+    """A swap area is given back while a task stores to the page that is in it."""
+    user, va, _node, other = swapped_out(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(other, lambda task: task.kernel("do_swapoff", 0))
+    room.check(lambda: is_stored(user, va))
+
+
+@scenario
+def swapoff_migrate(room):
+    """A swap area is given back while the page that has a place in it is being moved."""
+    user, va, page, migrator = in_swap_cache(room)
+    room.program(user, lambda task: task.kernel("do_swapoff", 0))
+    room.program(migrator, migrate_page(user, page))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
+def swapoff_munmap(room):
+    """A swap area is given back while the only swap entry of it goes."""
+    user, va, _page, other = in_swap_cache(room)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(other, lambda task: task.kernel("do_swapoff", 0))
 
 
 def charged_page(room):
