@@ -534,3 +534,5 @@ def test_the_list_has_a_sentence_for_each_scenario():
     lines = shmkern("explore", "--list").splitlines()
     assert {"fault", "store", "migrate_twice", "forked_exit"} <= {line.split()[0] for line in lines}
     assert all(len(line.split()) > 3 for line in lines)
+    told = (Path(shmkern_package.__file__).parent.parent / "docs" / "explore.md").read_text()
+    assert [line.split()[0] for line in lines if f"| `{line.split()[0]}` |" not in told] == []
