@@ -27,7 +27,6 @@ PAGES_MAX = 64
 # Of all frames, what the workers of `swap` own together; what the others have comes on top.
 SWAP_PERCENT = 80
 MIGRATE_CHANCE = 0.1
-ROOT_GROUP = 1
 # What a task is told who asks for a node that is offline; or for one that has just come back, when
 # the task's cpuset does not have it yet.
 NOT_THERE = (errno.ENODEV, errno.EACCES)
@@ -130,11 +129,6 @@ class Roamer(NodesComeAndGo, fork.Space):
 
 class Charged(NodesComeAndGo, memcg.Member):
     """An address space that wanders from group to group."""
-
-    def check(self):
-        """In the root group: elsewhere a limit may not let pages come back from swap."""
-        self.task.cgroup_attach(ROOT_GROUP)
-        super().check()
 
 
 def move(task, run, number, movers):

@@ -32,11 +32,16 @@ def plan(options):
 
 
 def prepare(machine, options):
-    """The swap area: a file that nobody else sees, gone when init is."""
+    """The swap area, with room for all."""
+    swapon(machine, 3 * options.frames)
+
+
+def swapon(machine, slots):
+    """Gives a machine a swap area: a file that nobody else sees, gone when init is."""
     file, path = tempfile.mkstemp(prefix="shmkern-swap-")
     os.close(file)
     try:
-        machine.swapon(path, 3 * options.frames)
+        machine.swapon(path, slots)
     finally:
         os.unlink(path)
 

@@ -200,14 +200,19 @@ def test_fork_keeps_as_many_tasks_alive_as_there_are_workers():
 
 
 def test_memcg_holds_while_limits_are_hit_and_groups_are_removed():
-    """More groups are made than there are at once, and tasks are refused memory; pages move."""
-    made = []
-    result = stress("memcg", "--workers", 9, "--seconds", 3, tick=lambda supervision: made.append(
-        layout.kernel().next_css_id))
+    """More groups are made than there are at once, and tasks are refused memory; pages move, and go to
+    files and to swap at a limit, with frames left for all."""
+    made, reclaimed = [], []
+
+    def look(supervision):
+        made.append(layout.kernel().next_css_id)
+        reclaimed.append(vmstat.vmstat()["pgsteal_direct"])
+
+    result = stress("memcg", "--workers", 9, "--seconds", 3, tick=look)
     assert result["failures"] == [] and result["audit"] == []
     assert result["pages_migrated"] > 0 and result["out_of_frames"] > 0
     # The root, two teams' and four below each.
-    assert made[-1] > 1 + 2 * 5
+    assert made[-1] > 1 + 2 * 5 and reclaimed[-1] > 0
 
 
 def test_memcg_notices_a_charge_that_nobody_has():
