@@ -1016,15 +1016,22 @@ def find_cached_pages(m):
     there; and each page that says so is."""
     m.cached = np.zeros(m.max_pfn, bool)
     m.tagged, m.accounts = m.cached.copy(), m.cached.copy()
+    m.file_entries = []
     m.tree_nodes = {int(node) for task in m.tasks[m.live]
                     for node in task["radix_tree_preloads"][:min(int(task["nr_preloads"]), C["RADIX_TREE_PRELOAD_SIZE"])]}
     for address, row in zip(m.inode_address, m.inode):
-        data, pages = row["i_data"], []
+        data, pages, entries = row["i_data"], [], []
         if data["page_tree"]["rnode"]:
-            walk_page_tree(m, int(row["i_id"]), int(data["page_tree"]["rnode"]), 0, None, 0, pages)
+            walk_page_tree(m, int(row["i_id"]), int(data["page_tree"]["rnode"]), 0, None, 0, pages, entries)
         if len(pages) != data["nrpages"]:
             m.report.add("page_tree", f"nrpages of inode {row['i_id']} is wrong", address=address,
                          expected=len(pages), found=int(data["nrpages"]))
+        if len(entries) != row["i_swapped"]:
+            m.report.add("page_tree", f"i_swapped of inode {row['i_id']} is wrong", address=address,
+                         expected=len(entries), found=int(row["i_swapped"]))
+        if entries and data["a_ops"] != C["AOPS_SHMEM"]:
+            m.report.add("page_tree", f"inode {row['i_id']}, a file of the host, has swap entries", address=address)
+        m.file_entries += entries
         accounts = data["a_ops"] in ACCOUNTING
         for pfn, index, tags in pages:
             if m.cached[pfn]:
@@ -1041,9 +1048,9 @@ def find_cached_pages(m):
         "a page says that it is in a mapping and is not", {"page": pfn, "found": hex(m.mapping[pfn])}))
 
 
-def walk_page_tree(m, inode, address, parent, height, base, pages):
-    """Adds (frame, index, tags) of all pages below a node, whose height must be `height` (None: any).
-    Returns which tags are set below it."""
+def walk_page_tree(m, inode, address, parent, height, base, pages, entries=None):
+    """Adds (frame, index, tags) of all pages below a node, whose height must be `height` (None: any),
+    and the swap entries to `entries` (None: there may be none).  Returns which tags are set below it."""
     fault = m.object_fault(address, "RadixTreeNode") or \
         ("is in use elsewhere" if address in m.tree_nodes | m.rcu_nodes else None)
     if fault:
@@ -1064,9 +1071,12 @@ def walk_page_tree(m, inode, address, parent, height, base, pages):
     for slot in used:
         index = base << C["RADIX_TREE_MAP_SHIFT"] | slot
         if height > 1:
-            tags_of[slot] = walk_page_tree(m, inode, int(slots[slot]), address, height - 1, index, pages)
+            tags_of[slot] = walk_page_tree(m, inode, int(slots[slot]), address, height - 1, index, pages, entries)
             continue
         tags_of[slot] = sum((tags >> slot & 1) << tag for tag, tags in enumerate(of_node))
+        if entries is not None and slots[slot] & C["RADIX_TREE_EXCEPTIONAL"]:
+            entries.append(int(slots[slot]) & ~C["RADIX_TREE_EXCEPTIONAL"])
+            continue
         pfn, rest = divmod(int(slots[slot]) - m.kernel.mem_map, layout.sizeof("Page"))
         if rest or not 0 <= pfn < m.max_pfn:
             m.report.add("page_tree", f"the tree of inode {inode} has what is no page", address=int(slots[slot]))
@@ -1203,6 +1213,12 @@ def find_swap_cache(m):
         m.report.add("counter", "swapper_space.nrpages is not the number of pages in its tree",
                      expected=len(pages), found=space.nrpages)
     m.swapped = np.zeros(m.max_pfn, bool)
+    for entry in m.file_entries:
+        area, slot = entry >> C["SWP_TYPE_SHIFT"] & C["SWP_TYPE_MASK"], entry >> C["SWP_OFFSET_SHIFT"]
+        if area not in m.swap_uses or not 0 < slot < len(m.swap_uses[area]):
+            m.report.add("swap", f"a page tree has {entry_text(area, slot)}, which no area has", found=hex(entry))
+        else:
+            m.swap_uses[area][slot] += 1
     for pfn, index, _tags in pages:
         area, slot = index >> C["SWP_INDEX_TYPE_SHIFT"], index & (1 << C["SWP_INDEX_TYPE_SHIFT"]) - 1
         text = entry_text(area, slot)

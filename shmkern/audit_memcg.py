@@ -107,7 +107,10 @@ def check_page_cgroups(m):
     flags = m.page_cgroup["flags"]
     expected = np.where((m.nr_maps > 0) & ((m.mapping & C["PAGE_MAPPING_ANON"]) != 0), PCG["PCG_USED"], 0)
     expected[m.cached & ~m.swapped] = PCG["PCG_USED"] | PCG["PCG_CACHE"]
-    expected = np.where(m.swapped & (m.nr_maps == 0), flags & PCG["PCG_USED"], expected)
+    # Without a mapping it is a file's.
+    kept = np.where(flags & PCG["PCG_USED"], flags & np.where(m.mapping == 0, PCG["PCG_USED"] | PCG["PCG_CACHE"],
+                                                              PCG["PCG_USED"]), 0)
+    expected = np.where(m.swapped & (m.nr_maps == 0), kept, expected)
 
     def describe(pfn):
         text, where = m.mapped_by(pfn)

@@ -47,7 +47,5 @@ cdef int filemap_readpage(AddressSpace* mapping, Page* page) noexcept nogil
 cdef int page_cache_read(AddressSpace* mapping, u64 offset) noexcept nogil
 cdef int lock_uptodate_page(AddressSpace* mapping, u64 offset, Page** out) noexcept nogil
 cdef int filemap_fault(AddressSpace* mapping, u64 offset, Page** out) noexcept nogil
-cdef int shmem_getpage(AddressSpace* mapping, u64 offset) noexcept nogil
-cdef int shmem_fault(AddressSpace* mapping, u64 offset, Page** out) noexcept nogil
 
 ctypedef Page* pointer_to_page

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The page cache: the pages of files, found by file and index (mm/filemap.c, the dirty half of
-mm/page-writeback.c, mm/shmem.c).
+mm/page-writeback.c).
 
 A page of the cache has one reference for being in it.  It enters and leaves its page tree
 with PG_locked and tree_lock held, so either of the two keeps it there.
@@ -98,12 +98,14 @@ def remove_from_page_cache(page):
 # ---- look-ups ----------------------------------------------------------------
 
 def find_get_page(mapping, offset):
-    """The page at an index, with a reference taken; NULL when there is none."""
+    """The page at an index, with a reference taken; NULL when there is none, or one in swap."""
     page = NULL
     rcu_read_lock()
     while True:
         slot = radix_tree_lookup_slot(addressof(mapping.page_tree), offset)
         page = cast(pointer(Page), radix_tree_deref_slot(slot)) if slot != NULL else NULL
+        if radix_tree_exceptional_entry(page):
+            page = NULL
         if page == NULL:
             break
         if get_page_unless_zero(page):
@@ -143,9 +145,10 @@ def find_get_pages_tag(mapping, index, end, tag, pages):
         if slot == NULL or index[0] > end:
             break
         # What is in the tree has a reference, and is not frozen while we have the lock.
-        pages[count] = cast(pointer(Page), slot[0])
-        get_page(pages[count])
-        count += 1
+        if not radix_tree_exceptional_entry(slot[0]):
+            pages[count] = cast(pointer(Page), slot[0])
+            get_page(pages[count])
+            count += 1
         index[0] += 1
     spin_unlock(addressof(mapping.tree_lock))
     return count
@@ -267,36 +270,3 @@ def filemap_fault(mapping, offset, out):
         put_page(out[0])
         return -VM_FAULT_SIGBUS
     return rc
-
-
-# ---- shared anonymous memory -------------------------------------------------
-
-def shmem_getpage(mapping, offset):
-    """Makes the page at an index, of zeros.  Returns 0 (also when somebody else was faster) or
-    -ENOMEM."""
-    page = alloc_page(GFP_HIGHUSER_MOVABLE | __GFP_ZERO)
-    if page == NULL:
-        return -ENOMEM
-    __SetPageSwapBacked(page)
-    SetPageUptodate(page)
-    rc = add_to_page_cache_lru(page, mapping, offset)
-    if rc == 0:
-        # There is no other copy of it anywhere, so it never is clean.
-        set_page_dirty(page)
-        unlock_page(page)
-    put_page(page)
-    return 0 if rc == -EEXIST else rc
-
-
-def shmem_fault(mapping, offset, out):
-    """filemap_fault for shared anonymous memory."""
-    while True:
-        if offset >= i_size_pages(mapping.host):
-            return -VM_FAULT_SIGBUS
-        page = find_lock_page(mapping, offset)
-        if page != NULL:
-            out[0] = page
-            return 0
-        rc = shmem_getpage(mapping, offset)
-        if rc != 0:
-            return rc

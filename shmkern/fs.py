@@ -8,7 +8,7 @@
     ramfs     neither migratepage nor writepage: what is written stays in memory until the last
               close, and a dirty page cannot be moved (-EINVAL)
     fixed     as page, but its pages cannot be moved at all (fail_migrate_page)
-    shmem     shared anonymous memory; no file of the host
+    shmem     shared anonymous memory; no file of the host, its pages go to swap
     swap      the swap cache; nothing looks for its dirty pages but reclaim, which comes to them
               by the LRU
 
@@ -45,6 +45,7 @@ def fill_a_ops():
     a_ops_of(AOPS_BUFFER).migratepage = buffer_migrate_page
     a_ops_of(AOPS_FIXED).migratepage = fail_migrate_page
     a_ops_of(AOPS_SHMEM).migratepage = migrate_page
+    a_ops_of(AOPS_SHMEM).writepage = shmem_writepage
     swap = a_ops_of(AOPS_SWAP)
     swap.writepage = swap_writepage
     swap.set_page_dirty = __set_page_dirty_no_writeback

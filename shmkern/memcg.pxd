@@ -167,11 +167,19 @@ cdef inline void mem_cgroup_cancel_charge_swapin(MemCgroup* memcg) noexcept nogi
     if memcg != NULL:
         __mem_cgroup_cancel_charge(memcg)
 
+# Charges the mm's group for a locked page of the swap cache that goes to the page cache, unless it is
+# charged.
+cdef inline int mem_cgroup_cache_charge_swapin(Page* page, MmStruct* mm, u64 gfp) noexcept nogil:
+    if mem_cgroup_disabled() or READ_ONCE32(&lookup_page_cgroup(page).flags) & PCG_USED:
+        return 0
+    return mem_cgroup_charge_common(page, mm, gfp, PCG_CACHE)
+
 # ---- migration ----
 
 cdef int __mem_cgroup_prepare_migration(Page* page, Page* newpage) noexcept nogil
 cdef void __mem_cgroup_end_migration(Page* page, Page* newpage, bint moved) noexcept nogil
 cdef void mem_cgroup_release_hold(Page* page) noexcept nogil
+cdef void mem_cgroup_charge_late(PageCgroup* pc, PageCgroup* newpc) noexcept nogil
 
 cdef inline int mem_cgroup_prepare_migration(Page* page, Page* newpage) noexcept nogil:
     if mem_cgroup_disabled():

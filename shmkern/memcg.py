@@ -460,7 +460,7 @@ def __mem_cgroup_charge(page, mm, gfp):
 
 def mem_cgroup_page_is_used(page):
     """Whether a page has somebody who has to be charged for it: it is mapped, or in a cache."""
-    return page_mapped(page) or PageSwapCache(page) or (page.mapping != NULL and not PageAnon(page))
+    return page_mapped(page) or PageSwapCache(page) or (READ_ONCE64(addressof(page.mapping)) != 0 and not PageAnon(page))
 
 
 def __mem_cgroup_uncharge_common(pc, unless):
@@ -545,8 +545,22 @@ def mem_cgroup_release_hold(page):
     spin_lock(addressof(pc.lock))
     WRITE_ONCE32(addressof(pc.flags), pc.flags & ~cast(u32, PCG_MIGRATION))
     spin_unlock(addressof(pc.lock))
-    if PageAnon(page):
-        __mem_cgroup_uncharge_page(page)
+    __mem_cgroup_uncharge_page(page)
+
+
+def mem_cgroup_charge_late(pc, newpc):
+    """Charges the new page of a migration as the old one is, if that was not when
+    mem_cgroup_prepare_migration looked: it has been brought back from swap to the page cache since.
+    This must not fail.  Takes a page_cgroup's lock."""
+    memcg = cast(pointer(MemCgroup), NULL)
+    spin_lock(addressof(pc.lock))
+    if pc.flags & PCG_CACHE and not READ_ONCE32(addressof(newpc.flags)) & PCG_USED:
+        memcg = pc.mem_cgroup
+        css_get(memcg)
+    spin_unlock(addressof(pc.lock))
+    if memcg != NULL:
+        __mem_cgroup_try_charge(memcg, GFP_ATOMIC)
+        __mem_cgroup_commit_charge(memcg, newpc, PCG_CACHE)
 
 
 def __mem_cgroup_end_migration(page, newpage, moved):
@@ -557,7 +571,11 @@ def __mem_cgroup_end_migration(page, newpage, moved):
     and charges it again if it is to stay, for which there may be no room any more: Linux commit
     01b1ae63c227.  ac39cf8cb86c holds the old charge as here, but not the new one.)
     """
-    __mem_cgroup_uncharge_common(lookup_page_cgroup(page if moved else newpage), 0)
+    pc = lookup_page_cgroup(page)
+    newpc = lookup_page_cgroup(newpage)
+    if moved:
+        mem_cgroup_charge_late(pc, newpc)
+    __mem_cgroup_uncharge_common(pc if moved else newpc, 0)
     mem_cgroup_release_hold(page)
     mem_cgroup_release_hold(newpage)
 

@@ -344,6 +344,7 @@ cdef struct Inode:
     u64 i_dev                  # of the host, with i_ino; 0 for shared anonymous memory
     u64 i_ino
     u64 i_size                 # bytes; changes under i_mutex
+    u64 i_swapped              # swap entries in its page tree; changes under tree_lock
     i32 i_count                # open files; under inode_lock when it becomes or leaves 0
     i32 i_host_fd              # init's descriptor; -1 without a host file
     u32 i_writable             # whether that may write

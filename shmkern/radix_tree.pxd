@@ -9,6 +9,7 @@ cdef enum:
     PAGECACHE_TAG_DIRTY = 0
     PAGECACHE_TAG_WRITEBACK = 1
     RADIX_TREE_NO_TAG = -1
+    RADIX_TREE_EXCEPTIONAL = 1
 
 cdef extern from *:
     """
@@ -26,6 +27,10 @@ cdef inline u64 radix_tree_offset(u64 index, u32 height) noexcept nogil:
 # What a slot holds.  Acquire: the node or page behind it is complete.
 cdef inline void* radix_tree_deref_slot(void** slot) noexcept nogil:
     return <void*>smp_load_acquire64(slot)
+
+# Whether an item is no pointer, but a word of the tree's owner.
+cdef inline bint radix_tree_exceptional_entry(void* item) noexcept nogil:
+    return (<u64>item & RADIX_TREE_EXCEPTIONAL) != 0
 
 # Another item in a slot that has one.
 cdef inline void radix_tree_replace_slot(void** slot, void* item) noexcept nogil:

@@ -85,6 +85,52 @@ def unuse_all_mms(type):
     return rc
 
 
+def next_swapped_inode(inode):
+    """The inode in use behind `inode` on the list (the first for NULL) that has pages in swap, with a
+    use taken, and the caller's use of `inode` dropped; NULL at the end.  Takes inode_lock."""
+    k = kernel()
+    found = NULL
+    spin_lock(addressof(k.inode_lock))
+    node = k.inodes.next if inode == NULL else inode.i_list.next
+    while node != addressof(k.inodes) and found == NULL:
+        other = list_entry_inode(node)
+        # Without a use it is on its way out, and gives its slots back itself.
+        if other.i_count > 0 and READ_ONCE64(addressof(other.i_swapped)) != 0:
+            other.i_count += 1
+            found = other
+        node = node.next
+    spin_unlock(addressof(k.inode_lock))
+    if inode != NULL:
+        iput(inode)
+    return found
+
+
+def shmem_unuse_inode(mapping, type):
+    """Brings back what a file of shared anonymous memory has in the area.  Returns as
+    unuse_pte_range."""
+    index = 0
+    while True:
+        entry = shmem_next_swapped(mapping, addressof(index))
+        if entry == 0:
+            return 0
+        if swp_type(entry) == type:
+            rc = shmem_swapin(mapping, index, entry)
+            if rc != 0:
+                return rc
+        index += 1
+
+
+def shmem_unuse(type):
+    """shmem_unuse_inode for every file."""
+    rc = 0
+    inode = next_swapped_inode(NULL)
+    while inode != NULL:
+        if rc == 0:
+            rc = shmem_unuse_inode(addressof(inode.i_data), type)
+        inode = next_swapped_inode(inode)
+    return rc
+
+
 def unuse_cache(si, type):
     """Takes those pages of the area out of the swap cache that have no swap entry left."""
     for offset in range(1, si.max):
@@ -107,6 +153,8 @@ def try_to_unuse(si, type):
     or -VM_FAULT_SIGBUS for a slot that cannot be read."""
     while READ_ONCE64(addressof(si.inuse_pages)) != 0:
         rc = unuse_all_mms(type)
+        if rc == 0:
+            rc = shmem_unuse(type)
         if rc != 0:
             return rc
         unuse_cache(si, type)

@@ -37,6 +37,13 @@ def truncate_complete_page(mapping, page):
 def truncate_inode_pages(mapping, size):
     """Takes all pages out of the mapping that lie wholly behind `size` bytes.  May sleep."""
     index = (size + PAGE_SIZE - 1) >> PAGE_SHIFT
+    truncate_cached_pages(mapping, index)
+    # After the pages, since reclaim may just have sent one there.
+    shmem_truncate_swapped(mapping, index)
+
+
+def truncate_cached_pages(mapping, index):
+    """Takes all pages from an index on out of the mapping.  May sleep."""
     while True:
         count = find_get_pages_tag(mapping, addressof(index), RADIX_TREE_MAX_INDEX, RADIX_TREE_NO_TAG, pages)
         if count == 0:

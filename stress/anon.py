@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Each worker owns memory and loads and stores all over it; the migrator bounces all of it
 between nodes."""
+from shmkern import MAP_ANONYMOUS, MAP_PRIVATE
 from shmkern.replay import Shadow
 from shmkern_stress import common
 from shmkern_stress.board import PAGE, random_accesses
@@ -25,11 +26,11 @@ def worker(task, run, number):
     load_and_store(task, run, number, ACCESSES, ROUNDS)
 
 
-def load_and_store(task, run, number, accesses, rounds):
-    """Maps run.plan pages, and loads and stores all over them until the run is over: so many
-    accesses to random addresses, each so many times with other bytes."""
-    rng, shadow, length = run.rng(number), Shadow(), run.plan * PAGE
-    memory = [(task.mmap(length), length)]
+def load_and_store(task, run, number, accesses, rounds, kinds=(MAP_PRIVATE,)):
+    """Maps run.plan pages, in equal parts of these kinds, and loads and stores all over them until the
+    run is over: so many accesses to random addresses, each so many times with other bytes."""
+    rng, shadow, length = run.rng(number), Shadow(), run.plan // len(kinds) * PAGE
+    memory = [(task.mmap(length, flags=kind | MAP_ANONYMOUS), length) for kind in kinds]
     stream = number << 32
     run.working()
     while not run.board.stopping:

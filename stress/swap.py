@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Each worker owns memory and loads and stores all over it; all together own twice as much as
-there are frames, so pages go to a file of the host and come back, while a migrator moves those
+"""Each worker owns memory, private and shared, and loads and stores all over it; all together own twice
+as much as there are frames, so pages go to a file of the host and come back, while a migrator moves those
 that are in."""
 import os
 import tempfile
 
+from shmkern import MAP_PRIVATE, MAP_SHARED
 from shmkern_stress import common
 from shmkern_stress.anon import load_and_store
 
@@ -47,8 +48,9 @@ def swapon(machine, slots):
 
 
 def worker(task, run, number):
-    """One worker: as of anon, but it looks up more often to see whether the run is over."""
-    load_and_store(task, run, number, ACCESSES, ROUNDS)
+    """One worker: as of anon, but it looks up more often to see whether the run is over, and half of its
+    memory is of the shared kind."""
+    load_and_store(task, run, number, ACCESSES, ROUNDS, (MAP_PRIVATE, MAP_SHARED))
 
 
 if __name__ == "__main__":

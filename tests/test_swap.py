@@ -403,6 +403,135 @@ def test_group_pays_for_what_is_in_memory_and_not_for_what_is_swapped_out(boot, 
     assert group.usage // PAGE <= layout.kernel().swapper_space.nrpages
 
 
+# ---- shared anonymous memory ---------------------------------------------------------
+
+def share_new(task, pages, first):
+    """Maps shared memory and fills it; its address."""
+    va = task.mmap(pages * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS)
+    fill(task, va, pages, first)
+    return va
+
+
+def i_swapped():
+    """How many pages of shared memory are in swap, of all files."""
+    kernel = layout.kernel()
+    node, total = int(kernel.inodes["next"]), 0
+    head = kernel.address + layout.offsetof("Kernel", "inodes")
+    while node != head:
+        inode = layout.struct("Inode", node - layout.offsetof("Inode", "i_list"))
+        total += inode.i_swapped
+        node = int(inode.i_list["next"])
+    return total
+
+
+def test_shared_memory_twice_the_frames_is_everybodys_and_keeps_every_byte(small):
+    owner = Puppet(small)
+    va = owner(lambda task: share_new(task, 1000, 7))
+    until_kswapd_sleeps(small)
+    assert i_swapped() > 500
+    small.audit().raise_if_broken()
+    child = owner.fork()
+    assert child(partial(wrong, va=va, pages=1000, first=7)) == 0
+    child(lambda task: fill(task, va, 1000, 5000))
+    assert owner(partial(wrong, va=va, pages=1000, first=5000)) == 0
+    # Half of it goes with its last user only, which may be either.
+    owner(lambda task: task.munmap(va, 1000 * PAGE))
+    assert child(partial(wrong, va=va, pages=1000, first=5000)) == 0
+    until_kswapd_sleeps(small)
+    small.audit().raise_if_broken()
+    child.exit()
+    until(lambda: i_swapped() == 0 and layout.kernel().swapper_space.nrpages == slots_in_use(), "the end of the file",
+          check=lambda: small.check(at_once=True))
+    assert slots_in_use() == 0
+    small.audit().raise_if_broken()
+
+
+def test_area_given_back_brings_shared_memory_in(boot, tmp_path):
+    machine = boot(2, 512)
+    area = machine.swapon(tmp_path / "swap", 1000)
+    owner = Puppet(machine)
+    va = owner(lambda task: share_new(task, 700, 5))
+    other = owner(lambda task: share_new(task, 400, 90))
+    machine.audit().raise_if_broken()
+    with pytest.raises(OSError) as error:
+        machine.swapoff(area)
+    assert error.value.errno == errno.ENOMEM and i_swapped() > 0
+    owner(lambda task: task.munmap(other, 400 * PAGE))
+    machine.swapoff(area)
+    kernel = layout.kernel()
+    assert i_swapped() == kernel.total_swap_pages == kernel.swapper_space.nrpages == 0
+    machine.audit().raise_if_broken()
+    assert owner(partial(wrong, va=va, pages=700, first=5)) == 0
+
+
+def test_shared_memory_in_swap_that_cannot_be_read_is_a_bus_error(small, tmp_path):
+    owner = Puppet(small)
+    va = owner(lambda task: share_new(task, 900, 1))
+    until_kswapd_sleeps(small)
+    os.truncate(tmp_path / "swap", 0)
+
+    def program(task):
+        failed = 0
+        for number in range(20):
+            try:
+                task.load64(va + number * PAGE)
+            except shmkern.BusError as error:
+                assert error.address == va + number * PAGE
+                failed += 1
+        return failed
+    assert owner(program) > 0
+    small.audit().raise_if_broken()
+
+
+def test_group_pays_for_shared_memory_as_cache_and_is_held_to_its_limit(boot, tmp_path):
+    machine = boot(2, 512, memcg=True)
+    machine.swapon(tmp_path / "swap", 500)
+    group = machine.cgroup_create("group", limit=40 * PAGE)
+    owner = Puppet(machine, cgroup=group)
+    va = owner(lambda task: share_new(task, 200, 3))
+    migrator = machine.start_migrator()
+    assert owner(partial(wrong, va=va, pages=200, first=3)) == 0
+    migrator.stop(20)
+    machine.audit().raise_if_broken()
+    assert group.max_usage <= 40 * PAGE and i_swapped() >= 160
+    assert group.stat["rss"] == 0 and group.stat["cache"] == group.usage > 0
+    owner(lambda task: task.munmap(va, 200 * PAGE))
+    assert group.usage // PAGE <= layout.kernel().swapper_space.nrpages and i_swapped() == 0
+
+
+def test_tasks_that_share_more_than_the_frames_see_each_others_stores_under_a_migrator(small):
+    owner = Puppet(small)
+    va = owner(lambda task: task.mmap(600 * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS))
+    child = owner.fork()
+    migrator = small.start_migrator()
+
+    def program(task, who):
+        for turn in range(3):
+            for number in range(who, 600, 2):
+                task.fetch_add64(va + number * PAGE, 1)
+                task.fetch_add64(va + (number ^ 1) * PAGE + 8, 1)
+
+    for who, puppet in enumerate((owner, child)):
+        puppet.begin(partial(program, who=who))
+    for puppet in (owner, child):
+        puppet.reply(60)
+    assert owner(lambda task: {(task.load64(va + n * PAGE), task.load64(va + n * PAGE + 8)) for n in range(600)}) == {(3, 3)}
+    migrator.stop(20)
+    until_kswapd_sleeps(small)
+    small.audit().raise_if_broken()
+
+
+def test_audit_finds_a_lost_count_of_shared_memory_in_swap(small):
+    owner = Puppet(small)
+    owner(lambda task: share_new(task, 700, 1))
+    until_kswapd_sleeps(small)
+    node = layout.struct("Inode", int(layout.kernel().inodes["next"]) - layout.offsetof("Inode", "i_list"))
+    node.i_swapped += 1
+    assert "page_tree" in kinds(small.audit())
+    node.i_swapped -= 1
+    small.audit().raise_if_broken()
+
+
 # ---- swap and migration --------------------------------------------------------------
 
 def migrate(task, address, node):
