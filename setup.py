@@ -20,6 +20,7 @@ check-machine runs before there is any package, so setuptools is imported after 
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -99,10 +100,13 @@ def kernel_modules():
 if __name__ == "__main__" and sys.argv[1:] == ["check-machine"]:
     raise SystemExit(missing_tool(for_venv=True))
 
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait  # noqa: E402
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait  # noqa: E402
 from copy import copy  # noqa: E402
 from importlib.metadata import version  # noqa: E402
+from multiprocessing import get_context  # noqa: E402
 
+from Cython.Compiler.CmdLine import parse_command_line  # noqa: E402
+from Cython.Compiler.Main import compile as compile_to_c  # noqa: E402
 from setuptools import Extension, setup  # noqa: E402
 from setuptools.command.build_ext import build_ext  # noqa: E402
 from setuptools.command.build_py import build_py  # noqa: E402
@@ -128,7 +132,11 @@ class BuildKernel(build_ext):
         # distutils has a pool too, but that one works to its end on Ctrl-C.
         stale = [ext for ext in self.extensions if not self.is_done(ext)]
         stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        cpus = len(os.sched_getaffinity(0))
+        # Half of what Cython takes for a module is its own beginning: each of these translates many.
+        # Ctrl-C is ours, and ends them.
+        with ProcessPoolExecutor(cpus, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) \
+                as self.translators, ThreadPoolExecutor(cpus) as pool:
             try:
                 jobs = [pool.submit(self.build_extension, ext) for ext in stale]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
@@ -186,11 +194,11 @@ class BuildKernel(build_ext):
 
     def translate(self, ext, c_file):
         """Run Cython; returns every file that the C was made from."""
-        command = [sys.executable, "-m", "cython", "-I", ".", "--line-directives",
-                   "--depfile", "--module-name", ext.name, "-o", str(c_file)]
+        arguments = ["-I", ".", "--line-directives", "--depfile", "--module-name", ext.name, "-o", str(c_file)]
         for name, value in DIRECTIVES.items():
-            command += ["-X", "{}={}".format(name, value)]
-        if subprocess.run(command + [ext.sources[0]]).returncode != 0:
+            arguments += ["-X", "{}={}".format(name, value)]
+        options, sources = parse_command_line(arguments + ext.sources)
+        if self.translators.submit(compile_to_c, sources, options).result().num_errors:
             raise CompileError("Cython refuses {}".format(ext.sources[0]))
         depfile = Path(str(c_file) + ".dep")
         return depfile.read_text().replace("\\\n", " ").split()[1:]
