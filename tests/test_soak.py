@@ -97,7 +97,7 @@ def test_growth_below_the_floor_is_let_go_and_too_little_says_nothing():
 # ---- clean, and planted ---------------------------------------------------------------
 
 def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
-    status, result = run_soak("anon threads fork --seconds 8")
+    status, result = run_soak("anon threads fork --seconds 5")
     assert (status, result["findings"]) == (common.HELD, [])
     assert [turn["scenario"] for turn in result["turns"]] == ["anon", "threads", "fork"]
     assert {turn["state"] for turn in result["turns"]} == {"held"}
@@ -106,11 +106,11 @@ def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
 
     def one(query):
         return db.execute(query).fetchone()[0]
-    assert one("SELECT count(*) FROM sample WHERE phase = 'running'") > 45
+    assert one("SELECT count(*) FROM sample WHERE phase = 'running'") > 25
     # Four workers, init and the supervisor are in every sample of anon, and soon the migrator.
     counts = [row[0] for row in db.execute("SELECT count(*) FROM process JOIN sample ON sample = number WHERE "
                                            "turn = 1 AND phase = 'running' GROUP BY sample")]
-    assert set(counts) <= {6, 7} and counts[-10:] == [7] * 10
+    assert set(counts) <= {6, 7} and counts[-5:] == [7] * 5
     for check in ("rss > shared AND shared > 0 AND fds > 3 AND threads >= 1",
                   "cpu_seconds >= 0 AND voluntary >= 0 AND involuntary >= 0 AND futex_waits >= 0"):
         assert one(f"SELECT count(*) FROM process WHERE NOT ({check})") == 0, check
@@ -244,7 +244,7 @@ def test_it_outlives_its_terminal(tmp_path):
     """A real terminal, that closes: its processes get SIGHUP, and writing to it fails."""
     pid, master = pty.fork()
     if pid == 0:
-        os.execv(SHMKERN[0], [*SHMKERN, "anon", "--seconds", "4", "--workers", "2", "--every", "0.1", "--samples",
+        os.execv(SHMKERN[0], [*SHMKERN, "anon", "--seconds", "2", "--workers", "2", "--every", "0.1", "--samples",
                               str(tmp_path / "s.db"), "--json", str(tmp_path / "r.json")])
     os.set_blocking(master, False)
     deadline = time.monotonic() + 60
@@ -266,13 +266,13 @@ def test_killed_and_resumed_it_goes_on_where_it_was(start, tmp_path):
     process.kill()
     process.communicate()
     before = count_samples(tmp_path / "s.db")
-    done = subprocess.run([*SHMKERN, "--resume", tmp_path / "s.db", "--seconds", "4", "--every", "0.1", "--json",
+    done = subprocess.run([*SHMKERN, "--resume", tmp_path / "s.db", "--seconds", "2", "--every", "0.1", "--json",
                            tmp_path / "r.json"], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done
     result = json.loads((tmp_path / "r.json").read_text())
     assert [turn["state"] for turn in result["turns"]] == ["cut short", "held"]
     assert [turn["seed"] for turn in result["turns"]] == [7, 8]
-    assert count_samples(tmp_path / "s.db") > before and 3 < result["seconds"] < 20
+    assert count_samples(tmp_path / "s.db") > before and 1.5 < result["seconds"] < 20
     db = sqlite3.connect(tmp_path / "s.db")
     times = [row[0] for row in db.execute("SELECT t FROM sample ORDER BY number")]
     assert times == sorted(times)
