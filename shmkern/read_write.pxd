@@ -16,6 +16,9 @@ cdef i64 generic_file_read(AddressSpace* mapping, u64 buf, u64 count, u64 pos) n
 cdef int extend_file(Inode* inode, u64 end) noexcept nogil
 @cython.locals(page=pointer_to_page, copied=u64, rc=cython.int)
 cdef i64 write_into_page(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
+cdef Page* hold_user_page(u64 address, int* rc) noexcept nogil
+@cython.locals(rc=cython.int, offset=u64)
+cdef i64 write_from_held_page(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
 @cython.locals(done=u64, part=u64, rc=i64)
 cdef i64 generic_perform_write(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
 cdef i64 generic_file_write(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil

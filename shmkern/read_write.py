@@ -7,14 +7,16 @@ read holds a reference to a page while it copies, and a write its lock: neither 
 take the page away in the middle.
 
 The program's memory may have to be faulted in, and may even be a mapping of the page that is
-being written.  So a write never faults with a page locked: it touches the memory first, copies
-what is there under the lock, and when that is nothing, because somebody has taken the page
-away again, begins anew.
+being written.  So a write never faults with a page locked: it touches the memory first, and copies
+what is there under the lock.  When that is nothing, because somebody has taken the page away
+again, it copies from a page that it holds: where memory is as short as that (a control group at
+its limit), making room for the file's page may take away the program's, and the other way round,
+again and again.
 
 Locks: i_mutex for a write; then mmap_sem, in faults; PG_locked.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EBADF, EFAULT, EFBIG, EINVAL
+from cython.cimports.libc.errno import EBADF, EFAULT, EFBIG, EINVAL, ENOMEM
 
 
 # ---- reading -----------------------------------------------------------------
@@ -95,6 +97,37 @@ def write_into_page(mapping, buf, count, pos):
     return rc if rc != 0 else copied
 
 
+def hold_user_page(address, rc):
+    """The page of the program's at `address`, with a reference; NULL with -EFAULT or -ENOMEM in *rc.
+    Takes mmap_sem; sleeps."""
+    mm = current().mm
+    page = cast(pointer(Page), NULL)
+    rc[0] = -EFAULT
+    down_read(addressof(mm.mmap_sem))
+    vma = find_vma(mm, address)
+    if vma != NULL and address >= vma.vm_start and not access_error(vma, False):
+        page = get_user_page(vma, address, False, rc)
+    up_read(addressof(mm.mmap_sem))
+    if page == NULL and rc[0] != -ENOMEM:
+        rc[0] = -EFAULT
+    return page
+
+
+def write_from_held_page(mapping, buf, count, pos):
+    """write_into_page, but never without a byte copied: from one page of the program's, which is held."""
+    me = current()
+    rc = 0
+    source = hold_user_page(buf, addressof(rc))
+    if source == NULL:
+        return rc
+    offset = buf & (PAGE_SIZE - 1)
+    me.addr_limit = KERNEL_DS
+    copied = write_into_page(mapping, cast(u64, page_address(source)) + offset, min(count, PAGE_SIZE - offset), pos)
+    me.addr_limit = USER_DS
+    put_page(source)
+    return copied
+
+
 def generic_perform_write(mapping, buf, count, pos):
     """Copies `count` bytes from the program's `buf` into the file from `pos` on.  Returns how many; or
     -EFAULT, or as write_into_page, when there are none.  Holds i_mutex; sleeps."""
@@ -104,9 +137,11 @@ def generic_perform_write(mapping, buf, count, pos):
         if fault_in_readable(buf + done, part) != 0:
             return done if done else -EFAULT
         rc = write_into_page(mapping, buf + done, part, pos)
+        if rc == 0:
+            # What was faulted in has gone again.
+            rc = write_from_held_page(mapping, buf + done, part, pos)
         if rc < 0:
             return done if done else rc
-        # Nothing, when what was faulted in has gone again: then once more.
         done += rc
         pos += rc
     return done

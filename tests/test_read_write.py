@@ -243,3 +243,23 @@ def test_writers_of_one_page_and_its_mappers_lose_nothing_while_it_moves(machine
         for turn in range(300 - PAGES, 300):
             offset, word = turn % PAGES * PAGE + number * 16, (number << 32 | turn).to_bytes(8, "little")
             assert last[offset:offset + 16] == word * 2
+
+
+@pytest.mark.parametrize("pages, outcome", [(1, -errno.ENOMEM), (2, 6)])
+def test_a_write_from_a_mapping_ends_though_its_group_has_no_room_for_both_pages(boot, path, pages, outcome):
+    """Room for the file's page is made by putting out the one it is copied from, and the other way round."""
+    machine = boot(memcg=True)
+    one, name, before = Puppet(machine, cgroup=machine.cgroup_create("narrow", limit=pages * PAGE)), str(path), path.read_bytes()
+
+    def write(task):
+        fd = task.open(name, os.O_RDWR)
+        va = task.mmap(SIZE, PROT_READ, MAP_SHARED, fd=fd)
+        try:
+            return task.sys_pwrite(fd, va + PAGE, 6, 0)
+        except OSError as error:
+            return -error.errno
+        finally:
+            task.fsync(fd)
+    assert one(write, timeout=20) == outcome
+    expected = before[PAGE:PAGE + 6] + before[6:] if outcome > 0 else before
+    assert path.read_bytes() == expected
