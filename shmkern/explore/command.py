@@ -88,7 +88,7 @@ def explore_one(name, file, options, jobs, resume):
     result = exploration.run(bool(saved))
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    if result.interrupted and options.strategy == "dpor":
+    if result.interrupted and options.exhaustive:
         print(f"{name}: kept in {search.save_progress(exploration)}; go on with --resume")
     elif saved:
         search.progress_file(name).unlink(missing_ok=True)
@@ -102,8 +102,8 @@ def explore_one(name, file, options, jobs, resume):
 
 def show_progress(result, done, of):
     """One line that overwrites itself."""
-    print(f"\r\033[K{result.scenario}: round {result.rounds}, {result.points} points, {done} of {of} units",
-          end="", file=sys.stderr, flush=True)
+    text = f"round {result.rounds}, {result.points} points, {done} of {of} units" if of is not None else "stopping"
+    print(f"\r\033[K{result.scenario}: {text}", end="", file=sys.stderr, flush=True)
 
 
 def verdict(result):
@@ -241,8 +241,9 @@ def make_parser():
     explore.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="as --list shows it (default: all)")
     explore.add_argument("--list", action="store_true", help="show the scenarios")
     explore.add_argument("--file", metavar="FILE", help="a Python file with scenarios of your own; docs/explore.md")
-    explore.add_argument("--strategy", choices=("dpor", "pct", "random"), default="dpor",
-                         help="dpor: all schedules, equivalent ones once; pct, random: --runs of them (default dpor)")
+    explore.add_argument("--strategy", choices=("dpor", "all", "pct", "random"), default="dpor",
+                         help="dpor: all schedules, equivalent ones seldom twice; all: each of them; pct, random: --runs of "
+                              "them (default dpor)")
     explore.add_argument("--preemptions", type=int, default=2, metavar="N",
                          help="bound dpor by this many switches that no task asked for; -1: no bound (default 2)")
     explore.add_argument("--steps", type=positive, metavar="N", help="bound dpor to switches in the first N accesses")

@@ -22,6 +22,11 @@
  * accesses together name the partial order so far (happens-before caching, Musuvathi and
  * Qadeer 2007).  What was seen with as few preemptions is not branched from again.
  *
+ * Which preemptions can matter.  If nobody touches the word in conflict while the task waits
+ * before its access, it might as well have waited behind it, with as many preemptions.  So a
+ * preemption waits until some run of the unit shows another task use the word more often than
+ * it has so far.
+ *
  * Data races.  Vector clocks per task and word, joined as the C11 memory order of each atomic
  * and fence says (as FastTrack, with fences).  A plain write and another access of the word
  * by another task that nothing orders are a race.
@@ -82,7 +87,7 @@ enum {
 };
 
 enum mode { OFF, RUN, DRAIN };
-enum strategy { EXHAUSTIVE, RANDOM, PCT, FOLLOW };
+enum strategy { EXHAUSTIVE, RANDOM, PCT, FOLLOW, ALL };
 enum outcome { HELD, RACE, BUG, OOPS, DEADLOCK, LOST_WAKEUP, LIVELOCK, DIVERGED, BROKEN };
 enum state { READY, ASLEEP, YIELDED, DONE, DEAD };
 
@@ -142,6 +147,17 @@ struct task {
 	struct dependency dependency[NR_DEPENDENCIES];
 };
 
+/* How often each task has used a cell of a point, in any way and to change it: in this run, and at
+ * most in a run of this unit.  `later` are preemptions before an access that conflicts with no more. */
+enum { USED, CHANGED };
+
+struct uses {
+	u32 unit, run;
+	u32 now[2][MAX_TASKS], most[2][MAX_TASKS];
+	struct work *later;
+	int is_awaited;
+};
+
 struct race {
 	u64 address, pc[2];
 	u32 task[2], how[2];
@@ -155,10 +171,12 @@ struct traced {
 	u32 pad1;
 };
 
-/* A schedule that waits to be run. */
+/* A schedule that waits to be run; or for another task than `task` to use a cell more often. */
 struct work {
 	struct work *next;
-	u32 count;
+	u32 count, cost, task;
+	int kind;
+	u32 now[MAX_TASKS];
 	struct segment segments[];
 };
 
@@ -166,6 +184,8 @@ static struct {
 	u64 base, size, frames, host;	/* offsets: of frame 0, of the host's files */
 	u8 *snapshot, *words, *dirty;
 	struct cell *cells, *pages;
+	struct uses *uses, **awaited;	/* of each cell; those with work for later */
+	u64 nr_awaited;
 	u64 (*page_touched)[8];
 	u32 *chunks, nr_chunks;
 
@@ -190,6 +210,7 @@ static struct {
 	u32 pct_changes[16];
 	int branching;
 	u64 unit;			/* keeps the caches of units apart */
+	u32 nr_units;			/* begun: stamps uses */
 
 	/* of this run */
 	enum outcome outcome;
@@ -361,6 +382,8 @@ static int seen_before(int running)
 {
 	u64 key = mix(rt.unit, running + ((u64)enabled_mask() << 8)), *slot;
 
+	if (rt.strategy == ALL)
+		return 0;
 	for (u32 i = 0; i < rt.nr_tasks; i++)
 		key = mix(key, rt.task[i].hash + rt.task[i].state);
 	slot = &rt.cache[key >> (64 - CACHE_BITS)];
@@ -371,9 +394,16 @@ static int seen_before(int running)
 	return 0;
 }
 
-static void push_work(u32 task, u32 until, u32 next)
+static void queue_work(struct work *work)
 {
-	u32 count = rt.nr_done + (until != RUN_ON) + 1, cost = rt.preemptions + (until != RUN_ON);
+	work->next = rt.work[work->cost];
+	rt.work[work->cost] = work;
+	rt.nr_work++;
+}
+
+static struct work *make_work(u32 task, u32 until, u32 next)
+{
+	u32 count = rt.nr_done + (until != RUN_ON) + 1;
 	struct work *work = malloc(sizeof(*work) + count * sizeof(struct segment));
 
 	memcpy(work->segments, rt.done, rt.nr_done * sizeof(struct segment));
@@ -381,13 +411,81 @@ static void push_work(u32 task, u32 until, u32 next)
 		work->segments[rt.nr_done] = (struct segment){ task, until };
 	work->segments[count - 1] = (struct segment){ next, RUN_ON };
 	work->count = count;
-	work->next = rt.work[cost];
-	rt.work[cost] = work;
-	rt.nr_work++;
+	work->cost = rt.preemptions + (until != RUN_ON);
+	return work;
 }
 
-/* The exhaustive strategy before an access of a point: all others that could go first. */
-static void branch_at_point(void)
+static struct uses *uses_of(u64 cell)
+{
+	struct uses *uses = &rt.uses[cell];
+
+	if (uses->unit != rt.nr_units) {
+		memset(uses, 0, sizeof(*uses));
+		uses->unit = rt.nr_units;
+	}
+	if (uses->run != rt.run) {
+		memset(uses->now, 0, sizeof(uses->now));
+		uses->run = rt.run;
+	}
+	return uses;
+}
+
+/* The current task uses a cell of a point.  What has waited for somebody to use it that often need
+ * not wait any more. */
+static void note_use(u64 cell, int changes)
+{
+	struct uses *uses = uses_of(cell);
+	u32 me = rt.cur - rt.task;
+
+	for (int kind = USED; kind <= (changes ? CHANGED : USED); kind++) {
+		struct work **later = &uses->later, *work;
+
+		if (++uses->now[kind][me] <= uses->most[kind][me])
+			continue;
+		uses->most[kind][me] = uses->now[kind][me];
+		while ((work = *later))
+			if (work->kind == kind && work->task != me && work->now[me] < uses->most[kind][me]) {
+				*later = work->next;
+				queue_work(work);
+			} else
+				later = &work->next;
+	}
+}
+
+/* Whether any other task is known to use a cell again, in this way. */
+static int is_used_ahead(const struct uses *uses, int kind)
+{
+	for (u32 i = 0; i < rt.nr_tasks; i++)
+		if (&rt.task[i] != rt.cur && uses->now[kind][i] < uses->most[kind][i])
+			return 1;
+	return 0;
+}
+
+static void push_work(struct work *work, struct uses *uses, int changes)
+{
+	int kind = changes ? USED : CHANGED;
+
+	if (!uses || is_used_ahead(uses, kind)) {
+		queue_work(work);
+		return;
+	}
+	work->task = rt.cur - rt.task;
+	work->kind = kind;
+	memcpy(work->now, uses->now[kind], sizeof(work->now));
+	if (!uses->is_awaited) {
+		uses->is_awaited = 1;
+		rt.awaited[rt.nr_awaited++] = uses;
+	}
+	work->next = uses->later;
+	uses->later = work;
+}
+
+/*
+ * The exhaustive strategy before an access of a point: all others that could go first.  `uses` is
+ * the accessed cell's, NULL if there is no saying: sleeping and waking, more than one cell, a bound
+ * on steps, and the run that the units are dealt out of, which belongs to no unit.
+ */
+static void branch_at_point(struct uses *uses, int changes)
 {
 	u32 me = rt.cur - rt.task;
 
@@ -402,7 +500,7 @@ static void branch_at_point(void)
 		return;
 	for (u32 i = 0; i < rt.nr_tasks; i++)
 		if (i != me && is_enabled(&rt.task[i]))
-			push_work(me, rt.cur->steps, i);
+			push_work(make_work(me, rt.cur->steps, i), uses, changes);
 }
 
 static struct task *highest_priority(void)
@@ -432,16 +530,16 @@ static void preempt(struct task *next)
 	switch_to(next);
 }
 
-/* The current task is about to access a point: who goes on? */
-static void at_point(void)
+/* The current task is about to access a point, see branch_at_point: who goes on? */
+static void at_point(struct uses *uses, int changes)
 {
 	struct task *next = rt.cur;
 
 	rt.points++;
 	if (rt.at + 1 < rt.nr_plan)
 		return;
-	if (rt.strategy == EXHAUSTIVE) {
-		branch_at_point();
+	if (rt.strategy == EXHAUSTIVE || rt.strategy == ALL) {
+		branch_at_point(rt.strategy == ALL ? NULL : uses, changes);
 		return;
 	}
 	if (rt.strategy == RANDOM)
@@ -488,7 +586,7 @@ static struct task *choose(void)
 		} else if (rt.steps <= rt.step_bound) {
 			for (u32 i = first + 1; i < rt.nr_tasks; i++)
 				if (mask >> i & 1)
-					push_work(0, RUN_ON, i);
+					queue_work(make_work(0, RUN_ON, i));
 		}
 	}
 	return &rt.task[first];
@@ -593,14 +691,20 @@ static void check(struct cell *cell, u8 *word, u64 address, int how, u64 pc)
 			t->hash = mix(t->hash, cell->write_hash);
 			cell->read_hash += t->hash;
 		}
+		note_use(cell - rt.cells, excludes);
 	}
+}
+
+static inline u64 cell_at(u64 offset)
+{
+	u64 word = offset >> 3;
+
+	return 2 * word + (rt.words[word] & WORD_SPLIT ? offset >> 2 & 1 : 0);
 }
 
 static inline struct cell *cell_of(u64 offset)
 {
-	u64 word = offset >> 3;
-
-	return &rt.cells[2 * word + (rt.words[word] & WORD_SPLIT ? offset >> 2 & 1 : 0)];
+	return &rt.cells[cell_at(offset)];
 }
 
 /* A 64-byte piece of a frame, or more, at once: against the page's pieces and its single words. */
@@ -702,8 +806,14 @@ static __attribute__((noinline)) void access_in_run(u64 offset, u64 size, int ho
 		}
 		next->state = READY;
 		preempt(next);
-	} else if (rt.words[offset >> 3] & WORD_POINT && size <= 8)
-		at_point();
+	} else if (rt.words[offset >> 3] & WORD_POINT && size <= 8) {
+		u8 word = rt.words[offset >> 3];
+		int one_cell = !(word & WORD_SPLIT) || size <= 4;
+
+		/* With a bound on steps it would not do as well behind the access. */
+		at_point(rt.unit && one_cell && rt.step_bound == RUN_ON ? uses_of(cell_at(offset)) : NULL,
+			 word & WORD_COUNTER ? !(how & IS_ADD) : how & IS_WRITE);
+	}
 	if (rt.mode != RUN)
 		return;
 	trace(rt.base + offset, size, how, pc);
@@ -1316,7 +1426,7 @@ static void futex_event(u32 *word, int how, u64 pc)
 		next->state = READY;
 		preempt(next);
 	} else
-		at_point();
+		at_point(NULL, 1);
 	trace((u64)word, 4, how, pc);
 	cell = fresh(cell_of((u64)word - rt.base));
 	t->hash = cell->write_hash = mix(t->hash, mix(cell->write_hash, cell->read_hash));
@@ -1459,7 +1569,7 @@ static void begin_run(PyObject **greenlets)
 	rt.is_quiet = rt.by_hand = 0;
 	rt.nr_trace = 0;
 	rt.pending = NULL;
-	rt.branching = rt.strategy == EXHAUSTIVE;
+	rt.branching = rt.strategy == EXHAUSTIVE || rt.strategy == ALL;
 	for (u32 i = 0; i < rt.nr_tasks; i++) {
 		struct task *t = &rt.task[i];
 
@@ -1606,13 +1716,16 @@ EXPORT int rt_open(u64 base, u64 size, u64 frames, u64 host)
 	rt.dirty = zeroed(size >> CHUNK_SHIFT);
 	rt.chunks = zeroed((size >> CHUNK_SHIFT) * sizeof(u32));
 	rt.cells = zeroed(size / 4 * sizeof(struct cell));
+	rt.uses = zeroed(size / 4 * sizeof(struct uses));
+	rt.awaited = zeroed(size / 4 * sizeof(struct uses *));
 	rt.pages = zeroed(((size - frames) >> 12) * sizeof(struct cell));
 	rt.page_touched = zeroed(((size - frames) >> 12) * 64);
 	rt.cache = zeroed(sizeof(u64) << CACHE_BITS);
 	rt.random = 88172645463325252u;
 	rt.step_limit = 200000;
 	rt.step_bound = RUN_ON;
-	if (!rt.snapshot || !rt.words || !rt.dirty || !rt.chunks || !rt.cells || !rt.pages ||
+	if (!rt.snapshot || !rt.words || !rt.dirty || !rt.chunks || !rt.cells || !rt.uses ||
+	    !rt.awaited || !rt.pages ||
 	    !rt.page_touched || !rt.cache)
 		return -1;
 	sigaction(SIGSEGV, &action, NULL);
@@ -1740,16 +1853,28 @@ EXPORT u32 rt_next(void)
 	return 0;
 }
 
+/* Drops what has not been run, and what nothing has come for. */
 EXPORT void rt_drop_work(void)
 {
 	while (rt_next())
 		;
+	while (rt.nr_awaited) {
+		struct uses *uses = rt.awaited[--rt.nr_awaited];
+
+		while (uses->later) {
+			struct work *work = uses->later;
+
+			uses->later = work->next;
+			free(work);
+		}
+	}
 }
 
-/* A new unit: it shares no cache with those before. */
+/* A new unit: it shares nothing that is known with those before; 0: none, all is to be tried. */
 EXPORT void rt_unit(u64 unit)
 {
-	rt.unit = mix(unit + 1, 0x5bd1e995);
+	rt.unit = unit ? mix(unit, 0x5bd1e995) : 0;
+	rt.nr_units++;
 }
 
 /* A new round: what was found to be a point is one.  How many there are. */

@@ -42,7 +42,7 @@ KERNEL = Path(__file__).resolve().parent.parent
 
 @dataclass
 class Options:
-    """How to explore.  `strategy` is dpor, pct or random; `preemptions` (None: any number) and
+    """How to explore.  `strategy` is dpor, all, pct or random; `preemptions` (None: any number) and
     `steps` bound dpor; `runs` is the number of schedules of the others, `depth` the bug depth of
     pct; `seconds` ends any of them (None: no end)."""
     strategy: str = "dpor"
@@ -52,6 +52,11 @@ class Options:
     depth: int = 3
     seed: int = 1
     seconds: float | None = None
+
+    @property
+    def exhaustive(self):
+        """Whether it goes in rounds."""
+        return self.strategy in ("dpor", "all")
 
 
 @dataclass
@@ -101,7 +106,7 @@ def kernel_hash():
 class Search:
     """One exploration of the scenario in `room`, which is called `name`.
 
-    `progress(result, units done, of)` is called now and then.
+    `progress(result, units done, of)` is called now and then; with None, None when Ctrl-C has come.
     """
 
     def __init__(self, room, name, options, jobs=1, progress=lambda result, done, of: None):
@@ -126,7 +131,7 @@ class Search:
             if not saved:
                 self._find_first_points()
             if self.result.failure is None:
-                if self.options.strategy == "dpor":
+                if self.options.exhaustive:
                     self._rounds()
                 else:
                     self.result.points, self.result.rounds = self.engine.round(), 1
@@ -144,6 +149,7 @@ class Search:
 
     def _interrupt(self, _signal, _frame):
         self._stop[0] = 1
+        self.progress(self.result, None, None)
 
     @property
     def stopped(self):
@@ -199,6 +205,9 @@ class Search:
         steps = RUN_ON if options.steps is None else options.steps
         self.engine.strategy(strategy, bound, steps, seed, options.depth)
 
+    def _set_exhaustive(self):
+        self._set_strategy(engine_module.ALL if self.options.strategy == "all" else engine_module.EXHAUSTIVE)
+
     def _find_first_points(self):
         """A few random schedules, so that the first round knows most points."""
         unit = Unit()
@@ -229,7 +238,7 @@ class Search:
     def _shares(self):
         """The schedules that the first run of a round leaves to be tried, in UNITS shares."""
         unit = Unit()
-        self._set_strategy(engine_module.EXHAUSTIVE)
+        self._set_exhaustive()
         self.engine.unit(0)
         self.engine.plan([])
         self._one_run(unit)
@@ -319,7 +328,7 @@ class Search:
         """Explores one unit."""
         unit = Unit()
         cut = self.engine.statistics().cut
-        if self.options.strategy == "dpor":
+        if self.options.exhaustive:
             self._exhaust(unit, number, share)
         else:
             self._sample(unit, share)
@@ -330,7 +339,7 @@ class Search:
         return unit
 
     def _exhaust(self, unit, number, share):
-        self._set_strategy(engine_module.EXHAUSTIVE)
+        self._set_exhaustive()
         self.engine.unit(number + 1)
         # Those with few preemptions first, as the engine does with what follows from them.
         for plan in sorted(share, key=preemptions):
@@ -367,7 +376,7 @@ def _start_job():
 def do_unit(number):
     """One unit of the round that this process, or the one it was forked from, is in."""
     search, shares = _searching
-    return search.do_unit(number, shares[number])
+    return Unit(complete=False) if search.stopped else search.do_unit(number, shares[number])
 
 
 def preemptions(segments):
