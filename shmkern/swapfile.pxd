@@ -12,6 +12,10 @@ cdef enum:
 cdef inline bint vm_swap_full() noexcept nogil:
     return READ_ONCE64(&kernel().nr_swap_pages) * 2 < READ_ONCE64(&kernel().total_swap_pages)
 
+# Whether pages may go to the entry's area; not while swapoff brings back what is in it.
+cdef inline bint swap_writeok(swp_entry_t entry) noexcept nogil:
+    return (READ_ONCE64(&kernel().swap_info[swp_type(entry)].flags) & SWP_WRITEOK) != 0
+
 @cython.locals(offset=u64, run=u64)
 cdef u64 find_cluster(SwapInfo* si) noexcept nogil
 @cython.locals(offset=u64)

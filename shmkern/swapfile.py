@@ -214,9 +214,9 @@ def set_swap_writeok(si, writeok):
     pages = si.max - 1
     free = pages - si.inuse_pages
     if writeok:
-        si.flags |= SWP_WRITEOK
+        WRITE_ONCE64(addressof(si.flags), si.flags | SWP_WRITEOK)
     else:
-        si.flags &= ~cast(u64, SWP_WRITEOK)
+        WRITE_ONCE64(addressof(si.flags), si.flags & ~cast(u64, SWP_WRITEOK))
         pages = -pages
         free = -free
     WRITE_ONCE64(addressof(k.total_swap_pages), k.total_swap_pages + pages)

@@ -102,6 +102,10 @@ def shrink_locked_page(page, sc):
     """
     if not page_evictable(page) or PageWriteback(page):
         return SHRINK_KEEP
+    # What swapoff has brought back stays: it could go to the same slot again, and in a group that is
+    # at its limit would, as often as swapoff comes by.
+    if PageSwapCache(page) and not swap_writeok(page.private):
+        return SHRINK_ACTIVATE
     referenced = page_referenced(page, True)
     if referenced and page_mapping_inuse(page):
         return SHRINK_ACTIVATE

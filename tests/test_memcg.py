@@ -888,3 +888,22 @@ def test_tasks_of_a_group_that_together_want_more_than_its_limit_all_go_on(roomy
     migrator.stop(20)
     assert group.max_usage <= 48 * PAGE
     roomy.audit().raise_if_broken()
+
+
+def test_swapoff_ends_though_a_group_has_no_room_for_what_it_brings_back(machine, tmp_path):
+    """Two pages, each in two address spaces, so that they keep their slots when they come back; and room
+    for one."""
+    area, group = machine.swapon(tmp_path / "swap", 64), machine.cgroup_create("narrow", limit=4 * PAGE)
+    one = member(machine, group)
+    touch(one, 0, 1)
+    other = one.fork()
+    other.va = one.va
+    group.limit = PAGE
+    assert pte_of(one, one.va) & 1 == 0 or pte_of(one, one.va + PAGE) & 1 == 0
+    fails(errno.ENOMEM, machine.swapoff, area)
+    machine.audit().raise_if_broken()
+    group.limit = None
+    machine.swapoff(area)
+    for puppet in (one, other):
+        va = puppet.va
+        assert puppet(lambda task: [task.load64(va), task.load64(va + PAGE)]) == [1, 2]
