@@ -191,6 +191,9 @@ def test_only_root_moves_the_tasks_of_others(machine, tree):
     a_id, pid, own = a.id, theirs.pid, mine.pid
     fails(errno.EPERM, mine, lambda task: task.cgroup_attach(a_id, pid))
     mine(lambda task: task.cgroup_attach(a_id, own))
+    va = mine(lambda task: task.mmap(PAGE))
+    mine(lambda task: task.store(va, b"x"))
+    assert usages(a) == (1,)
     fails(errno.ESRCH, a.attach, 9999)
 
 
