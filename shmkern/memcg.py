@@ -18,8 +18,8 @@ res_counters' locks (one at a time), the first is never held when taking another
 them may be taken under a split page-table lock.
 
 Three things are not as in 2.6.30: all groups are hierarchical (there, with use_hierarchy);
-a group has no LRU lists of its own, and is reclaimed from by frame; an address space knows its group (there, through
-mm->owner, and before 2.6.26 as here).
+a group has no LRU lists of its own, and is reclaimed from by frame; an address space knows its
+group (there, through mm->owner, and before 2.6.26 as here).
 """
 from cython import NULL, address as addressof, cast, pointer, sizeof
 from cython.cimports.libc.errno import EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOMEM

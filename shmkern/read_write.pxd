@@ -22,6 +22,8 @@ cdef i64 write_from_held_page(AddressSpace* mapping, u64 buf, u64 count, u64 pos
 @cython.locals(done=u64, part=u64, rc=i64)
 cdef i64 generic_perform_write(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
 cdef i64 generic_file_write(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
+cdef i64 vfs_read(File* file, u64 buf, u64 count, i64 pos) noexcept nogil
+cdef i64 vfs_write(File* file, u64 buf, u64 count, i64 pos) noexcept nogil
 cdef i64 do_pread(int fd, u64 buf, u64 count, i64 pos) noexcept nogil
 cdef i64 do_pwrite(int fd, u64 buf, u64 count, i64 pos) noexcept nogil
 cdef i64 do_read(int fd, u64 buf, u64 count) noexcept nogil

@@ -114,7 +114,8 @@ def hold_user_page(address, rc):
 
 
 def write_from_held_page(mapping, buf, count, pos):
-    """write_into_page, but never without a byte copied: from one page of the program's, which is held."""
+    """write_into_page from one page of the program's, which is held meanwhile, so that a byte is copied at
+    least.  Returns as that, and -EFAULT.  Not with KERNEL_DS, where nothing can be gone."""
     me = current()
     rc = 0
     source = hold_user_page(buf, addressof(rc))
@@ -167,44 +168,55 @@ def generic_file_write(mapping, buf, count, pos):
 
 # ---- system calls ------------------------------------------------------------
 
+def vfs_read(file, buf, count, pos):
+    """Reads from an open file, of which the caller has a reference.  Returns how many bytes were read,
+    -EBADF (it is open for writing only), -EFAULT, -ENOMEM or -EIO."""
+    if file.f_flags & O_ACCMODE == O_WRONLY:
+        return -EBADF
+    return generic_file_read(file.f_mapping, buf, min(count, cast(u64, MAX_RW_COUNT)), pos)
+
+
+def vfs_write(file, buf, count, pos):
+    """Writes to an open file, of which the caller has a reference.  Returns how many bytes were written,
+    -EBADF (it is open for reading only), -EFBIG, -EFAULT, -ENOMEM, -EIO, or what the host says to the
+    file's new end."""
+    if not file_may_write(file):
+        return -EBADF
+    return generic_file_write(file.f_mapping, buf, min(count, cast(u64, MAX_RW_COUNT)), pos)
+
+
 def do_pread(fd, buf, count, pos):
-    """pread(2).  Returns how many bytes were read, -EBADF (also when it is open for writing only),
-    -EINVAL, -EFAULT, -ENOMEM or -EIO."""
+    """pread(2).  Returns as vfs_read, -EBADF also when there is no such file, and -EINVAL."""
     if pos < 0:
         return -EINVAL
     file = fget(fd)
     if file == NULL:
         return -EBADF
-    rc = cast(i64, -EBADF)
-    if file.f_flags & O_ACCMODE != O_WRONLY:
-        rc = generic_file_read(file.f_mapping, buf, min(count, cast(u64, MAX_RW_COUNT)), pos)
+    rc = vfs_read(file, buf, count, pos)
     fput(file)
     return rc
 
 
 def do_pwrite(fd, buf, count, pos):
-    """pwrite(2).  Returns how many bytes were written, -EBADF (also when it is open for reading only),
-    -EINVAL, -EFBIG, -EFAULT, -ENOMEM, -EIO, or what the host says to the file's new end."""
+    """pwrite(2).  Returns as vfs_write, -EBADF also when there is no such file, and -EINVAL."""
     if pos < 0:
         return -EINVAL
     file = fget(fd)
     if file == NULL:
         return -EBADF
-    rc = cast(i64, -EBADF)
-    if file_may_write(file):
-        rc = generic_file_write(file.f_mapping, buf, min(count, cast(u64, MAX_RW_COUNT)), pos)
+    rc = vfs_write(file, buf, count, pos)
     fput(file)
     return rc
 
 
 def do_read(fd, buf, count):
-    """read(2): do_pread from the file's position on, which moves.  (Two tasks that share the file may
+    """read(2): vfs_read from the file's position on, which moves.  (Two tasks that share the file may
     read the same bytes, as in 2.6.30.)"""
     file = fget(fd)
     if file == NULL:
         return -EBADF
     pos = cast(i64, READ_ONCE64(addressof(file.f_pos)))
-    rc = do_pread(fd, buf, count, pos)
+    rc = vfs_read(file, buf, count, pos)
     if rc > 0:
         WRITE_ONCE64(addressof(file.f_pos), pos + rc)
     fput(file)
@@ -212,12 +224,12 @@ def do_read(fd, buf, count):
 
 
 def do_write(fd, buf, count):
-    """write(2): do_pwrite at the file's position, which moves."""
+    """write(2): vfs_write at the file's position, which moves."""
     file = fget(fd)
     if file == NULL:
         return -EBADF
     pos = cast(i64, READ_ONCE64(addressof(file.f_pos)))
-    rc = do_pwrite(fd, buf, count, pos)
+    rc = vfs_write(file, buf, count, pos)
     if rc > 0:
         WRITE_ONCE64(addressof(file.f_pos), pos + rc)
     fput(file)
