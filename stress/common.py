@@ -174,6 +174,13 @@ def write_json(path, result):
 
 # ---- the command ---------------------------------------------------------------------
 
+def planned(name, options):
+    """(module, plan) of a scenario with parsed options, which are settled.  Raises UsageError."""
+    scenario = importlib.import_module(f"shmkern_stress.{name}")
+    settle(name, options)
+    return scenario, scenario.plan(options)
+
+
 def run(name, options, file=None, tick=None, signals=None):
     """Runs a scenario with parsed options, showing progress on `file`.  Returns the result, a
     dict.  Raises UsageError and BootError.  `tick(supervision)` is called at every look; that is
@@ -181,9 +188,7 @@ def run(name, options, file=None, tick=None, signals=None):
     harness.Signals that goes on after the run, if there is one."""
     from shmkern_stress import harness
 
-    scenario = importlib.import_module(f"shmkern_stress.{name}")
-    settle(name, options)
-    plan = scenario.plan(options)
+    scenario, plan = planned(name, options)
     with Display(file or sys.stdout) as display, \
             harness.Signals() if signals is None else contextlib.nullcontext(signals) as signals:
         say(display.file, f"{name}: {options.workers} workers, {options.nodes} nodes, {options.frames} frames, "

@@ -192,7 +192,8 @@ def new_soak(args):
     defaults = [text for option in ("workers", "nodes", "frames", "migrators")
                 if (value := getattr(args, option)) is not None for text in (f"--{option}", value)]
     for text in scenarios:
-        parse_scenario(text, defaults)
+        # What the last of them cannot do is told now, not when the others have had their hours.
+        common.planned(*parse_scenario(text, defaults))
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
     meta = {"scenarios": scenarios, "defaults": defaults, "seconds": seconds, "seed": seed, "stall": args.stall,
             "turn": min(TURN_MAX, seconds / len(scenarios)) if args.turn is None else args.turn}

@@ -11,7 +11,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings, strategies as st
 
-from helpers import PAGE, Puppet, free_frames, run
+from helpers import PAGE, Puppet, errno_of, free_frames, run
 from shmkern import (MPOL_MF_MOVE_ALL, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
                      SegmentationFault)
 
@@ -151,7 +151,7 @@ class World:
 
     def mprotect(self, puppet, model, number, count, prot):
         va, length = ARENA + number * PAGE, count * PAGE
-        found = puppet(lambda task: errno_name(lambda: task.mprotect(va, length, prot)))
+        found = puppet(lambda task: errno_of(lambda: task.mprotect(va, length, prot)))
         self.areas += 1
         assert found == model.mprotect(range(number, number + count), prot, self.areas)
 
@@ -225,15 +225,6 @@ class World:
     def close(self):
         for puppet, _ in self.tasks:
             puppet.exit()
-
-
-def errno_name(call):
-    """The name of the errno a call fails with, or None."""
-    try:
-        call()
-    except OSError as error:
-        return errno.errorcode[error.errno]
-    return None
 
 
 def fault_address(call):

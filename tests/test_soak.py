@@ -344,7 +344,9 @@ def complaint(capsys, tmp_path):
     (["--hours", "0"], "not a time"), (["--hours", "x"], "not a time"), (["--workers", "x", "anon"], "'x'"),
     (["--every", "0"], "not a time"), (["--samples", "/nowhere/s.db"], "/nowhere/s.db"),
     (["--json", "/nowhere/x"], "/nowhere/x"), (["--resume", "/nowhere/x"], "no file of samples /nowhere/x"),
-    (["--hours", "1", "--seconds", "1"], "not allowed with")])
+    (["--hours", "1", "--seconds", "1"], "not allowed with"),
+    (["anon", "all", "--workers", "4", "--seconds", "9"], "all needs 8 workers"),
+    (["anon --workers 2", "trace /nowhere/trace"], "/nowhere/trace")])
 def test_bad_use_is_one_sentence(complaint, tmp_path, monkeypatch, line, words):
     monkeypatch.chdir(tmp_path)
     assert words in complaint(line)
