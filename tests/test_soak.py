@@ -332,8 +332,8 @@ def complaint(capsys, tmp_path):
             status = soak.main(parser.parse_args(line))
         except SystemExit as stop:
             status = stop.code
-        said = capsys.readouterr().err
-        assert status == common.BAD_USE and len(said.splitlines()) == 1, said
+        out, said = capsys.readouterr()
+        assert status == common.BAD_USE and len(said.splitlines()) == 1 and out == "", (out, said)
         return said
     return complain
 
