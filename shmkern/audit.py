@@ -201,6 +201,7 @@ class _Machine:
                                                 which pages are in the swap cache
         private, nr_buffers                     which pages have buffers, and how many there are
         policies                                {address: [details of who has it]} of Mempolicy objects
+        shared_policies                         {address of an SpNode: that of its policy}
         table, table_mm, leaf_mm                which frames are page tables, and whose
         pte, pte_mm, pte_vpn, pte_key, pte_pfn, pte_vma   one element an entry, sorted by key
         maps, map_pfn                           the entries that map a frame that counts, and it
@@ -238,7 +239,7 @@ class _Machine:
         self.prev = np.ascontiguousarray(pages["lru"]["prev"])
         self.ptl = pages["ptl"]
         self.object_size = {name: layout.sizeof(name) for name in (
-            "VmAreaStruct", "MmStruct", "Mempolicy", "AnonVma", "RadixTreeNode", "Inode", "File", "FilesStruct",
+            "VmAreaStruct", "MmStruct", "Mempolicy", "SpNode", "AnonVma", "RadixTreeNode", "Inode", "File", "FilesStruct",
             "BufferHead", "MemCgroup")}
         self.cache_of = {}
         self.free_objects = set()
@@ -480,7 +481,7 @@ def find_caches(m):
     them lead into Kernel.caches, and the objects are large enough for their structs."""
     addresses = m.cache_addresses()
     known = [("VmAreaStruct", "vm_area_cachep"), ("MmStruct", "mm_cachep"), ("AnonVma", "anon_vma_cachep"),
-             ("Mempolicy", "policy_cachep"), ("RadixTreeNode", "radix_tree_node_cachep"), ("Inode", "inode_cachep"),
+             ("Mempolicy", "policy_cachep"), ("SpNode", "sp_cachep"), ("RadixTreeNode", "radix_tree_node_cachep"), ("Inode", "inode_cachep"),
              ("File", "filp_cachep"), ("FilesStruct", "files_cachep"), ("BufferHead", "buffer_head_cachep")]
     if m.kernel.page_cgroup:
         known.append(("MemCgroup", "mem_cgroup_cachep"))
@@ -619,11 +620,12 @@ def find_rcu_pending(m):
 
 def check_slab_usage(m):
     """Every object that is not free was reached: a VMA by its address space, an address
-    space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue, a policy by a task or
-    a VMA, an open file by a descriptor or a VMA, a node of a page tree by the tree, a task's preloads
+    space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue, a policy by a task, a VMA
+    or a range of an inode's, such a range by the inode, an open file by a descriptor or a VMA, a node of a page tree by the tree, a task's preloads
     or the RCU queue, a buffer by its page, a group by the list.  More is a leak."""
     reached = {"VmAreaStruct": len(m.vma), "MmStruct": len(m.mm),
                "AnonVma": len(m.rcu_pending.union(m.anon_vmas)), "Mempolicy": len(m.policies),
+               "SpNode": len(m.shared_policies),
                "RadixTreeNode": len(m.tree_nodes | m.rcu_nodes), "Inode": len(m.inode),
                "File": len(m.file_address), "FilesStruct": len(m.files), "BufferHead": m.nr_buffers,
                "MemCgroup": len(m.mem_cgroup)}
@@ -905,13 +907,43 @@ def check_rings(next_, prev, owner):
 
 # ---- policies and cpusets -----------------------------------------------------
 
+def find_shared_policies(m):
+    """An inode's policies are a red-black tree of live objects, for ranges of its pages that are in
+    order and do not overlap."""
+    m.shared_policies = {}
+    for inode, row in zip(m.inode_address, m.inode):
+        root = int(row["i_policy"]["root"]["rb_node"])
+        found, faults, pending = [], [], [root]
+        while pending:
+            address = pending.pop()
+            if not address or address in m.shared_policies:
+                continue
+            fault = m.object_fault(address, "SpNode")
+            if fault:
+                faults.append((address, f"a range {fault}"))
+                continue
+            node = layout.struct("SpNode", address)
+            m.shared_policies[address] = node.policy
+            found.append(address)
+            pending += [int(node.nd["rb_left"]), int(node.nd["rb_right"])]
+        nodes = m.gather(found, "SpNode")
+        order, broken = walk_rb_tree([tuple(node.tolist()) for node in nodes["nd"]], found,
+                                     {address: i for i, address in enumerate(found)}, root)
+        bounds = [int(bound) for i in order for bound in (nodes["start"][i], nodes["end"][i])]
+        if not faults and not broken and (bounds != sorted(bounds) or (nodes["start"] >= nodes["end"]).any()):
+            faults = [(inode, f"its ranges are empty, overlap or are not in order: {bounds}")]
+        for where, fault in (faults or broken)[:LIMIT]:
+            m.report.add("policy", f"the policies of inode {row['i_id']}: {fault}", address=where)
+
+
 def find_policies(m):
-    """A policy is a live object that counts those who have it: a task, or VMAs.  Its nodes are
-    nodes."""
+    """A policy is a live object that counts those who have it: a task, VMAs, or ranges of an inode's
+    pages.  Its nodes are nodes."""
     live = np.flatnonzero(m.live)
     owners = [(int(m.tasks["mempolicy"][cpu]), {"task": m.pid[cpu]}) for cpu in live.tolist()]
     owners += [(int(policy), {**m.whose(m.vma_mm[i]), "address": m.vma["vm_start"][i]})
                for i, policy in enumerate(m.vma["vm_policy"].tolist()) if policy]
+    owners += [(policy, {"address": node}) for node, policy in m.shared_policies.items()]
     m.policies = {}
     for address, whose in owners:
         if not address:
@@ -1976,7 +2008,7 @@ def audit(strict_tlb=True, check_poison=False):
     for step in (check_zones, find_caches, find_free_objects, find_rcu_pending,
                  check_tasks, find_address_spaces, find_vmas, check_vmas, check_rb_trees,
                  find_files, find_cached_pages, find_swap_cache, find_buffers, check_i_mmap, check_anon_vmas,
-                 find_policies, check_cpusets, audit_memcg.find_mem_cgroups, find_page_tables,
+                 find_shared_policies, find_policies, check_cpusets, audit_memcg.find_mem_cgroups, find_page_tables,
                  check_page_tables, find_pagevecs,
                  find_free_blocks, check_ptes, check_swap_map, check_pte_protection, check_rmap,
                  check_cached_pages, check_rss,

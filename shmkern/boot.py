@@ -78,6 +78,7 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.mm_cachep = kmem_cache_create(b"mm_struct", sizeof(MmStruct))
     k.anon_vma_cachep = kmem_cache_create(b"anon_vma", sizeof(AnonVma))
     k.policy_cachep = kmem_cache_create(b"mempolicy", sizeof(Mempolicy))
+    k.sp_cachep = kmem_cache_create(b"shared_policy_node", sizeof(SpNode))
     if memcg:
         mem_cgroup_init(cast(pointer(PageCgroup), DIRECT_MAP_BASE + layout.page_cgroup))
     k.radix_tree_node_cachep = kmem_cache_create(b"radix_tree_node", sizeof(RadixTreeNode))
@@ -130,7 +131,7 @@ def struct_sizes():
     """What the compiler makes of the structs, to check layout.py against."""
     return {"Page": sizeof(Page), "Zone": sizeof(Zone), "PgData": sizeof(PgData),
             "KmemCache": sizeof(KmemCache), "Slab": sizeof(Slab), "AnonVma": sizeof(AnonVma),
-            "Mempolicy": sizeof(Mempolicy), "Cpuset": sizeof(Cpuset),
+            "Mempolicy": sizeof(Mempolicy), "SpNode": sizeof(SpNode), "Cpuset": sizeof(Cpuset),
             "VmAreaStruct": sizeof(VmAreaStruct), "MmStruct": sizeof(MmStruct),
             "MemCgroup": sizeof(MemCgroup), "PageCgroup": sizeof(PageCgroup),
             "RadixTreeNode": sizeof(RadixTreeNode), "AddressSpace": sizeof(AddressSpace),

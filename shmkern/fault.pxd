@@ -20,7 +20,7 @@ cdef int do_fault(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spi
 cdef bint pte_unmap_same(pte_t* ptep, Spinlock* ptl, pte_t pte) noexcept nogil
 @cython.locals(entry=swp_entry_t, memcg=pointer_to_memcg, same=bint)
 cdef int do_swap_page_locked(MmStruct* mm, VmAreaStruct* vma, u64 address, pte_t* ptep, Spinlock* ptl, pte_t pte, Page* page, bint write) noexcept nogil
-@cython.locals(page=pointer_to_page, entry=swp_entry_t)
+@cython.locals(page=pointer_to_page, entry=swp_entry_t, ilx=u64)
 cdef int do_swap_page(MmStruct* mm, VmAreaStruct* vma, u64 address, u64* pmd, pte_t* ptep, Spinlock* ptl, pte_t pte, bint write) noexcept nogil
 cdef bint pte_unchanged(pte_t* ptep, pte_t pte) noexcept nogil
 cdef void wp_page_reuse(pte_t* ptep) noexcept nogil

@@ -211,7 +211,9 @@ def do_swap_page(mm, vma, address, pmd, ptep, ptl, pte, write):
         return 0
     page = lookup_swap_cache(entry)
     if page == NULL:
-        page = read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE, vma, address)
+        pol = get_vma_policy(vma, address, addressof(ilx))
+        page = read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE, pol, ilx)
+        mpol_cond_put(pol)
         if page == NULL:
             # Without memory; or somebody else was faster, and the entry is gone.
             return -ENOMEM if pte_unmap_same(ptep, ptl, pte) else 0

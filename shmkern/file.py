@@ -52,8 +52,9 @@ def iput(inode):
 
 
 def evict_inode(inode):
-    """Frees an inode that nobody can find any more, with its pages."""
+    """Frees an inode that nobody can find any more, with its pages and their policies."""
     truncate_inode_pages(addressof(inode.i_data), 0)
+    mpol_free_shared_policy(addressof(inode.i_policy))
     inode_free(inode)
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What each kind of file can do: the table of address_space operations of this process.
+"""What each kind of file can do: the table of address_space operations of this process, and what
+areas do that map shared memory.
 
     page      no buffers; pages are moved by migrate_page
     buffer    buffer heads, moved with the page by buffer_migrate_page
@@ -53,3 +54,5 @@ def fill_a_ops():
 
 
 fill_a_ops()
+vm_operations[VM_OPS_SHMEM].set_policy = shmem_set_policy
+vm_operations[VM_OPS_SHMEM].get_policy = shmem_get_policy

@@ -26,6 +26,7 @@ cdef bint check_pte_range(VmAreaStruct* vma, u64* pmd, u64 address, u64 end, Pag
 cdef int check_area(VmAreaStruct* vma, u64 start, u64 end, PageQueue* queue) noexcept nogil
 @cython.locals(reached=u64)
 cdef int check_range(MmStruct* mm, u64 start, u64 end, PageQueue* queue) noexcept nogil
+cdef int policy_vma(VmAreaStruct* vma, Mempolicy* pol) noexcept nogil
 cdef int mbind_range(MmStruct* mm, u64 start, u64 end, Mempolicy* pol) noexcept nogil
 @cython.locals(vma=pointer_to_vma)
 cdef Page* new_vma_page(Page* page, u64 private, int** result) noexcept nogil

@@ -86,21 +86,35 @@ def check_range(mm, start, end, queue):
 
 # ---- mbind ---------------------------------------------------------------------
 
-def mbind_range(mm, start, end, pol):
-    """Gives the areas of [start, end) a policy; NULL for none.  Returns 0 or -ENOMEM, with nothing
-    changed.  Holds mmap_sem for writing.
+def policy_vma(vma, pol):
+    """Gives an area a policy, or what it maps if that is whose policy it is; NULL for none.  Returns 0
+    or -ENOMEM.  Holds mmap_sem for writing."""
+    set_policy = vma_ops(vma).set_policy
+    if set_policy != NULL:
+        return set_policy(vma, pol)
+    old = vma.vm_policy
+    mpol_get(pol)
+    vma.vm_policy = pol
+    mpol_put(old)
+    return 0
 
-    Areas that have become equal are merged.  (2.6.30 leaves them split, until there are too many;
-    mended by Linux commit 9d8cebd4bcd7.)
+
+def mbind_range(mm, start, end, pol):
+    """Gives the areas of [start, end) a policy, or what they map; NULL for none.  Holds mmap_sem for
+    writing.
+
+    Returns 0; or -ENOMEM, with nothing changed but what lies before an object that cannot have its
+    policy.  Areas that have become equal are merged.  (2.6.30 leaves them split, until there are too
+    many; mended by Linux commit 9d8cebd4bcd7.)
     """
     if carve_range(mm, start, end) != 0:
         return -ENOMEM
     vma = find_vma(mm, start)
     while vma != NULL and vma.vm_start < end:
-        old = vma.vm_policy
-        mpol_get(pol)
-        vma.vm_policy = pol
-        mpol_put(old)
+        if policy_vma(vma, pol) != 0:
+            merge_boundary(mm, vma.vm_start)
+            merge_boundary(mm, end)
+            return -ENOMEM
         vma = vma_merge(mm, vma).vm_next
     return 0
 
@@ -264,7 +278,9 @@ def do_get_mempolicy(address, flags, policy, nodes):
     rc = -EFAULT
     if vma != NULL:
         # Without a policy of its own it has the default, and not the task's.
-        rc = describe_policy(vma.vm_policy, vma, address, flags, policy, nodes)
+        pol = __get_vma_policy(vma, address)
+        rc = describe_policy(pol, vma, address, flags, policy, nodes)
+        mpol_cond_put(pol)
     up_read(addressof(me.mm.mmap_sem))
     return rc
 

@@ -7,8 +7,17 @@ from shmkern.lru cimport *
 from shmkern.uapi cimport *
 
 cdef enum:
-    MPOL_F_LOCAL = 4           # prefer the local node; of no concern to programs
+    # Of no concern to programs:
+    MPOL_F_SHARED = 1          # of an object, which may lose it any moment: whoever uses it has a reference
+    MPOL_F_LOCAL = 4           # prefer the local node
     MPOL_MODE_FLAGS = 0xc000   # MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES
+
+# A page's number for interleaving, where it has none: whoever allocates has turns.
+cdef extern from *:
+    """
+    #define NO_INTERLEAVE_INDEX (~0UL)
+    """
+    const u64 NO_INTERLEAVE_INDEX
 
 # A policy, or the errno for which there is none.
 cdef inline bint IS_ERR(const void* pointer) noexcept nogil:
@@ -27,6 +36,11 @@ cdef inline void mpol_get(Mempolicy* pol) noexcept nogil:
 cdef inline void mpol_put(Mempolicy* pol) noexcept nogil:
     if pol != NULL and atomic_add_return32(&pol.refcnt, -1) == 0:
         kmem_cache_free(kernel().policy_cachep, pol)
+
+# Gives back what get_vma_policy may have taken.
+cdef inline void mpol_cond_put(Mempolicy* pol) noexcept nogil:
+    if pol != NULL and pol.flags & MPOL_F_SHARED:
+        mpol_put(pol)
 
 cdef inline bint mpol_store_user_nodemask(Mempolicy* pol) noexcept nogil:
     return (pol.flags & MPOL_MODE_FLAGS) != 0
@@ -49,5 +63,7 @@ cdef int policy_node(u64 gfp, Mempolicy* pol) noexcept nogil
 cdef u64 policy_nodemask(u64 gfp, Mempolicy* pol) noexcept nogil
 cdef int interleave_nodes(Mempolicy* pol) noexcept nogil
 cdef int offset_il_node(Mempolicy* pol, u64 offset) noexcept nogil
-cdef Page* alloc_page_vma(u64 gfp, VmAreaStruct* vma, u64 address) noexcept nogil
+cdef Page* alloc_pages_mpol(u64 gfp, u64 order, Mempolicy* pol, u64 ilx) noexcept nogil
 cdef Page* alloc_pages_current(u64 gfp, u64 order) noexcept nogil
+
+ctypedef Mempolicy* pointer_to_policy

@@ -7,7 +7,8 @@ area's is changed with mmap_sem held for writing.  When a cpuset changes, others
 policy under the same locks: they replace its set of nodes, a word, and allocation reads
 that word once.
 
-Allocation takes no lock for a policy: the task's own cannot go, an area's is kept by mmap_sem.
+Allocation takes no lock for a policy: the task's own cannot go, an area's is kept by mmap_sem, of
+an object's (shared_policy.py) whoever allocates has a reference.
 """
 from cython import NULL, address as addressof, cast, pointer
 from cython.cimports.libc.errno import EINVAL, ENOMEM
@@ -186,27 +187,17 @@ def offset_il_node(pol, offset):
     return nth_node(cast(i32, offset % nodes_weight(nodes)), nodes)
 
 
-def alloc_page_vma(gfp, vma, address):
-    """A frame for the page at `address` of an area, by the area's policy, else the current
-    task's; without an area by the task's.  Returns NULL when the policy's nodes have none.  The
-    caller holds mmap_sem of the area."""
-    pol = current().mempolicy
-    if vma != NULL and vma.vm_policy != NULL:
-        pol = vma.vm_policy
+def alloc_pages_mpol(gfp, order, pol, ilx):
+    """2^order frames by a policy; NULL is the local node.  MPOL_INTERLEAVE goes by the page's number
+    `ilx`, or with NO_INTERLEAVE_INDEX by the current task's turn.  Returns NULL when the policy's
+    nodes have none.  The caller sees to it that the policy stays."""
     if pol != NULL and pol.mode == MPOL_INTERLEAVE:
-        if vma == NULL:
-            nid = interleave_nodes(pol)
-        else:
-            nid = offset_il_node(pol, vma.vm_pgoff + ((address - vma.vm_start) >> PAGE_SHIFT))
-        return alloc_pages_node(nid, gfp, 0)
-    return alloc_pages_nodemask(policy_node(gfp, pol), gfp, 0, policy_nodemask(gfp, pol))
+        nid = interleave_nodes(pol) if ilx == NO_INTERLEAVE_INDEX else offset_il_node(pol, ilx)
+        return alloc_pages_node(nid, gfp, order)
+    return alloc_pages_nodemask(policy_node(gfp, pol), gfp, order, policy_nodemask(gfp, pol))
 
 
 def alloc_pages_current(gfp, order):
     """2^order frames by the current task's policy, which __GFP_THISNODE sets aside."""
-    pol = current().mempolicy
-    if pol == NULL or gfp & __GFP_THISNODE:
-        return alloc_pages_node(numa_node_id(), gfp, order)
-    if pol.mode == MPOL_INTERLEAVE:
-        return alloc_pages_node(interleave_nodes(pol), gfp, order)
-    return alloc_pages_nodemask(policy_node(gfp, pol), gfp, order, policy_nodemask(gfp, pol))
+    pol = cast(pointer(Mempolicy), NULL) if gfp & __GFP_THISNODE else current().mempolicy
+    return alloc_pages_mpol(gfp, order, pol, NO_INTERLEAVE_INDEX)

@@ -298,6 +298,19 @@ cdef struct Mempolicy:
     u64 user_nodemask          # as the program said, with a MPOL_F_*_NODES flag
     u64 cpuset_mems_allowed    # what `nodes` is relative to, without
 
+# Pages of a shared object that have one policy (struct sp_node).
+cdef struct SpNode:
+    RbNode nd
+    u64 start                  # indices: of the first, and behind the last
+    u64 end
+    Mempolicy* policy
+
+# The policies of an object's pages, by index (struct shared_policy).
+cdef struct SharedPolicy:
+    RbRoot root                # of SpNode; they do not overlap
+    Spinlock lock
+    u32 _pad0
+
 # A group of tasks that may use the same nodes.
 cdef struct Cpuset:
     u64 mems_allowed
@@ -345,6 +358,7 @@ cdef struct Inode:
     u64 i_ino
     u64 i_size                 # bytes; changes under i_mutex
     u64 i_swapped              # swap entries in its page tree; changes under tree_lock
+    SharedPolicy i_policy      # of shared anonymous memory
     i32 i_count                # open files; under inode_lock when it becomes or leaves 0
     i32 i_host_fd              # init's descriptor; -1 without a host file
     u32 i_writable             # whether that may write
@@ -423,7 +437,7 @@ cdef struct VmAreaStruct:
     ListHead anon_vma_node
     AnonVma* anon_vma
     u64 vm_pgoff
-    Mempolicy* vm_policy       # NULL: its task's
+    Mempolicy* vm_policy       # NULL: its task's; or the object's that it maps, see get_vma_policy
     File* vm_file
     u64 vm_ops                 # VM_OPS_*: what a fault does, see vma.pxd
     RbNode shared              # in the i_mmap of vm_file
@@ -610,6 +624,7 @@ cdef struct Kernel:
     KmemCache* mm_cachep
     KmemCache* anon_vma_cachep
     KmemCache* policy_cachep
+    KmemCache* sp_cachep
     # memory control groups
     PageCgroup* page_cgroup    # NULL: the machine was booted without
     MemCgroup* root_mem_cgroup

@@ -12,11 +12,46 @@ leaves it after it has taken the entry's.  So who finds the entry finds the page
 It is unmapped before it goes and mapped after it came back; a page of the swap cache that is none
 of an anonymous area has no mapping, and migration leaves it alone.
 
+Which node a page comes from is the file's to say as well, for ranges of it (shared_policy.py): a
+policy that is set through one area holds for all.
+
 Locks: PG_locked, then tree_lock of the file, swap_lock, or tree_lock of the swap cache.
 """
 from cython import NULL, address as addressof, cast, pointer
 from cython.cimports.libc.errno import EEXIST, ENOMEM
 
+
+# ---- its policy --------------------------------------------------------------
+
+def shmem_set_policy(vma, pol):
+    """Gives what an area maps a policy; NULL for none.  Returns 0 or -ENOMEM."""
+    pages = (vma.vm_end - vma.vm_start) >> PAGE_SHIFT
+    return mpol_set_shared_policy(addressof(vma.vm_file.f_mapping.host.i_policy), vma.vm_pgoff,
+                                  vma.vm_pgoff + pages, pol)
+
+
+def shmem_get_policy(vma, address):
+    """The policy of the page at `address`, with a reference, or NULL."""
+    return mpol_shared_policy_lookup(addressof(vma.vm_file.f_mapping.host.i_policy),
+                                     vma.vm_pgoff + ((address - vma.vm_start) >> PAGE_SHIFT))
+
+
+def shmem_page_policy(mapping, offset):
+    """The policy by which memory for a page is chosen: its own, else the current task's.
+    mpol_cond_put gives it back."""
+    pol = mpol_shared_policy_lookup(addressof(mapping.host.i_policy), offset)
+    return pol if pol != NULL else current().mempolicy
+
+
+def shmem_alloc_page(gfp, mapping, offset):
+    """A frame for the page at an index, by its policy; NULL when that has none."""
+    pol = shmem_page_policy(mapping, offset)
+    page = alloc_pages_mpol(gfp, 0, pol, offset)
+    mpol_cond_put(pol)
+    return page
+
+
+# ---- what of it is in swap ----------------------------------------------------
 
 def shmem_swap_entry(mapping, offset):
     """The swap entry at an index; 0 when there is none.  The caller has no use of it: it may be gone
@@ -116,7 +151,9 @@ def shmem_swapin(mapping, offset, entry):
     else was faster), -ENOMEM, or -VM_FAULT_SIGBUS when it cannot be read.  Sleeps."""
     page = lookup_swap_cache(entry)
     if page == NULL:
-        page = read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE, cast(pointer(VmAreaStruct), NULL), 0)
+        pol = shmem_page_policy(mapping, offset)
+        page = read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE, pol, offset)
+        mpol_cond_put(pol)
         if page == NULL:
             return -ENOMEM if shmem_swap_entry(mapping, offset) == entry else 0
         count_vm_event(PGMAJFAULT)
@@ -148,7 +185,7 @@ def shmem_truncate_swapped(mapping, index):
 def shmem_getpage(mapping, offset):
     """Makes the page at an index, of zeros.  Returns 0 (also when somebody else was faster) or
     -ENOMEM."""
-    page = alloc_page(GFP_HIGHUSER_MOVABLE | __GFP_ZERO)
+    page = shmem_alloc_page(GFP_HIGHUSER_MOVABLE | __GFP_ZERO, mapping, offset)
     if page == NULL:
         return -ENOMEM
     __SetPageSwapBacked(page)

@@ -150,9 +150,9 @@ def lookup_swap_cache(entry):
     return find_get_page(addressof(kernel().swapper_space), swp_index(entry))
 
 
-def read_swap_cache_async(entry, gfp, vma, address):
+def read_swap_cache_async(entry, gfp, pol, ilx):
     """The page for an entry, read if it is not in the cache, with a reference taken.  Its frame is
-    chosen as for `address` in `vma`.
+    chosen by a policy, as page `ilx`.
 
     Returns NULL when there is no memory, or when the entry is no longer in use: the caller has
     not got a use of its own, and finds out which by another look at its page-table entry.  A page
@@ -164,7 +164,7 @@ def read_swap_cache_async(entry, gfp, vma, address):
         if found != NULL:
             break
         if new == NULL:
-            new = alloc_page_vma(gfp, vma, address)
+            new = alloc_pages_mpol(gfp, 0, pol, ilx)
             if new == NULL:
                 break
         if not swap_duplicate(entry):

@@ -20,10 +20,14 @@ cdef enum:
 # What else the owner of an area's memory does (struct vm_operations_struct), by the same numbers: a
 # function has another address in each process.  NULL where there is nothing to do.
 ctypedef void (*vma_close_t)(VmAreaStruct* vma) noexcept nogil
+ctypedef int (*vma_set_policy_t)(VmAreaStruct* vma, Mempolicy* pol) noexcept nogil
+ctypedef Mempolicy* (*vma_get_policy_t)(VmAreaStruct* vma, u64 address) noexcept nogil
 ctypedef int (*vma_migrate_t)(VmAreaStruct* vma, u64 to_nodes, u64 from_nodes, u64 flags) noexcept nogil
 
 cdef struct VmOperations:
     vma_close_t close
+    vma_set_policy_t set_policy        # where the policy is not the area's
+    vma_get_policy_t get_policy        # with a reference
     vma_migrate_t migrate
 
 cdef VmOperations vm_operations[4]      # NR_VM_OPS
@@ -50,6 +54,11 @@ cdef void vma_link_file_after(VmAreaStruct* vma, VmAreaStruct* prev) noexcept no
 cdef void unlink_file_vma(VmAreaStruct* vma) noexcept nogil
 cdef void lock_rmap(AddressSpace* mapping, AnonVma* anon_vma) noexcept nogil
 cdef void unlock_rmap(AddressSpace* mapping, AnonVma* anon_vma) noexcept nogil
+cdef Mempolicy* __get_vma_policy(VmAreaStruct* vma, u64 address) noexcept nogil
+@cython.locals(pol=pointer_to_policy)
+cdef Mempolicy* get_vma_policy(VmAreaStruct* vma, u64 address, u64* ilx) noexcept nogil
+@cython.locals(ilx=u64)
+cdef Page* alloc_page_vma(u64 gfp, VmAreaStruct* vma, u64 address) noexcept nogil
 cdef VmAreaStruct* find_vma_prev(MmStruct* mm, u64 address, VmAreaStruct** prev_out) noexcept nogil
 cdef VmAreaStruct* find_vma(MmStruct* mm, u64 address) noexcept nogil
 cdef VmAreaStruct* find_vma_intersection(MmStruct* mm, u64 start, u64 end) noexcept nogil

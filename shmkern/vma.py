@@ -116,6 +116,36 @@ def unlock_rmap(mapping, anon_vma):
         spin_unlock(addressof(mapping.i_mmap_lock))
 
 
+# ---- its policy --------------------------------------------------------------
+
+def __get_vma_policy(vma, address):
+    """The policy that a page of an area has because of the area or of what that maps; NULL when there
+    is none.  mpol_cond_put gives it back.  Holds mmap_sem."""
+    get_policy = vma_ops(vma).get_policy
+    return vma.vm_policy if get_policy == NULL else get_policy(vma, address)
+
+
+def get_vma_policy(vma, address, ilx):
+    """The policy by which memory for a page of an area is chosen: its own, else the current task's,
+    as without an area; and in *ilx the page's number, for interleaving.  Returns NULL for the local
+    node.  mpol_cond_put gives it back.  Holds mmap_sem of the area."""
+    ilx[0] = NO_INTERLEAVE_INDEX
+    pol = NULL
+    if vma != NULL:
+        ilx[0] = vma.vm_pgoff + ((address - vma.vm_start) >> PAGE_SHIFT)
+        pol = __get_vma_policy(vma, address)
+    return pol if pol != NULL else current().mempolicy
+
+
+def alloc_page_vma(gfp, vma, address):
+    """A frame for the page at `address` of an area, by get_vma_policy.  Returns NULL when the policy's
+    nodes have none.  Holds mmap_sem of the area."""
+    pol = get_vma_policy(vma, address, addressof(ilx))
+    page = alloc_pages_mpol(gfp, 0, pol, ilx)
+    mpol_cond_put(pol)
+    return page
+
+
 # ---- find --------------------------------------------------------------------
 
 def find_vma_prev(mm, address, prev_out):

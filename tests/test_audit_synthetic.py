@@ -30,7 +30,7 @@ MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x1, 0x20, 0x400
 POISON_WORD = 0x6b6b6b6b6b6b6b6b
 LIST_POISON = 0x100100
 CACHES = {"VmAreaStruct": "vm_area_cachep", "MmStruct": "mm_cachep", "AnonVma": "anon_vma_cachep",
-          "Mempolicy": "policy_cachep", "RadixTreeNode": "radix_tree_node_cachep", "Inode": "inode_cachep",
+          "Mempolicy": "policy_cachep", "SpNode": "sp_cachep", "RadixTreeNode": "radix_tree_node_cachep", "Inode": "inode_cachep",
           "File": "filp_cachep", "FilesStruct": "files_cachep", "BufferHead": "buffer_head_cachep"}
 
 PRESENT, RW, USER = C["_PAGE_PRESENT"], C["_PAGE_RW"], C["_PAGE_USER"]
@@ -782,6 +782,49 @@ def policy_names_a_node_that_is_none(s):
     give_policy(s, nodes=0b1000)
 
 
+def give_shared_policies(s):
+    """An inode that nobody has open, with policies for its pages 0 to 3 and 5; its three nodes."""
+    inode = s.slab_alloc("Inode")
+    inode.i_id = 7
+    s.list_add(inode.address + layout.offsetof("Inode", "i_list"),
+               s.kernel.address + layout.offsetof("Kernel", "inodes"))
+    nodes = []
+    for start, end in ((0, 2), (2, 4), (5, 6)):
+        node, policy = s.slab_alloc("SpNode"), s.slab_alloc("Mempolicy")
+        policy.refcnt, policy.mode, policy.nodes = 1, C["MPOL_BIND"], 1
+        node.start, node.end, node.policy = start, end, policy.address
+        nodes.append(node)
+    left, root, right = nodes
+    inode.i_policy["root"]["rb_node"] = root.address
+    root.nd["rb_left"], root.nd["rb_right"] = left.address, right.address
+    left.nd["rb_parent"] = right.nd["rb_parent"] = root.address
+    left.nd["rb_red"] = right.nd["rb_red"] = 1
+    return nodes
+
+
+@damage("policy")
+def shared_policies_overlap(s):
+    give_shared_policies(s)[0].end = 3
+
+
+@damage("policy")
+def shared_policies_are_out_of_order(s):
+    left, _root, right = give_shared_policies(s)
+    left.start, left.end, right.start, right.end = 5, 6, 0, 2
+
+
+@damage("policy", "slab")
+def shared_policy_is_freed(s):
+    nodes = give_shared_policies(s)
+    s.slab_free("SpNode", nodes[2].address)
+
+
+@damage("policy", expected=1, found=3)
+def shared_policy_has_a_reference_too_many(s):
+    node = give_shared_policies(s)[1]
+    layout.struct("Mempolicy", node.policy).refcnt = 3
+
+
 @damage("device", expected=1, found="0 mappings, in use")
 def devices_frame_is_lost(s):
     s.kernel.device_free[1] ^= 4
@@ -1386,6 +1429,10 @@ def rcu_frees_something_else(s):
 
 def test_a_consistent_machine_is_clean():
     assert findings_of(lambda s: None, check_poison=True) == []
+
+
+def test_shared_memory_may_have_policies():
+    assert findings_of(give_shared_policies) == []
 
 
 @pytest.mark.parametrize("function, kinds, where", DAMAGE)

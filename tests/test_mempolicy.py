@@ -3,11 +3,12 @@
 what; cpusets, which bound all of it; migrate_pages(2).  On real processes."""
 import errno
 import itertools
+import random
 
 import pytest
 
 from helpers import C, PAGE, Mapper, Puppet, counter, errno_of, free_frames, node_at, pfn_at, until_waits, vmas
-from shmkern import (MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
+from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
                      MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT,
                      MPOL_PREFERRED, PROT_READ, PROT_WRITE, layout, worker)
 from shmkern.kallsyms import ksym
@@ -324,6 +325,163 @@ def test_masks_come_from_the_tasks_memory_and_go_there(four):
                     "EINVAL", "EINVAL", "EINVAL", None]
     assert out == MPOL_BIND.to_bytes(4, "little") + b"\xff" * 4 + (0b0110).to_bytes(8, "little") + bytes(8) + b"\xff" * 8
     assert more == ["EINVAL", None, "EFAULT", "EFAULT", "EINVAL"]
+
+
+# ---- of shared memory --------------------------------------------------------------
+
+def shared_area(puppet, count=PAGES):
+    return puppet(lambda task: task.mmap(count * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS))
+
+
+def policies_at(puppet, va, count=PAGES):
+    return puppet(lambda task: [task.get_mempolicy(va + i * PAGE, MPOL_F_ADDR) for i in range(count)])
+
+
+def test_a_policy_of_shared_memory_is_everybodys_and_each_gets_memory_by_it(four):
+    """mpol_set_shared_policy: it is the object's, whoever set it and through which area."""
+    setter = Puppet(four)
+    va = shared_area(setter)
+    other = setter.fork()
+    setter(lambda task: task.mbind(va, 4 * PAGE, MPOL_BIND, [2]))
+    other(lambda task: task.mbind(va + 8 * PAGE, 4 * PAGE, MPOL_BIND, [3]))
+    assert policies_at(setter, va) == policies_at(other, va) == \
+        [(MPOL_BIND, [2])] * 4 + [(MPOL_DEFAULT, [])] * 4 + [(MPOL_BIND, [3])] * 4
+    # Where there is none it is the task's.
+    for puppet, node in ((setter, 0), (other, 1)):
+        puppet(lambda task: task.set_mempolicy(MPOL_BIND, [node]))
+        pages = range(node, PAGES, 2)
+        puppet(lambda task: [task.store64(va + page * PAGE, page) for page in pages])
+    assert other(lambda task: [task.load64(va + page * PAGE) for page in range(PAGES)]) == list(range(PAGES))
+    assert nodes_at(other, va) == [2] * 4 + [0, 1] * 2 + [3] * 4
+    assert other(lambda task: task.get_mempolicy(va, MPOL_F_ADDR | MPOL_F_NODE)) == (2, [2])
+    # The areas need not be cut for it.
+    assert len(vmas(setter)) == len(vmas(other)) == 1
+    four.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("how", ["munmap", "exit"])
+def test_a_policy_of_shared_memory_outlives_the_area_that_set_it(four, how):
+    keeper = Puppet(four)
+    va = shared_area(keeper)
+    setter = keeper.fork()
+    setter(lambda task: task.mbind(va, PAGES * PAGE, MPOL_INTERLEAVE, [1, 3]))
+    setter.exit() if how == "exit" else setter(lambda task: task.munmap(va, PAGES * PAGE))
+    assert policies_at(keeper, va) == [(MPOL_INTERLEAVE, [1, 3])] * PAGES
+    # By the page's place in the object, whoever touches it, from any end.
+    keeper(lambda task: [task.store64(va + i * PAGE, 1) for i in reversed(range(PAGES))])
+    assert nodes_at(keeper, va) == [1, 3] * (PAGES // 2)
+    # And moves along.
+    to = keeper(lambda task: task.mremap(va, 6 * PAGE, 8 * PAGE, 1))
+    assert policies_at(keeper, to, 6) == [(MPOL_INTERLEAVE, [1, 3])] * 6
+    keeper.exit()
+    four.audit().raise_if_broken()
+
+
+def test_policies_of_shared_memory_are_cut_and_replaced_page_by_page(four):
+    """shared_policy_replace, against a list."""
+    puppet, rng = Puppet(four), random.Random(6)
+    va, said = shared_area(puppet), [(MPOL_DEFAULT, [])] * PAGES
+    for turn in range(60):
+        first = rng.randrange(PAGES)
+        count = rng.randint(1, PAGES - first)
+        mode, nodes = rng.choice([(MPOL_DEFAULT, []), (MPOL_BIND, [1]), (MPOL_BIND, [2, 3]), (MPOL_PREFERRED, [0])])
+        puppet(lambda task: task.mbind(va + first * PAGE, count * PAGE, mode, nodes))
+        said[first:first + count] = [(mode, nodes)] * count
+        assert policies_at(puppet, va) == said
+        if turn % 8 == 0:
+            four.audit().raise_if_broken()
+
+
+def test_without_memory_for_a_policy_of_shared_memory_nothing_changes(four):
+    puppet = Puppet(four)
+    va = shared_area(puppet)
+    puppet(lambda task: task.mbind(va, PAGES * PAGE, MPOL_BIND, [3]))
+
+    def program(task):
+        seen = []
+        for nth in range(1, 12):
+            task.fail_nth(nth)
+            seen.append(errno_of(lambda: task.mbind(va + PAGE, PAGE, MPOL_BIND, [1])))
+            if task.fail_nth(0):
+                return seen
+        return seen
+
+    # The policy, two cuts, and for the object: what may be cut off, the range, its policy.
+    assert puppet(program) == ["ENOMEM"] * 6 + [None]
+    assert policies_at(puppet, va) == [(MPOL_BIND, [1 if page == 1 else 3]) for page in range(PAGES)]
+    assert len(vmas(puppet)) == 1
+    four.audit().raise_if_broken()
+
+
+def test_mbind_of_private_and_shared_memory_in_one_call(four):
+    """What the area has and what the object has are two copies: the one is rebound, and goes with the
+    area (Linux commit 869833f2c5c6)."""
+    group = four.create_cpuset({0, 1})
+    puppet, at = Puppet(four, cpuset=group), 0x10_0000_0000
+    puppet(lambda task: (task.mmap(2 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | C["MAP_FIXED"], at),
+                         task.mmap(2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | C["MAP_FIXED"], at + 2 * PAGE)))
+    other = puppet.fork()
+    puppet(lambda task: task.mbind(at, 4 * PAGE, MPOL_BIND, [1]))
+    assert policies_at(puppet, at, 4) == [(MPOL_BIND, [1])] * 4
+    assert policies_at(other, at, 4) == [(MPOL_DEFAULT, [])] * 2 + [(MPOL_BIND, [1])] * 2
+    four.attach(0, other.pid)
+    four.set_mems(group, {2, 3})
+    assert policies_at(puppet, at, 4) == [(MPOL_BIND, [3])] * 2 + [(MPOL_BIND, [1])] * 2
+    # Who may use none of the nodes does without; the other may.
+    assert set(touch(puppet, at, 3)) <= {2, 3}
+    other(lambda task: task.store64(at + 3 * PAGE, 1))
+    assert node_at(other, at + 3 * PAGE) == 1
+    four.audit().raise_if_broken()
+
+
+def test_mbind_moves_shared_memory_by_the_policy_of_the_object(four):
+    puppet = Puppet(four)
+    va = shared_area(puppet)
+    other = puppet.fork()
+    puppet(lambda task: task.set_mempolicy(MPOL_BIND, [0]))
+    assert set(touch(puppet, va)) == {0}
+    other(lambda task: (task.load(va, PAGES * PAGE), task.mbind(va, PAGES * PAGE, MPOL_INTERLEAVE, [1, 2, 3])))
+    puppet(lambda task: task.mbind(va, PAGES * PAGE, MPOL_INTERLEAVE, [1, 2, 3], MPOL_MF_MOVE_ALL | MPOL_MF_STRICT))
+    assert nodes_at(puppet, va) == [1, 2, 3] * (PAGES // 3)
+    assert other(lambda task: [task.load64(va + i * PAGE) for i in range(PAGES)]) == list(range(1, PAGES + 1))
+    four.audit().raise_if_broken()
+
+
+def test_a_policy_of_shared_memory_may_change_while_others_allocate_by_it(four):
+    """mpol_shared_policy_lookup takes a reference: the policy may be replaced and freed meanwhile."""
+    setter, count = Puppet(four), 600
+    va = shared_area(setter, count)
+    others = [setter.fork() for _ in range(2)]
+    for who, other in enumerate(others):
+        pages = range(who, count, 2)
+        other.begin(lambda task: [task.store64(va + page * PAGE, page) for page in pages])
+    turns = itertools.cycle(([1], [2], []))
+    while not all(other.is_done() for other in others):
+        batch = [next(turns) for _ in range(30)]
+        setter(lambda task: [task.mbind(va + i * PAGE, (count - i) * PAGE, MPOL_BIND if nodes else MPOL_DEFAULT, nodes)
+                             for i, nodes in enumerate(batch)])
+    for other in others:
+        other.reply()
+    assert setter(lambda task: [task.load64(va + i * PAGE) for i in range(count)]) == list(range(count))
+    assert set(nodes_at(setter, va, count)) <= {1, 2, *map(home, others)}
+    four.audit().raise_if_broken()
+
+
+def test_shared_memory_comes_back_from_swap_by_its_policy(boot, tmp_path):
+    machine = boot(nodes=2, frames_per_node=256)
+    machine.swapon(tmp_path / "swap", 1000)
+    puppet = Puppet(machine)
+    va = shared_area(puppet, 700)
+    puppet(lambda task: [task.store64(va + i * PAGE, i) for i in range(700)])
+    setter = puppet.fork()
+    setter(lambda task: task.mbind(va, 700 * PAGE, MPOL_BIND, [1]))
+    came = set()
+    for page in range(40):
+        at, count = va + page * PAGE, counter(machine)
+        assert puppet(lambda task: task.load64(at)) == page
+        if count("pgmajfault"):
+            came.add(node_at(puppet, at))
+    assert came == {1}
 
 
 # ---- mbind moves pages -----------------------------------------------------------

@@ -592,8 +592,7 @@ def test_page_just_read_into_the_cache_has_no_rmap_and_is_left_alone(small):
             target, entry = address, pte
             break
         owner(lambda task, found=found: ksym.put_page(found))
-    vma = mm_of(owner).mmap
-    read = owner(lambda task: ksym.read_swap_cache_async(entry, GFP, vma, target))
+    read = owner(lambda task: ksym.read_swap_cache_async(entry, GFP, 0, 0))
     struct = layout.struct("Page", read)
     assert struct.mapping == 0 and struct.flags & flags("PG_swapcache") and struct.private == entry
     owner(lambda task: ksym.put_page(read))

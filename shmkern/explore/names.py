@@ -23,6 +23,7 @@ PAGE, SHIFT = C["PAGE_SIZE"], C["PAGE_SHIFT"]
 PFN_MASK = 0x000ffffffffff000
 SLAB_STRUCTS = {"vm_area_struct": ("VmAreaStruct", "vma"), "mm_struct": ("MmStruct", "mm"),
                 "anon_vma": ("AnonVma", "anon_vma"), "mempolicy": ("Mempolicy", "mempolicy"),
+                "shared_policy_node": ("SpNode", "sp_node"),
                 "inode": ("Inode", "inode"), "filp": ("File", "file"), "files": ("FilesStruct", "files"),
                 "radix_tree_node": ("RadixTreeNode", "node"), "buffer_head": ("BufferHead", "bh"),
                 "mem_cgroup": ("MemCgroup", "memcg")}
