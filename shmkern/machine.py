@@ -57,7 +57,7 @@ class Init:
     def __init__(self, machine):
         self._machine = machine
         self._connection, other = worker._fork.Pipe()
-        self._child = machine.spawn(worker.serve, other)
+        self._child = machine.spawn(worker.init, other)
         other.close()
         self.pid = self._child.pid
         self.os_pid = self._child.os_pid

@@ -286,8 +286,8 @@ def _run(cpu, pid, program, args):
 
 # ---- programs of the machine's own ---------------------------------------------
 
-def serve(task, connection):
-    """Init: does on request what its supervisor, who is no task, cannot do itself; and keeps the
+def init(task, connection):
+    """Does on request what its supervisor, who is no task, cannot do itself; and keeps the
     descriptors of the host files that tasks open."""
     keeper = host_files.keeper = host_files.Keeper(task)
     while True:
@@ -295,19 +295,30 @@ def serve(task, connection):
         keeper.tidy()
         if keeper in ready:
             keeper.take()
-        if connection not in ready:
-            continue
-        try:
-            number, method, args = connection.recv()
-        except EOFError:
+        if connection in ready and not answer(task, connection):
             return
-        try:
-            reply = True, getattr(task, method)(*args)
-        except TaskExit:
-            reply = False, PermissionError(1, "init does not exit")
-        except Exception as error:
-            reply = False, ExceptionWithTraceback(error, error.__traceback__)
-        hand_over(connection, (number, *reply), number)
+
+
+def serve(task, connection):
+    """Does on request what a task can do."""
+    while answer(task, connection):
+        pass
+
+
+def answer(task, connection):
+    """Does what the next request asks for, and replies.  False when there will be no more."""
+    try:
+        number, method, args = connection.recv()
+    except EOFError:
+        return False
+    try:
+        reply = True, getattr(task, method)(*args)
+    except TaskExit:
+        reply = False, PermissionError(1, "init does not exit")
+    except Exception as error:
+        reply = False, ExceptionWithTraceback(error, error.__traceback__)
+    hand_over(connection, (number, *reply), number)
+    return True
 
 
 def flusher(task, connection, interval):

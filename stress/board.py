@@ -175,9 +175,17 @@ class Run:
         self.row["state"] = WORKING
 
 
-def enter(task, run, program, *args):
-    """Runs program(task, run, *args) as a task of a scenario: with a row on the board, and
-    with failures told to the supervisor."""
+def entering(run, program, name=None):
+    """What runs program(task, run, *args) as a task of a scenario, in a task that it is given to:
+    with the program's name, or another one.  spawn(), fork() and clone() take it."""
+    def enter(task, *args):
+        _enter(task, run, program, args)
+    enter.__name__ = name or program.__name__
+    return enter
+
+
+def _enter(task, run, program, args):
+    """With a row on the board, and with failures told to the supervisor."""
     run.row = run.board.rows[task.cpu]
     run.row["state"] = SETTING_UP
     run.row["pid"] = task.pid

@@ -95,7 +95,7 @@ def make_child(space, number):
     """A child, or None when the machine has no room for one now."""
     run = space.run
     try:
-        child = space.task.fork(common.enter, run, descendant, space, (*space.key, number))
+        child = space.task.fork(common.entering(run, descendant), space, (*space.key, number))
     except OSError:
         run.row["refused"] += 1
         return None

@@ -12,7 +12,7 @@ import time
 
 import shmkern
 from shmkern import layout, vmstat
-from shmkern_stress.board import ABSENT, PARKED, SETTING_UP, WAITING, WORKING, Board, Run, enter
+from shmkern_stress.board import ABSENT, PARKED, SETTING_UP, WAITING, WORKING, Board, Run, entering
 
 POLL = 0.02
 AUDIT_EVERY = 5.0
@@ -163,7 +163,7 @@ class Supervision:
             scenario.prepare(self.machine, options)
         count = scenario.roots(options) if hasattr(scenario, "roots") else options.workers
         for number in range(count):
-            self.roots.append(self.machine.spawn(enter, self.run, scenario.worker, number))
+            self.roots.append(self.machine.spawn(entering(self.run, scenario.worker, f"worker {number}"), number))
             self.poll()
         self.poll_until(lambda: self.board.count(WORKING) >= count, START_LIMIT, "not all tasks are set up")
         for number in range(options.migrators):

@@ -137,7 +137,7 @@ def fork(member, born):
     """A child that goes on with a copy for a while, and is waited for."""
     run = member.run
     try:
-        child = member.task.fork(common.enter, run, descendant, member, (*member.key, born))
+        child = member.task.fork(common.entering(run, descendant), member, (*member.key, born))
     except OSError:
         run.row["refused"] += 1
         return

@@ -72,7 +72,7 @@ def roots(options):
 def worker(task, run, group):
     """A group's leader: makes the memory and the other members, and is the first member."""
     memory = task.mmap(PAGES * PAGE)
-    others = [task.clone(common.enter, run, member, group, number, memory)
+    others = [task.clone(common.entering(run, member, f"member {number}"), group, number, memory)
               for number in range(1, run.plan.groups[group])]
     member(task, run, group, 0, memory)
     for other in others:
@@ -100,7 +100,7 @@ def member(task, run, group, number, memory):
         else:
             poach(rng)
         if rng.random() < FORK_CHANCE:
-            task.fork(common.enter, run, copy, rng, own, shadow, counters, seen, run.options.seed + stream).result()
+            task.fork(common.entering(run, copy), rng, own, shadow, counters, seen, run.options.seed + stream).result()
             run.row["forks"] += 1
         stream += 1
     for start, length in own:
