@@ -184,11 +184,20 @@ def summary(sample):
             f"{rates['accesses']:,} accesses"]
 
 
+# Numbers that are names: somebody will want to copy one.
+NAMES = {"pid", "cpu", "os_pid", "node"}
+
+
+def cell(row, column):
+    """A value of a row as a person reads it."""
+    value = row[column]
+    return str(value) if column in NAMES or isinstance(value, str) else f"{value:,}"
+
+
 def rows_text(rows, columns):
     """Rows (dicts) as aligned lines under their headings."""
     return command.table([[column.upper() for column in columns],
-                          *([f"{row[column]:,}" if isinstance(row[column], (int, float)) else str(row[column])
-                             for column in columns] for row in rows)])
+                          *([cell(row, column) for column in columns] for row in rows)])
 
 
 TASK_COLUMNS = ["pid", "name", "cpu", "os_pid", "pages", *TASK_RATES, "waits_ms", "waits_for", "held_by"]

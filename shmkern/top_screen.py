@@ -126,8 +126,7 @@ class TopScreen(App):
         rows.sort(key=lambda row: row[self._sort], reverse=bool(numbers and self._sort != "pid") != self._reversed)
         table.clear()
         for row in rows:
-            table.add_row(*(f"{row[column]:,}" if not isinstance(row[column], str) else row[column]
-                            for column in COLUMNS), key=str(row["pid"]))
+            table.add_row(*(top.cell(row, column) for column in COLUMNS), key=str(row["pid"]))
         pids = [row["pid"] for row in rows]
         if chosen in pids:
             table.move_cursor(row=pids.index(chosen), animate=False)
