@@ -63,11 +63,13 @@ class Record:
         self.names, self.channels, self.counters = {}, {}, []
         self.machine, self.nodes = direct_map.mapped.name, layout.kernel().nr_nodes
 
-    def add(self, events):
-        """Takes the next events; while the machine runs, for later nobody could say what a
-        channel was."""
+    def add(self, events, limit):
+        """Takes the next events, up to `limit` in all; while the machine runs, for later nobody could
+        say what a channel was."""
+        counts = self.count + np.cumsum(events["event"] != tracing.LOST)
+        events = events[:np.searchsorted(counts, limit, "right")]
         self._parts.append(events)
-        self.count += int((events["event"] != tracing.LOST).sum())
+        self.count = int(counts[len(events) - 1]) if len(events) else self.count
         for channel in np.unique(events["args"][np.isin(events["event"], WAITS), 0]).tolist():
             if channel not in self.channels:
                 self.channels[channel] = report.describe(channel)
@@ -162,7 +164,7 @@ def trace(args, process, signals):
         while True:
             over = direct_map.has_ended() or signals.number or time.monotonic() >= deadline or \
                 (process is not None and process.poll() is not None)
-            record.add(tracer.read())
+            record.add(tracer.read(), args.limit)
             if time.monotonic() >= next_sample:
                 record.sample()
                 next_sample = time.monotonic() + COUNTERS_EVERY
@@ -170,7 +172,7 @@ def trace(args, process, signals):
                 break
             time.sleep(POLL)
         tracer.stop()
-        record.add(tracer.read())
+        record.add(tracer.read(), args.limit)
         record.sample()
         record.names, record.lost = tracer.names, tracer.lost
     return record
