@@ -117,5 +117,6 @@ def state_of(result):
     """A result in a word: one of html_report.STATES."""
     if result["findings"]:
         return "broken"
-    whole = all(turn["state"] in ("held", "cut short") for turn in result["turns"])
+    # An earlier turn that was interrupted has been gone on from.
+    whole = all(turn["state"] != "interrupted" for turn in result["turns"][-1:])
     return "held" if whole and result["seconds"] >= result["planned_seconds"] - 1 else "interrupted"

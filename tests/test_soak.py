@@ -16,7 +16,7 @@ import pytest
 
 import planted
 from shmkern import vmstat, worker
-from shmkern_stress import common, samples, soak, trend, verdict
+from shmkern_stress import common, recording, samples, soak, trend, verdict
 from shmkern_stress.sampler import Sampler
 
 pytestmark = pytest.mark.timeout(120)
@@ -238,6 +238,13 @@ def test_a_signal_ends_it_with_a_full_report(start, tmp_path, number):
     assert "soak interrupted: 1 turns" in out and "turn 1   interrupted anon" in out
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["turns"][0]["state"] == "interrupted" and result["turns"][0]["result"]["pages_migrated"] > 0
+
+
+@pytest.mark.parametrize("states, word", [(["held", "interrupted"], "interrupted"), (["interrupted", "held"], "held"),
+                                          (["cut short", "held"], "held")])
+def test_what_was_interrupted_and_then_gone_on_with_has_held(states, word):
+    result = {"findings": [], "seconds": 60.0, "planned_seconds": 60.0, "turns": [{"state": state} for state in states]}
+    assert recording.state_of(result) == word
 
 
 def test_it_outlives_its_terminal(tmp_path):
