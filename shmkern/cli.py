@@ -9,7 +9,6 @@ import argparse
 import importlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,20 +18,13 @@ import numpy as np
 
 import shmkern
 from shmkern import direct_map, layout, record
-from shmkern.command import BAD_USE, DONE, positive, table, write_json
+from shmkern.command import BAD_USE, DONE, Parser, positive, table, write_json
 from shmkern.errors import UsageError
 
 C = layout.constants
 CHECKOUT = Path(shmkern.__file__).resolve().parent.parent
 # Accesses that `record` keeps by default; as a trace, about three megabytes.
 RECORD_LIMIT = 2_000_000
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
-
-    def error(self, message):
-        self.exit(BAD_USE, f"{self.prog}: {message}\n")
 
 
 # ---- blocks ------------------------------------------------------------------------
@@ -158,7 +150,8 @@ def list_blocks(args):
     rows += [(block.name, f"{block.used / 2**20:.0f} of {block.size / 2**20:.0f} MiB", str(block.nodes),
               str(block.frames), str(len(block.tasks)), str(block.supervisor), _age(block.age), block.state)
              for block in states]
-    _print(*(table(rows) if states else ["There are no machines."]))
+    if args.json != "-":
+        _print(*(table(rows) if states else ["There are no machines."]))
     write_json(args.json, [{**block._asdict(), "tasks": [task._asdict() for task in block.tasks]} for block in states])
     return DONE
 
@@ -220,7 +213,9 @@ def run_bench(args):
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "common")
     if args.name not in names:
         raise UsageError(f"there is no benchmark {args.name!r}; there is {', '.join(names) or 'none'}")
-    return subprocess.run([sys.executable, str(folder / f"{args.name}.py"), *args.arguments]).returncode
+    # Becomes it, so that signals come to it alone: Ctrl-C twice would be once too often.
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, str(folder / f"{args.name}.py"), *args.arguments])
 
 
 def run_stress(args):

@@ -10,6 +10,13 @@ from shmkern.errors import UsageError
 DONE, BROKEN, BAD_USE = 0, 1, 2
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence."""
+
+    def error(self, message):
+        self.exit(BAD_USE, f"{self.prog}: {message}\n")
+
+
 def positive(text):
     """An argparse type: whole numbers from 1 on."""
     if not text.isdecimal() or int(text) == 0:

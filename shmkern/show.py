@@ -10,7 +10,7 @@ import time
 from typing import NamedTuple
 
 import multiprocess
-from rich.console import Console
+import rich.console
 from rich.text import Text
 
 import shmkern
@@ -316,6 +316,14 @@ def picture(steps):
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
+class Console(rich.console.Console):
+    """Where steps are shown.  That nobody reads any more is for the command to deal with; rich
+    itself would end with status 1."""
+
+    def on_broken_pipe(self):
+        raise
+
+
 def show(step, number, before, console):
     """One step on the console: what changed stands out, with what it was."""
     passes = f" (pass {step.pass_})" if step.pass_ > 1 else ""
@@ -357,9 +365,11 @@ def run(args):
     if args.json not in (None, "-"):
         command.check_writable(args.json)
     steps = steps_of(args.busy)
-    if args.table:
+    if args.json == "-":
+        pass
+    elif args.table:
         print(picture(steps))
-    elif args.json != "-":
+    else:
         console, before = Console(highlight=False), None
         for number, step in enumerate(steps):
             show(step, number, before, console)

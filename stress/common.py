@@ -18,9 +18,9 @@ import signal
 import sys
 
 import shmkern
-from shmkern.command import duration
+from shmkern.command import Parser, duration
 from shmkern.errors import UsageError
-from shmkern_stress.board import enter      # noqa: F401 (scenarios fork and clone with it)
+from shmkern_stress.board import entering      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say
 
 SCENARIOS = {
@@ -75,13 +75,6 @@ def whole(low, high):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
         return value
     return parse
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
-
-    def error(self, message):
-        self.exit(BAD_USE, f"{self.prog}: {message}\n")
 
 
 def add_options(parser, name):

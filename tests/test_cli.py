@@ -309,9 +309,10 @@ def test_killed_worker_is_status_1(running, tmp_path):
 def test_ls_shows_and_rm_removes_what_a_killed_supervisor_left(running):
     process, block = running()
     assert (block.nodes, block.frames, block.alive, block.state) == (2, 8192, True, "running")
-    listed = shmkern_run("ls", "--json", "-")
-    shown = [line for line in listed.stdout.splitlines() if line.startswith(block.name)]
+    shown = [line for line in shmkern_run("ls").stdout.splitlines() if line.startswith(block.name)]
     assert len(shown) == 1 and "running" in shown[0]
+    listed = {one["name"]: one for one in json.loads(shmkern_run("ls", "--json", "-").stdout)}
+    assert listed[block.name]["alive"] and len(listed[block.name]["tasks"]) == 5
     assert_bad_use(shmkern_run("rm", block.name), block.name, process.pid, "--force")
     assert block_of(process.pid).alive
     process.kill()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`shmkern show migrate`: a real migration in the order of the protocol, and docs/protocol.md
 shows what it shows."""
+import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,8 +90,18 @@ def test_plain_text_where_there_is_no_terminal_and_colours_where_there_is():
     assert status == 0 and b"\x1b[1" in seen and b"waits: page lock of A" in seen
 
 
+def test_a_reader_that_goes_away_is_for_the_command_to_deal_with(steps):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    file = open(write_end, "w")
+    with pytest.raises(BrokenPipeError):
+        show.show(steps[0], 0, None, show.Console(file=file))
+    with contextlib.suppress(BrokenPipeError):
+        file.close()
+
+
 def test_json_for_programs(capsys, tmp_path):
-    assert cli.main(["show", "migrate", "--json", "-"]) == 0
+    assert cli.main(["show", "migrate", "--table", "--json", "-"]) == 0
     steps = json.loads(capsys.readouterr().out)
     assert [step["step"] for step in steps] == MOVE
     assert steps[0]["changed"] == [] and "page B" in steps[2]["changed"]
