@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import signal
 import statistics
 import sys
 from pathlib import Path
@@ -12,16 +13,37 @@ from rich.console import Console
 from rich.table import Table
 
 from shmkern import provenance
-from shmkern.command import duration, positive     # noqa: F401 (the benches take them from here)
+from shmkern.command import BAD_USE, Parser, check_writable, duration, positive      # noqa: F401 (for the benches too)
+from shmkern.errors import BootError, UsageError
 
 
 def parser(description, example):
     """An argument parser with the options that every bench has."""
-    result = argparse.ArgumentParser(description=description, epilog=f"example: {example}",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--json", metavar="FILE", help="write the rows to FILE as well")
-    result.add_argument("--html", metavar="FILE", help="write a report to FILE as well, one HTML page")
+    result = Parser(description=description, epilog=f"example:\n  {example}",
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--json", type=writable, metavar="FILE", help="also write the rows to FILE, as JSON")
+    result.add_argument("--html", type=writable, metavar="FILE", help="also write a report to FILE, one HTML page")
     return result
+
+
+def writable(path):
+    """An argparse type: a file that can be written, which is better known before the work."""
+    try:
+        check_writable(path)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
+
+
+def run(main):
+    """Runs a bench's main(), and ends with what a user can understand."""
+    try:
+        sys.exit(main())
+    except BootError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(BAD_USE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def available():
@@ -91,7 +113,7 @@ def write_html(path, title, sentence, columns, rows, figures=(), notes=()):
 def cannot_write(path, error):
     """Ends with a sentence and status 2."""
     print(f"{path}: {error.strerror}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(BAD_USE)
 
 
 def bars(labels, values, unit):

@@ -21,6 +21,8 @@ import time
 import tomllib
 from pathlib import Path
 
+import common
+
 TREE = Path(__file__).resolve().parent.parent
 PEERS = TREE / "build" / "bench"
 INCREMENTS = 20
@@ -102,9 +104,8 @@ def be_peer(seconds):
 
 def main():
     """Runs the benchmark.  Exit status 1 when the limit is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=30.0, help="for frontrun at most (default 30)")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    parser = common.parser(__doc__.split("\n\n")[0], "shmkern bench explore --seconds 5")
+    parser.add_argument("--seconds", type=common.duration, default=30.0, help="for frontrun at most (default 30)")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
@@ -130,10 +131,12 @@ def main():
         figures["ratio"] = figures["counter"] / figures["frontrun"]
         print(f"{peer}, counter:         {runs:>9,} schedules, {runs / seconds:>9,.0f} a second")
         print(f"ratio: {figures['ratio']:.0f}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n")
+    common.write_json(args.json, figures)
+    common.write_html(args.html, "schedules a second", f"A fault against a migration: {figures['fault']:,.0f} a second.",
+                      {"what": "what", "value": "a second, or times as many"},
+                      [{"what": what, "value": value} for what, value in figures.items()])
     return 0 if figures["fault"] >= LIMIT else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

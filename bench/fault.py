@@ -62,9 +62,9 @@ def program(task, pages, rounds):
 
 
 def main():
-    parser = common.parser(__doc__.splitlines()[0], "python bench/fault.py --pages 20000")
-    parser.add_argument("--pages", type=int, default=20_000, help="pages touched a round (20000)")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds (10)")
+    parser = common.parser(__doc__.splitlines()[0], "shmkern bench fault --pages 20000")
+    parser.add_argument("--pages", type=common.positive, default=20_000, help="pages touched a round (20000)")
+    parser.add_argument("--rounds", type=common.positive, default=10, help="rounds (10)")
     options = parser.parse_args()
     with shmkern.Machine(nodes=1, frames_per_node=options.pages * 5 // 4 + 2048, max_tasks=8) as machine:
         found = machine.spawn(program, options.pages, options.rounds).result()
@@ -85,4 +85,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -135,9 +135,9 @@ def measure(pages, rounds, kind="anonymous"):
 
 
 def main():
-    parser = common.parser(__doc__.splitlines()[0], "python bench/migrate.py --pages 200000")
-    parser.add_argument("--pages", type=int, default=200_000, help="mapped pages of the main row (200000)")
-    parser.add_argument("--rounds", type=int, default=10, help="moves measured a row (10)")
+    parser = common.parser(__doc__.splitlines()[0], "shmkern bench migrate --pages 200000")
+    parser.add_argument("--pages", type=common.positive, default=200_000, help="mapped pages of the main row (200000)")
+    parser.add_argument("--rounds", type=common.positive, default=10, help="moves measured a row (10)")
     parser.add_argument("--flat", action="store_true", help="also 1,000 to 1,000,000 pages (8 GiB of /dev/shm)")
     options = parser.parse_args()
     sizes = sorted({options.pages, *(FLAT_SIZES if options.flat else ())})
@@ -157,4 +157,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -143,7 +143,7 @@ def plot(rows):
 
 
 def main():
-    parser = common.parser(__doc__.splitlines()[0], "python bench/scale.py --only sharers --html scale.html")
+    parser = common.parser(__doc__.splitlines()[0], "shmkern bench scale --only sharers --html scale.html")
     parser.add_argument("--only", choices=LINES, action="append", help="this line; may be given again (all)")
     parser.add_argument("--most", type=common.positive, metavar="N", help="leave out what is more than N")
     parser.add_argument("--seconds", type=common.duration, default=1.0, help="how long each row is measured (1)")
@@ -171,4 +171,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -27,6 +27,8 @@ def stress(workers, seconds):
     try:
         while not (names := [name for name in direct_map.blocks()
                              if direct_map.read_header(name)["supervisor_pid"] == process.pid]):
+            if process.poll() is not None:
+                sys.exit(2)     # It has said why.
             time.sleep(0.05)
         yield names[0]
     finally:
@@ -57,9 +59,9 @@ def cpu_share(name, interval, seconds):
 
 
 def main():
-    parser = common.parser(__doc__.splitlines()[0], "python bench/top.py --seconds 10")
-    parser.add_argument("--workers", type=int, default=8, help="tasks of the machine (8)")
-    parser.add_argument("--seconds", type=int, default=20, help="how long it is watched, a row (20)")
+    parser = common.parser(__doc__.splitlines()[0], "shmkern bench top --seconds 10")
+    parser.add_argument("--workers", type=common.positive, default=8, help="tasks of the machine (8)")
+    parser.add_argument("--seconds", type=common.positive, default=20, help="how long it is watched, a row (20)")
     options = parser.parse_args()
     with stress(options.workers, 4 * options.seconds + 60) as name:
         rows = [{"interval": interval, "percent": cpu_share(name, interval, options.seconds)} for interval in (2.0, 1.0)]
@@ -73,4 +75,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -46,9 +46,9 @@ def row(name, values):
 
 
 def main():
-    parser = common.parser(__doc__.splitlines()[0], "python bench/trace.py --events 100000")
-    parser.add_argument("--events", type=int, default=1_000_000, help="events a round (1000000)")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds (10)")
+    parser = common.parser(__doc__.splitlines()[0], "shmkern bench trace --events 100000")
+    parser.add_argument("--events", type=common.positive, default=1_000_000, help="events a round (1000000)")
+    parser.add_argument("--rounds", type=common.positive, default=10, help="rounds (10)")
     options = parser.parse_args()
     with shmkern.Machine(nodes=2, frames_per_node=4 * PAGES, max_tasks=8) as machine:
         def measure(how):
@@ -69,4 +69,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)
