@@ -196,13 +196,13 @@ def record_trace(args):
         raise UsageError("no command to record; for example: shmkern record -o ls.gz -- ls /")
     path = args.output or f"{Path(command[0]).name}.lackey.gz"
     try:
-        count, status, limited = record.record(command, path, args.limit)
+        count, status, ended = record.record(command, path, args.limit)
     except record.TraceError as error:
         raise UsageError(str(error)) from None
     # The standard output is the program's.
-    how = f"ended after {count:,} accesses" if limited else f"exit status {status}"
+    how = {None: f"exit status {status}", "limit": f"ended after {count:,} accesses", "SIGINT": "ended by Ctrl-C"}[ended]
     print(f"shmkern record: {count:,} accesses in {path} ({command[0]}: {how})", file=sys.stderr)
-    return DONE
+    return 128 + signal.SIGINT if ended == "SIGINT" else DONE
 
 
 def run_bench(args):

@@ -107,24 +107,38 @@ def record(command, path, limit):
     """Runs `command` (a list) under valgrind and writes its memory accesses to `path`, as gzip.
 
     The program's input and output are left alone.  After `limit` accesses it is ended.
-    Ctrl-C ends it as well, and what was recorded until then is kept.  Returns (accesses,
-    the program's exit status as subprocess gives it, whether the limit was reached).
+    Ctrl-C ends it as well, and what was recorded until then is kept; a second one is a
+    KeyboardInterrupt.  Returns (accesses, the program's exit status as subprocess gives it, what
+    ended it before its time: None, "limit" or "SIGINT").
     Raises TraceError: no valgrind, no such program, nothing recorded, no place to write to.
     """
     valgrind = _valgrind()
     if shutil.which(command[0]) is None:
         raise TraceError(f"there is no program {command[0]!r} to record")
     read_end, write_end = os.pipe()
-    process = None
+    process, ended = None, None
+
+    def interrupt(*_signal):
+        # No exception: it may come in the middle of a write.  The pipe closes when the program is gone.
+        nonlocal ended
+        ended = "SIGINT"
+        signal.signal(signal.SIGINT, before)
+        if process is not None:
+            process.terminate()
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         with gzip.open(path, "wb", compresslevel=6) as file:
             process = subprocess.Popen(
                 [valgrind, "--tool=lackey", "--trace-mem=yes", "--child-silent-after-fork=yes",
                  f"--log-fd={write_end}", *command], pass_fds=[write_end])
+            if ended:
+                process.terminate()
             os.close(write_end)
             write_end = -1
             count, message = _copy_accesses(read_end, file, limit)
             if count >= limit:
+                ended = "limit"
                 # Or it stays in the middle of writing to a pipe that is full.
                 os.close(read_end)
                 read_end = -1
@@ -133,6 +147,7 @@ def record(command, path, limit):
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from error
     finally:
+        signal.signal(signal.SIGINT, before)
         for end in (read_end, write_end):
             if end >= 0:
                 os.close(end)
@@ -142,4 +157,4 @@ def record(command, path, limit):
         if os.path.isfile(path):
             os.unlink(path)
         raise TraceError(f"nothing was recorded: {message.decode(errors='replace') or 'valgrind said nothing'}")
-    return count, status, count >= limit
+    return count, status, ended

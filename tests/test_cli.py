@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -424,6 +425,21 @@ def test_record_is_bounded(tmp_path):
 
 
 @valgrind_only
+@pytest.mark.parametrize("group", [False, True])
+def test_ctrl_c_keeps_what_was_recorded(tmp_path, group):
+    """Also when it comes to us alone, and the program goes on."""
+    trace = tmp_path / "loop.gz"
+    with subprocess.Popen([*SHMKERN, "record", "-o", trace, "--", "sh", "-c", "echo on; while :; do :; done"], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout.readline() == "on\n"
+        (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+        _out, err = process.communicate(timeout=40)
+    assert process.returncode == 130 and "ended by Ctrl-C" in err and len(err.splitlines()) == 1, err
+    count = int(re.search(r"([0-9,]+) accesses in", err)[1].replace(",", ""))
+    assert len(record.read_trace(trace)) == count > 1000
+
+
+@valgrind_only
 def test_record_names_its_file_after_the_program(tmp_path):
     done = shmkern_run("record", "--limit", "100", "--", "/bin/true", cwd=tmp_path)
     assert done.returncode == 0 and len(record.read_trace(tmp_path / "true.lackey.gz")) == 100
@@ -444,8 +460,14 @@ def test_bench_runs_a_file_of_the_checkout(tmp_path, monkeypatch, capsys):
     assert cli.main(["bench", "one"]) == 2
     assert "no benchmarks here" in capsys.readouterr().err
     Path(tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "one.py").write_text("import sys; sys.exit(0 if sys.argv[1:] == ['--json', 'x'] else 1)")
-    assert cli.main(["bench", "one", "--json", "x"]) == 0
-    assert cli.main(["bench", "one"]) == 1
+    (tmp_path / "bench" / "one.py").write_text("")
+    became = []
+    monkeypatch.setattr(os, "execv", lambda program, words: became.append((program, words)))
+    cli.main(["bench", "one", "--json", "x"])
+    assert became == [(sys.executable, [sys.executable, str(tmp_path / "bench" / "one.py"), "--json", "x"])]
     assert cli.main(["bench", "two"]) == 2
     assert "there is one" in capsys.readouterr().err
+
+
+def test_bench_becomes_the_benchmark():
+    assert_bad_use(shmkern_run("bench", "migrate", "--pages", "0"), "migrate.py", "'0'")
