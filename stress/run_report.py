@@ -41,9 +41,9 @@ def report(samples, result):
     from shmkern.html_report import Page
 
     state = state_of(result)
-    found = len(result["findings"])
-    turns = result["turns"]
-    sentence = (f"{found} finding{'s' * (found != 1)} in " if found else "Nothing lost, no growth, nobody stalled in ") + \
+    turns, found = result["turns"], [finding["kind"] for finding in result["findings"]]
+    sentence = (f"{len(found)} finding{'s' * (len(found) != 1)} ({', '.join(dict.fromkeys(found))}) in " if found else
+                "Nothing lost, no growth, nobody stalled in ") + \
         f"{len(turns)} turn{'s' * (len(turns) != 1)}, {result['seconds']:,.0f} of {result['planned_seconds']:,.0f} s."
     page = Page(f"shmkern: {', '.join(dict.fromkeys(turn['scenario'] for turn in turns))}", state, sentence,
                 facts(samples, result))
@@ -138,7 +138,7 @@ def over_time(page, samples, turns):
                 ax.plot(*rates(times, values[name], share), color=SERIES[number])
     for (title, lines), ax in zip(panels, axes):
         ax.set_title(title)
-        ax.set_ylim(bottom=0)
+        from_zero(ax)
         mark_turns(ax, samples)
         if len(lines) > 1:
             legend(ax, list(enumerate(lines.values())))
@@ -146,15 +146,26 @@ def over_time(page, samples, turns):
     page.figure(figure, "Rates, from second to second")
 
 
+def from_zero(ax):
+    """Has the vertical axis begin at zero, and end above what is drawn: a level that stays is seen."""
+    top = ax.dataLim.y1
+    ax.set_ylim(0, 1.08 * top if 0 < top < np.inf else None)
+
+
+def style(number):
+    """The colour and the kind of line of a series: there are more series than colours."""
+    from shmkern.html_report import SERIES
+
+    return {"color": SERIES[number % len(SERIES)], "linestyle": "--" if number // len(SERIES) % 2 else "-"}
+
+
 def legend(ax, entries):
     """A legend of (number of a series, text), above the axes or, if `ax` is one, the figure."""
     from matplotlib.lines import Line2D
 
-    from shmkern.html_report import SERIES
-
     place = {"loc": "outside upper right"} if ax is ax.figure else \
         {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-    ax.legend([Line2D([], [], color=SERIES[number % len(SERIES)]) for number, _text in entries],
+    ax.legend([Line2D([], [], **style(number)) for number, _text in entries],
               [text for _number, text in entries], ncols=min(len(entries), LEGEND_COLUMNS), **place)
 
 
@@ -206,7 +217,7 @@ def latencies(page, samples, turns):
                 continue
             used = np.flatnonzero(buckets)
             first, last = used[0], used[-1] + 1
-            ax.stairs(buckets[first:last], edges[first:last + 1], color=SERIES[number % len(SERIES)], baseline=None)
+            ax.stairs(buckets[first:last], edges[first:last + 1], **style(number), baseline=None)
             rows.append([kind, scenario, f"{int(buckets.sum()):,}",
                          *(time_text(vmstat.percentile_us(buckets, percent)) for percent in PERCENTILES),
                          time_text(vmstat.bucket_ns(int(used[-1])) / 1000)])
@@ -258,7 +269,7 @@ def processes(page, samples, result):
             ax.plot([fitted.start, fitted.end], level, linestyle=":", linewidth=2.5 if judgement.grows else 0.8,
                     color=BAD if judgement.grows else INK)
     for ax in axes:
-        ax.set_ylim(bottom=0)
+        from_zero(ax)
         mark_turns(ax, samples)
     legend(axes[0], [(0, "worker"), *((number, name) for name, number in ROLES.items())])
     page.figure(figure, "Memory and descriptors of each process, with the fitted trends")
@@ -325,7 +336,7 @@ def kernel_objects(page, samples, turns):
     caches = [row[0] for row in samples.rows("SELECT DISTINCT cache FROM slab ORDER BY cache")]
     for turn in turns:
         for cache, rows in verdict.slabs(samples, turn["number"]).items():
-            axes[0].plot(*thin(rows).T, color=SERIES[caches.index(cache) % len(SERIES)])
+            axes[0].plot(*thin(rows).T, **style(caches.index(cache)))
         rows = thin(verdict.frames(samples, turn["number"]))
         axes[1].plot(rows[:, 0], rows[:, 1], color=SERIES[0])
         for judgement in verdict.judge(samples, turn["number"]):
@@ -335,7 +346,7 @@ def kernel_objects(page, samples, turns):
                     [fitted.start, fitted.end], [fitted.level, fitted.level + fitted.slope * (fitted.end - fitted.start)],
                     linestyle=":", color=BAD if judgement.grows else INK)
     for ax in axes:
-        ax.set_ylim(bottom=0)
+        from_zero(ax)
         mark_turns(ax, samples)
     if caches:
         legend(axes[0], list(enumerate(caches)))

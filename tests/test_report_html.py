@@ -114,7 +114,7 @@ def test_page_does_not_scroll_sideways(soaked, show, width):
 
 def test_a_leak_cannot_be_missed_and_texts_are_no_markup(broken, show):
     page = show(broken)
-    assert page.locator(".verdict.broken b").inner_text() == "Broken" and "1 finding" in page.locator(".verdict").inner_text()
+    assert page.locator(".verdict.broken b").inner_text() == "Broken" and "1 finding (growth) in" in page.locator(".verdict").inner_text()
     assert page.locator("h2").first.inner_text() == "What was found"
     assert "<script>" in page.locator("ul").first.inner_text() and page.title().startswith("shmkern")
     first = page.locator("tr.bad", has_text="LEAK").first
