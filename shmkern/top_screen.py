@@ -26,10 +26,12 @@ class Details(ModalScreen):
     def __init__(self, lines):
         super().__init__()
         self._lines = lines
+        # Held on to: a look may come when it is not in the tree of widgets yet, or not any more.
+        self._text = Static(id="details", markup=False)
 
     def compose(self):
         with VerticalScroll():
-            yield Static(id="details", markup=False)
+            yield self._text
         yield Footer()
 
     def on_mount(self):
@@ -38,7 +40,7 @@ class Details(ModalScreen):
     def refresh_details(self):
         """Shows what it is now."""
         lines = self._lines()
-        self.query_one("#details").update("\n".join(lines) if lines is not None else "It is not there any more.")
+        self._text.update("\n".join(lines) if lines is not None else "It is not there any more.")
 
 
 class Tasks(DataTable):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`shmkern top` in a real terminal (a pty, read by a terminal emulator) and without one, on
 machines of this process: what it shows, its keys, and how it ends."""
+import asyncio
 import contextlib
 import json
 import os
@@ -13,9 +14,10 @@ from pathlib import Path
 import pexpect
 import pyte
 import pytest
+from textual.app import App
 
 from helpers import PAGE, Puppet, mm_of, page_at, pfn_at, until_waits
-from shmkern import cli, direct_map, layout, peek, top
+from shmkern import cli, direct_map, layout, peek, top, top_screen
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -194,6 +196,23 @@ def test_a_task_and_a_page_can_be_opened(tasks, terminal):
     screen.until("number of a page")
     screen.press("9999999\r")
     screen.until("there is no page '9999999'")
+
+
+def test_a_look_while_details_come_or_go_is_no_error():
+    """The next one is due when it is due: the details may not be on the screen yet, or not any more."""
+    async def script():
+        app = App()
+        async with app.run_test() as pilot:
+            details = top_screen.Details(lambda: ["a line"])
+            app.push_screen(details)
+            details.refresh_details()
+            await pilot.pause()
+            assert "a line" in str(details.query_one("#details").render())
+            app.pop_screen()
+            details.refresh_details()
+            await pilot.pause()
+            details.refresh_details()
+    asyncio.run(script())
 
 
 def test_it_fits_the_terminal_after_a_resize(tasks, terminal):
