@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import multiprocess
 import psutil
@@ -46,6 +47,13 @@ def test_a_program_may_be_a_closure(machine):
 
     assert run(machine, program, 4) == (word, 10)
     assert run(machine, lambda task: numbers[::-1]) == [3, 2, 1]
+
+
+def test_the_program_in_the_readme_runs():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    program = textwrap.dedent(readme.split("## A program\n")[1].split("\n## ")[0])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 [1]\n1 pages migrated\n", ""), done
 
 
 def test_each_program_runs_in_a_process_of_its_own(machine):
