@@ -20,6 +20,8 @@ WAITS = {C["WAIT_SPINLOCK"]: "spinlock", C["WAIT_PAGE_LOCK"]: "page lock",
          C["WAIT_TLB_ACK"]: "TLB shootdown acknowledgement", C["WAIT_RCU"]: "RCU grace period",
          C["WAIT_FREEZER"]: "freezer", C["WAIT_BUFFER"]: "buffer lock"}
 HOW = {C["HELD_PAGE"]: "page lock", C["HELD_READ"]: "rwsem (read)", C["HELD_WRITE"]: "rwsem (write)"}
+# What the objects of a slab cache are, where the cache has not the struct's name.
+SLAB_STRUCTS = {"filp": "File", "files": "FilesStruct", "shared_policy_node": "SpNode"}
 SOURCE = Path(__file__).parent
 
 
@@ -58,8 +60,22 @@ def describe(address):
             mm = int(task["mm"])
             if mm and mm <= address < mm + layout.sizeof("MmStruct"):
                 return f"mm {layout.struct('MmStruct', mm).id} {_member('MmStruct', address - mm)}"
-        return f"slab object at {address:#x}"
+        return _slab_object(k, address) or f"slab object at {address:#x}"
     return hex(address)
+
+
+def _slab_object(k, address):
+    """An object of a slab cache, or a field of one; None when its slab is nobody's."""
+    slab, offset = divmod(address - k.slab_base, C["PAGE_SIZE"])
+    cache = layout.struct("Slab", k.slabs + slab * layout.sizeof("Slab")).cache
+    index, rest = divmod(cache - k.address - layout.dtypes["Kernel"].fields["caches"][1], layout.sizeof("KmemCache"))
+    if rest or not 0 <= index < k.nr_caches:
+        return None
+    name, size = k.caches[index]["name"].decode(errors="replace"), int(k.caches[index]["object_size"])
+    offset %= size
+    struct = SLAB_STRUCTS.get(name, name.title().replace("_", ""))
+    return f"{name} at {address - offset:#x}" + (
+        f" {_member(struct, offset)}" if offset and struct in layout.dtypes else "")
 
 
 def living():

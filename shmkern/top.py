@@ -85,7 +85,8 @@ def machine_line():
 def task_row(task, before, seconds):
     """One task: who it is, what it waits for, its pages and its rates."""
     pid, mm = int(task["pid"]), mm_at(int(task["mm"]))
-    old = before.get(pid, task["vm_events"])
+    # Who was not there before has begun at 0.
+    old = before.get(pid, np.zeros_like(task["vm_events"]))
     row = {"pid": pid, "name": task["comm"].decode(errors="replace"), "cpu": int(task["cpu"]),
            "os_pid": int(task["os_pid"]), "pages": mm.anon_rss + mm.file_rss if mm else 0}
     for column, item in TASK_RATES.items():
@@ -109,13 +110,13 @@ def wait_of(task):
 
 def hottest(waits, looks):
     """What was waited for most: [{lock, share, most}], share being waiting tasks a look.  Locks
-    of which there is one a page or a CPU count together; `most` is the one that had the most."""
+    of which there is one a page, a CPU or an object count together; `most` is the one that had the most."""
     share, most = Counter(), {}
     for (kind, channel), count in waits.most_common():
         if kind == C["WAIT_FREEZER"]:
             continue        # An audit's doing.
         what = report.describe(channel)
-        group = re.sub(r"^(page|CPU) [0-9]+", r"any \1", what)
+        group = re.sub(r"^(page|CPU) [0-9]+|^(\w+) at 0x[0-9a-f]+", r"any \1\2", what)
         lock = f"{report.WAITS.get(kind, kind)}: {group}"
         share[lock] += count / looks
         most.setdefault(lock, what)

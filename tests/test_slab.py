@@ -79,7 +79,7 @@ def test_double_free_is_a_kernel_bug(machine, make_cache, stops):
         ksym.kmem_cache_free(cache, obj)
         ksym.kmem_cache_free(cache, obj)
     report = stops(machine, program)
-    assert "Slab: double free" in report and "slab.py:" in report and "about slab object at 0x" in report
+    assert "Slab: double free" in report and "slab.py:" in report and "about test at 0x" in report
 
 
 @pytest.mark.parametrize("word", [1, 4, 7])

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pexpect
@@ -17,13 +18,14 @@ import pytest
 from textual.app import App
 
 from helpers import PAGE, Puppet, mm_of, page_at, pfn_at, until_waits
-from shmkern import cli, direct_map, layout, peek, top, top_screen
+from shmkern import cli, direct_map, layout, peek, report, top, top_screen
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
 
 TOP = ["-m", "shmkern.cli", "top"]
 LINES, COLUMNS = 40, 150
+C = layout.constants
 
 
 class Terminal:
@@ -306,6 +308,26 @@ def test_what_cannot_be_watched_is_a_sentence(args, words, tmp_path, monkeypatch
     said = capsys.readouterr()
     assert status == 2 and said.out == "" and len(said.err.splitlines()) == 1
     assert all(word in said.err for word in words), said.err
+
+
+def test_a_lock_in_a_slab_object_has_the_name_of_what_it_is_in(tasks):
+    anon_vma = page_at(tasks[0], tasks[0].va).mapping & ~1
+    mm = mm_of(tasks[0])
+    names = [report.describe(address) for address in (anon_vma, anon_vma + 8, mm.address + 8)]
+    assert names[:2] == [f"anon_vma at {anon_vma:#x}", f"anon_vma at {anon_vma:#x} head"]
+    assert names[2].startswith(f"mm {mm.id} ")
+    waits = Counter({(C["WAIT_SPINLOCK"], anon_vma): 3})
+    assert top.hottest(waits, 4) == [{"lock": "spinlock: any anon_vma", "share": 0.75, "most": names[0]}]
+
+
+def test_a_task_that_is_new_has_done_all_that_it_did(machine, tasks):
+    sampler = top.Sampler()
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(5 * PAGE))
+    puppet(lambda task: task.store(va, b"x" * 5 * PAGE))
+    sample = sampler.sample()
+    faults = {row["pid"]: round(row["faults"] * sample["seconds"]) for row in sample["tasks"]}
+    assert faults[puppet.pid] >= 4 and faults[tasks[0].pid] == 0
 
 
 def test_a_machine_left_behind_is_not_watched(machine):
