@@ -56,8 +56,16 @@ def median(values):
     return statistics.median(values)
 
 
+def progress(text):
+    """Shows on a terminal what is being measured.  One line, and no thread that draws it: machines
+    fork."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def show(title, columns, rows, notes=()):
     """Prints rows (dicts) as a table with the given columns, {key: heading}."""
+    progress("")
     table = Table(title=title, title_justify="left")
     for heading in columns.values():
         table.add_column(heading, justify="right")

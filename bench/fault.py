@@ -66,6 +66,7 @@ def main():
     parser.add_argument("--pages", type=common.positive, default=20_000, help="pages touched a round (20000)")
     parser.add_argument("--rounds", type=common.positive, default=10, help="rounds (10)")
     options = parser.parse_args()
+    common.progress(f"{options.rounds} rounds of {options.pages:,} pages")
     with shmkern.Machine(nodes=1, frames_per_node=options.pages * 5 // 4 + 2048, max_tasks=8) as machine:
         found = machine.spawn(program, options.pages, options.rounds).result()
         machine.audit().raise_if_broken()

@@ -335,6 +335,7 @@ def row(what, host, ours, unit, more_is_better=False):
 def migration_rows(options, skipped, notes):
     """The rows of migration."""
     pages, host, host_cpu, how = options.pages, None, None, ""
+    common.progress("migration in the host kernel")
     try:
         how, found = host_migration(options.pages, options.rounds)
         notes += [NOTES[how], NOTES["migration"], NOTES["host shares"]]
@@ -344,6 +345,7 @@ def migration_rows(options, skipped, notes):
         host_cpu = common.median([cpu / moved for moved, _ns, cpu in found])
     except Skipped as reason:
         skipped["the host's migration"] = str(reason)
+    common.progress("migration here")
     found = our_migration(pages, options.rounds)
     move, cpu, copy = (common.median([numbers[at] / pages for numbers in found]) for at in range(3))
     # Each against the move right before it, for the host's speed drifts.
@@ -359,6 +361,7 @@ def migration_rows(options, skipped, notes):
 
 def fault_rows(options, notes):
     """The rows of faults."""
+    common.progress("faults")
     with shmkern.Machine(nodes=1, frames_per_node=options.pages * 5 // 4 + 2048, max_tasks=8) as machine:
         found = {what: machine.spawn(program, options.pages, options.rounds).result() for what, program in (
             ("anonymous fault, a first store", anonymous_faults),

@@ -114,6 +114,7 @@ def migrator(task, pages, rounds):
 
 def measure(pages, rounds, kind="anonymous"):
     """One row: a machine of its own with `pages` mapped pages of that kind."""
+    common.progress(f"{pages:,} pages, {kind}: moved {rounds + 2} times")
     # Room for the page tables, and for the watermarks.
     frames = pages + pages // 16 + 2048
     with shmkern.Machine(nodes=2, frames_per_node=frames, max_tasks=16) as machine:

@@ -83,6 +83,7 @@ def measure(line, value, seconds):
     frames = pages + pages // 16 + TABLES * tasks + 2048
     if 2 * frames * PAGE > common.available() // 2:
         raise TooBig(f"{2 * frames * PAGE >> 20} MiB, of {common.available() >> 20} MiB that are available")
+    common.progress(f"{value:,} {line}")
     flags = Flags()
     with shmkern.Machine(2, frames, max_tasks=2 * tasks + at["migrators"] + 8) as machine:
         if line == "workers":

@@ -44,6 +44,7 @@ def cpu_share(name, interval, seconds):
         os.execv(sys.executable, [sys.executable, "-m", "shmkern.cli", "top", name, "--interval", str(interval)])
     watcher, began, spent = psutil.Process(pid), None, 0.0
     start = time.monotonic()
+    common.progress(f"a look every {interval:g} s, for {seconds} s")
     while began is None or time.monotonic() - began < seconds:
         os.read(terminal, 1 << 16)
         if began is None and time.monotonic() - start > 4:

@@ -52,6 +52,7 @@ def main():
     options = parser.parse_args()
     with shmkern.Machine(nodes=2, frames_per_node=4 * PAGES, max_tasks=8) as machine:
         def measure(how):
+            common.progress(f"tracepoints that are {how}")
             return [row(f"a tracepoint, {how}", machine.spawn(program, options.events, options.rounds).result()),
                     row(f"a page move, {how}", machine.spawn(mover, options.rounds).result())]
         rows = measure("off")

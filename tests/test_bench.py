@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pexpect
 import pytest
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -120,10 +121,15 @@ with kernel.put_back(state):
 def test_migrate_bench_has_a_row_for_each_kind_of_page(tmp_path):
     done = subprocess.run([sys.executable, BENCH / "migrate.py", "--pages", "300", "--rounds", "2", "--json", tmp_path / "m.json"],
                           capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done
+    assert (done.returncode, done.stderr) == (0, ""), done
     rows = json.loads((tmp_path / "m.json").read_text())["rows"]
     assert [row["kind"] for row in rows] == ["anonymous", "swap cache", "page cache", "buffers"]
     assert all(0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"] and row["copy_ns"] > 50 for row in rows)
+
+
+def test_a_terminal_is_told_what_is_measured():
+    said, status = pexpect.run(f"{sys.executable} {BENCH / 'fault.py'} --pages 300 --rounds 2", withexitstatus=True, timeout=100)
+    assert status == 0 and said.index(b"2 rounds of 300 pages") < said.index(b"what an access costs")
 
 
 def test_scale_bench_prints_the_cost_of_a_page(tmp_path):
