@@ -9,6 +9,7 @@ were lost all that is open ends.
 from bisect import bisect_right
 from collections import defaultdict
 
+import numpy as np
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackDescriptor, TrackEvent
 from perfetto.trace_builder.proto_builder import TraceProtoBuilder
 
@@ -216,8 +217,10 @@ def write(path, record, progress=iter):
     """Writes a tracing record (see cli_trace.Record) to a file.  Raises OSError."""
     events = record.events
     starts, ends = match_wakeups(events)
-    # Who ran on a CPU when events of it were lost.
-    on_cpu = {}
+    # Who ran on a CPU when events of it were lost: who was seen there last, or will be first.
+    seen = events[events["event"] != tracing.LOST]
+    cpus, firsts = np.unique(seen["cpu"], return_index=True)
+    on_cpu = dict(zip(cpus.tolist(), seen["pid"][firsts].tolist()))
     with open(path, "wb") as file:
         writer = Writer(file, record.machine, record.names, record.channels)
         writer.begin(record.nodes)

@@ -150,11 +150,14 @@ def test_what_is_open_ends_where_events_are_lost(machine, tmp_path):
     first = np.flatnonzero(events["event"] == perfetto_trace.E["page_fault_user"])[0]
     gap = events[first + 1:first + 2].copy()
     gap["event"], gap["pid"], gap["args"][0, 0] = tracing.LOST, 0, 7
-    record._parts = [events[:first + 1], gap, events[first + 2:]]
+    ahead = gap.copy()
+    ahead["time"] = events["time"][0]
+    record._parts = [ahead, events[:first + 1], gap, events[first + 2:]]
     perfetto_trace.write(tmp_path / "t", record)
     read = Read(tmp_path / "t")
     assert len(read.named("page fault")) == 2
-    assert "LOST EVENTS" in [name for _track, name, _time in read.instants]
+    # On the task's own track, also where nothing of it came before.
+    assert [read.threads[track] for track, name, _time in read.instants if name == "LOST EVENTS"] == [f"_obey {puppet.pid}"] * 2
 
 
 def test_text_is_ftraces_and_of_the_events_asked_for(tmp_path):
