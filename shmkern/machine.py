@@ -9,8 +9,10 @@ Supervision is polling, four or five times a second and only while the superviso
 something: it has no threads, since it forks.
 """
 import atexit
+import contextlib
 import numbers
 import os
+import signal
 import time
 
 from shmkern import audit as audit_module
@@ -49,6 +51,17 @@ def _mask_of(what, names, known):
 def _nodes(what, nodes, count):
     """A mask of node numbers, or ValueError."""
     return sum(1 << node for node in {_whole(f"a node of {what}", node, 0, count - 1) for node in nodes})
+
+
+@contextlib.contextmanager
+def _signals_later():
+    """Ctrl-C and its like have their effect when this is over: while a block is being made there is
+    nobody yet who would remove it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Init:
@@ -162,8 +175,7 @@ class Machine:
         if (memoryless | movable).bit_count() == nodes:
             raise ValueError("no node is left that has memory for the kernel")
         metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks, bool(memcg))
-        self._block = direct_map.create(size, metadata, address_size)
-        self.name = self._block.name
+        self._block = None
         self._supervisor = os.getpid()
         self._panic = None
         self._cpusets = {}
@@ -173,6 +185,9 @@ class Machine:
         self.kswapds = []
         atexit.register(self.close)
         try:
+            with _signals_later():
+                self._block = direct_map.create(size, metadata, address_size)
+            self.name = self._block.name
             lifeline.open_lifeline()
             host_files.open_door()
             boot.boot(nodes, frames_per_node, max_tasks, int(hung_task_timeout * 1e9), bool(poison),
@@ -476,9 +491,11 @@ class Machine:
     def close(self):
         """Ends every process and removes the block.  Does nothing the second time, or in a
         task."""
-        if self._block is None or os.getpid() != self._supervisor:
+        if os.getpid() != self._supervisor:
             return
         atexit.unregister(self.close)
+        if self._block is None:
+            return
         block, self._block = self._block, None
         try:
             self._end_processes()

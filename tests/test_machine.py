@@ -477,6 +477,23 @@ def test_ctrl_c_ends_all_processes_and_removes_the_block(supervisor):
     assert name not in direct_map.blocks()
 
 
+@pytest.mark.parametrize("step", ["_new_object", "write_header"])
+def test_ctrl_c_while_the_block_is_made_leaves_nothing(step, monkeypatch):
+    done = getattr(direct_map, step)
+
+    def interrupted(*args):
+        made = done(*args)
+        signal.raise_signal(signal.SIGINT)
+        return made
+    monkeypatch.setattr(direct_map, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shmkern.Machine(frames_per_node=64)
+    left = list(direct_map.SHM_DIR.glob(f"{direct_map.PREFIX}{os.getpid()}-*"))
+    for path in left:
+        path.unlink()
+    assert left == [] and direct_map.mapped is None
+
+
 def test_tasks_die_with_a_killed_supervisor_and_leave_a_block_to_be_seen(supervisor):
     process, pids, name = supervisor
     process.kill()
