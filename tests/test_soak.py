@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import planted
-from shmkern import vmstat, worker
+from shmkern import cli, vmstat, worker
 from shmkern_stress import common, recording, samples, soak, trend, verdict
 from shmkern_stress.sampler import Sampler
 
@@ -209,6 +209,9 @@ def start(tmp_path):
         if process.poll() is None:
             process.kill()
         process.communicate()
+        for block in cli.block_states():
+            if block.supervisor == process.pid:
+                cli.remove_block(block)
 
 
 def count_samples(path):
