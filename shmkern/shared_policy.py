@@ -121,9 +121,6 @@ def mpol_set_shared_policy(sp, start, end, pol):
 
 def mpol_shared_policy_lookup(sp, index):
     """The policy of an object's page, with a reference taken, or NULL.  Takes the lock."""
-    # Who sets the first one at this moment is as well a moment later.
-    if READ_ONCE64(addressof(sp.root.rb_node)) == 0:
-        return NULL
     pol = NULL
     spin_lock(addressof(sp.lock))
     n = sp_lookup(sp, index, index + 1)

@@ -31,7 +31,7 @@ from shmkern.explore import engine as engine_module
 from shmkern.explore.engine import Engine, Outcome
 from shmkern.explore.names import code_of
 from shmkern.kallsyms import ksym, symbol_address
-from shmkern.syscalls import Syscalls
+from shmkern.numa import NumaSyscalls
 
 C = layout.constants
 PAGE = C["PAGE_SIZE"]
@@ -52,7 +52,7 @@ def scenario(function=None, *, memcg=False):
     return register(function) if function is not None else register
 
 
-class Cpu(Syscalls):
+class Cpu(NumaSyscalls):
     """What a program is given: the calls of shmkern.Task that need no process of their own."""
 
     def __init__(self, cpu, by_hand):

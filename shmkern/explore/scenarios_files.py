@@ -208,6 +208,18 @@ def shared_anonymous(room):
 
 
 @scenario
+def shared_policy(room):
+    """The memory policy of shared anonymous memory is replaced while another task gets a page by it."""
+    user = room.task()
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | C["MAP_ANONYMOUS"])
+    user.mbind(va, PAGE, C["MPOL_BIND"], [0])
+    other = room.forked(user)
+    room.program(user, lambda task: task.mbind(va, PAGE, C["MPOL_BIND"], [1]))
+    room.program(other, lambda task: task.store64(va, NEW))
+    room.check(lambda: other.load64(va) == NEW and user.get_mempolicy(va, C["MPOL_F_ADDR"]) == (C["MPOL_BIND"], [1]))
+
+
+@scenario
 def close(room):
     """The file is closed for the last time, and so written and forgotten, while its dirty page is being
     moved."""
