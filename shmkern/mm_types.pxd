@@ -513,6 +513,7 @@ cdef enum:
     WAIT_RCU = 8
     WAIT_FREEZER = 9
     WAIT_BUFFER = 10
+    WAIT_SWAPOFF = 11
 
 # One event in a CPU's trace ring: a cache line.
 cdef struct TraceEvent:

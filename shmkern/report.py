@@ -18,7 +18,8 @@ WAITS = {C["WAIT_SPINLOCK"]: "spinlock", C["WAIT_PAGE_LOCK"]: "page lock",
          C["WAIT_PAGE_WRITEBACK"]: "writeback", C["WAIT_RWSEM_READ"]: "rwsem (read)",
          C["WAIT_RWSEM_WRITE"]: "rwsem (write)", C["WAIT_CONDVAR"]: "condition variable",
          C["WAIT_TLB_ACK"]: "TLB shootdown acknowledgement", C["WAIT_RCU"]: "RCU grace period",
-         C["WAIT_FREEZER"]: "freezer", C["WAIT_BUFFER"]: "buffer lock"}
+         C["WAIT_FREEZER"]: "freezer", C["WAIT_BUFFER"]: "buffer lock",
+         C["WAIT_SWAPOFF"]: "free slots of"}
 HOW = {C["HELD_PAGE"]: "page lock", C["HELD_READ"]: "rwsem (read)", C["HELD_WRITE"]: "rwsem (write)"}
 # What the objects of a slab cache are, where the cache has not the struct's name.
 SLAB_STRUCTS = {"filp": "File", "files": "FilesStruct", "shared_policy_node": "SpNode"}
@@ -111,6 +112,17 @@ def spinlock_holder(address):
     return name_of(vmstat.tasks()[owner]) if 0 <= owner < layout.kernel().max_tasks else None
 
 
+def slot_holders(waiter):
+    """Who may have what a swapoff waits for: tasks with swap entries in their page tables, and tasks that
+    are in the kernel, with a slot in hand."""
+    found = []
+    for task in running():
+        entries = int(layout.struct("MmStruct", int(task["mm"])).swap_ents) if task["mm"] else 0
+        if task["pid"] != waiter["pid"] and (entries or task["in_kernel"]):
+            found.append(f"{name_of(task)} " + (f"in {entries} swap entries" if entries else "in the kernel"))
+    return found
+
+
 def waiters():
     """A line for each task that waits: for what, how long, and who has it."""
     lines = []
@@ -124,7 +136,8 @@ def waiters():
         if kind == C["WAIT_SPINLOCK"]:
             line += f", held by {spinlock_holder(channel) or 'nobody now'}"
         else:
-            line += "".join(f", held by {holder}" for holder in holders(channel))
+            found = slot_holders(task) if kind == C["WAIT_SWAPOFF"] else holders(channel)
+            line += "".join(f", held by {holder}" for holder in found)
         lines.append(line)
     return lines
 

@@ -23,7 +23,7 @@ cdef int shmem_unuse_inode(AddressSpace* mapping, u64 type) noexcept nogil
 cdef int shmem_unuse(u64 type) noexcept nogil
 @cython.locals(entry=swp_entry_t, page=pointer_to_page)
 cdef void unuse_cache(SwapInfo* si, u64 type) noexcept nogil
-@cython.locals(rc=cython.int)
+@cython.locals(rc=cython.int, inuse=u64, fewest=u64)
 cdef int try_to_unuse(SwapInfo* si, u64 type) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int do_swapoff(u32 type) noexcept nogil

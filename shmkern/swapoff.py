@@ -150,17 +150,30 @@ def unuse_cache(si, type):
 
 def try_to_unuse(si, type):
     """Brings back what is in an area, of which no slot is given out any more.  Returns 0, -ENOMEM,
-    or -VM_FAULT_SIGBUS for a slot that cannot be read."""
-    while READ_ONCE64(addressof(si.inuse_pages)) != 0:
+    or -VM_FAULT_SIGBUS for a slot that cannot be read.  It hangs when the area has not become emptier
+    for as long as the hung-task limit."""
+    fewest = si.max
+    since = cast(u64, 0)
+    while True:
+        inuse = READ_ONCE64(addressof(si.inuse_pages))
+        if inuse == 0:
+            return 0
+        if inuse < fewest:
+            fewest = inuse
+            since = ktime_get_ns()
         rc = unuse_all_mms(type)
         if rc == 0:
             rc = shmem_unuse(type)
         if rc != 0:
             return rc
         unuse_cache(si, type)
-        # What is left is being forked, zapped or read this moment.
+        # What is left is being forked, zapped or read this moment, and nobody wakes us after that.
+        wait_begin(WAIT_SWAPOFF, si)
+        # Each round has had waits of its own; it is the rounds that must not go on for ever.
+        current().wait_since = since
         cpu_yield()
-    return 0
+        wait_check()
+        wait_end()
 
 
 def do_swapoff(type):

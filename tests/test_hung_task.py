@@ -10,7 +10,8 @@ import pytest
 from multiprocess import get_context
 
 import shmkern
-from shmkern import layout
+from helpers import Puppet, until, until_waits
+from shmkern import direct_map, layout
 from shmkern.kallsyms import ksym
 from shmkern.layout import constants as C
 from shmkern.worker import slot
@@ -168,6 +169,41 @@ def test_shootdown_that_is_never_acknowledged_is_a_hung_task(machine):
         machine.spawn(program).result(timeout=30)
     assert stopped.value.kind == "hung task"
     assert re.search(r"task 2 .*waits \d\.\d s for TLB shootdown acknowledgement: CPU \d+", stopped.value.report)
+
+
+def test_swapoff_that_cannot_get_on_is_a_hung_task_and_names_who_may_have_the_slots(machine, tmp_path):
+    """try_to_unuse: nobody can bring back what is in somebody's hands alone."""
+    area = machine.swapon(tmp_path / "swap", 100)
+    taken = mp.Event()
+
+    def holder(task):
+        ksym.kernel_enter()
+        ksym.get_swap_page()
+        taken.set()
+        time.sleep(60)
+    machine.spawn(holder)
+    assert taken.wait(20)
+    with machine, pytest.raises(shmkern.KernelBug) as stopped:
+        machine.swapoff(area)
+    assert stopped.value.kind == "hung task"
+    assert re.search(r"  in task 1 \(.*\)$", stopped.value.report, re.M), stopped.value.report
+    assert re.search(r"task 1 \(.*\) waits \d\.\d s for free slots of: kernel 0 swap_info\[0\], "
+                     r"held by task \d+ \(holder, CPU \d+, host pid \d+\) in the kernel", stopped.value.report), stopped.value.report
+
+
+def test_swapoff_ends_with_the_machine(boot, tmp_path):
+    machine = boot(hung_task_timeout=60)
+    area = machine.swapon(tmp_path / "swap", 100)
+    giver, other = Puppet(machine), Puppet(machine)
+    other(lambda task: ksym.get_swap_page())
+    giver.begin(lambda task: ksym.do_swapoff(area))
+    until_waits(giver, "WAIT_SWAPOFF")
+    other.begin(lambda task: ksym.unlock_page(page(5)))
+    # Before anybody looks after it, and ends those that are left.
+    until(lambda: direct_map.process_stat(giver.os_pid)[0] in ("", "Z", "X"), "the end of the swapoff")
+    with machine, pytest.raises(shmkern.KernelBug) as stopped:
+        machine.check(at_once=True)
+    assert stopped.value.kind == "kernel BUG"
 
 
 def test_wait_that_ends_in_time_is_no_hung_task(boot, until):
