@@ -59,6 +59,7 @@ def start_kernel(nr_nodes, frames_per_node, max_tasks, hung_task_timeout_ns, poi
     k.swap_maps = cast(pointer(u16), DIRECT_MAP_BASE + layout.swap_maps)
     k.swap_maps_size = k.max_pfn * SWAP_SLOTS_PER_FRAME
     k.swapper_space.a_ops = AOPS_SWAP
+    k.page_cluster = PAGE_CLUSTER
     k.slabs = cast(pointer(Slab), DIRECT_MAP_BASE + layout.slabs)
     INIT_LIST_HEAD(addressof(k.slabs_free))
     k.trace_rings = DIRECT_MAP_BASE + layout.end

@@ -212,7 +212,7 @@ def do_swap_page(mm, vma, address, pmd, ptep, ptl, pte, write):
     page = lookup_swap_cache(entry)
     if page == NULL:
         pol = get_vma_policy(vma, address, addressof(ilx))
-        page = read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE, pol, ilx)
+        page = swapin_readahead(entry, GFP_HIGHUSER_MOVABLE, pol, ilx)
         mpol_cond_put(pol)
         if page == NULL:
             # Without memory; or somebody else was faster, and the entry is gone.

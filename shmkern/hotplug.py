@@ -53,6 +53,25 @@ def do_migrate_range(zone):
     return worst
 
 
+def drop_read_ahead(zone):
+    """Takes those of a zone's pages out of the swap cache that nobody has mapped since they were read:
+    migration leaves them alone, and their slots have what is in them.  (In Linux they have to wait
+    for reclaim.)  Pages that wait to enter a list have a reference for that, and stay.  Takes PG_locked
+    by trylock, then tree_lock and swap_lock."""
+    space = addressof(kernel().swapper_space)
+    first = pfn_to_page(zone.zone_start_pfn)
+    for index in range(zone.spanned_pages):
+        page = first + index
+        # A look without a reference; then all of it again, with the page's lock.
+        if not PageSwapCache(page) or READ_ONCE64(addressof(page.mapping)) != 0 or not get_page_unless_zero(page):
+            continue
+        if trylock_page(page):
+            if PageSwapCache(page) and page.mapping == NULL and not PageWriteback(page):
+                remove_mapping(space, page)
+            unlock_page(page)
+        put_page(page)
+
+
 def offline_isolated_pages(zone):
     """When all frames of an isolated zone are free, takes them off its free lists for good, and
     says that it did.  Takes zone->lock, under which no frame can become used again."""
@@ -80,6 +99,7 @@ def empty_zone(zone, deadline):
         if has_unmovable_pages(zone) or ktime_get_ns() > deadline:
             return -EBUSY
         migrate_prep()
+        drop_read_ahead(zone)
         rc = do_migrate_range(zone)
         if rc < 0:
             failures += 1

@@ -342,6 +342,19 @@ class Machine:
         self._mine()
         self.init.request("_swapoff", _whole("area", area, 0, C["MAX_SWAPFILES"] - 1))
 
+    @property
+    def page_cluster(self):
+        """log2 of how many slots of a swap area are read at once, as /proc/sys/vm/page-cluster: 3 after
+        the boot, for eight; with 0 nothing is read ahead.  ValueError for what is no whole number
+        from 0 to 10."""
+        self._mine()
+        return layout.kernel().page_cluster
+
+    @page_cluster.setter
+    def page_cluster(self, cluster):
+        self._mine()
+        layout.kernel().page_cluster = _whole("page_cluster", cluster, 0, C["PAGE_CLUSTER_MAX"])
+
     def check(self, at_once=False):
         """Looks after the tasks: cleans up after those that were killed, and raises KernelBug
         when the machine has stopped.  Looks for dead tasks five times a second, however often

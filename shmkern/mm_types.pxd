@@ -655,7 +655,7 @@ cdef struct Kernel:
     u32 nr_reclaimers          # tasks that are freeing memory
     u32 reclaim_sequence       # advanced when one is done
     u32 reclaim_waiters
-    u32 _pad2
+    u32 page_cluster           # log2 of the slots that are read at once; 0 reads none ahead
     # RCU
     u64 rcu_epoch
     Spinlock rcu_lock

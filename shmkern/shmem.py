@@ -152,7 +152,7 @@ def shmem_swapin(mapping, offset, entry):
     page = lookup_swap_cache(entry)
     if page == NULL:
         pol = shmem_page_policy(mapping, offset)
-        page = read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE, pol, offset)
+        page = swapin_readahead(entry, GFP_HIGHUSER_MOVABLE, pol, offset)
         mpol_cond_put(pol)
         if page == NULL:
             return -ENOMEM if shmem_swap_entry(mapping, offset) == entry else 0

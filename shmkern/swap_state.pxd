@@ -20,6 +20,8 @@ cdef void free_swap_and_cache(swp_entry_t entry) noexcept nogil
 cdef Page* lookup_swap_cache(swp_entry_t entry) noexcept nogil
 @cython.locals(new=pointer_to_page, found=pointer_to_page, rc=cython.int)
 cdef Page* read_swap_cache_async(swp_entry_t entry, u64 gfp, Mempolicy* pol, u64 ilx) noexcept nogil
+@cython.locals(offset=u64, end=u64)
+cdef Page* swapin_readahead(swp_entry_t entry, u64 gfp, Mempolicy* pol, u64 ilx) noexcept nogil
 @cython.locals(fd=cython.int, done=i64, left=u64, position=u64)
 cdef int swap_io(Page* page, bint write) noexcept nogil
 cdef void swap_readpage(Page* page) noexcept nogil

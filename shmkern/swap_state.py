@@ -10,7 +10,8 @@ page, and a use of the slot.
 
 A page is read into the cache locked, and is up to date before it is unlocked; if the host could
 not read it, it is unlocked without that, and whoever wanted it gets a bus error.  It is on the
-LRU then, but nobody has mapped it yet and so it has no mapping: migration meets such pages.
+LRU then, but nobody has mapped it yet and so it has no mapping: migration meets such pages.  Those
+that were read ahead may stay like that.
 
 Locks: PG_locked, then swap_lock, then tree_lock.  A page enters and leaves the cache with
 PG_locked held, so either PG_locked or tree_lock keeps it there.
@@ -187,6 +188,29 @@ def read_swap_cache_async(entry, gfp, pol, ilx):
     if new != NULL:
         put_page(new)
     return found
+
+
+def swapin_readahead(entry, gfp, pol, ilx):
+    """read_swap_cache_async for an entry and, before that, for its neighbours: what went out together
+    is likely to be wanted together.  All frames are chosen as for the entry's own.
+
+    Neighbours are read as long as there is memory for them; whatever happens to them is of no concern
+    to the caller.  They are in the cache, mapped by nobody and paid for by no group, until somebody
+    comes to their entries or reclaim to them.  Sleeps.
+    """
+    offset = 0
+    count = valid_swaphandles(entry, addressof(offset))
+    if count != 0:
+        end = offset + count
+        while offset < end:
+            page = read_swap_cache_async(swp_entry(swp_type(entry), offset), gfp, pol, ilx)
+            if page == NULL:
+                break
+            put_page(page)
+            offset += 1
+        # Where reclaim finds them.
+        lru_add_drain()
+    return read_swap_cache_async(entry, gfp, pol, ilx)
 
 
 # ---- between a page and its slot ---------------------------------------------

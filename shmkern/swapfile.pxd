@@ -7,6 +7,8 @@ from shmkern.swapops cimport *
 
 cdef enum:
     SWAPFILE_CLUSTER = 256     # slots that are given out in a row where there is room
+    PAGE_CLUSTER = 3           # of a machine that has just been booted
+    PAGE_CLUSTER_MAX = 10
 
 # More than half of the slots are in use: pages that are in memory should not keep one.
 cdef inline bint vm_swap_full() noexcept nogil:
@@ -28,6 +30,8 @@ cdef void swap_free(swp_entry_t entry) noexcept nogil
 cdef bint swap_duplicate(swp_entry_t entry) noexcept nogil
 @cython.locals(used=bint)
 cdef bint swap_slot_in_use(SwapInfo* si, u64 offset) noexcept nogil
+@cython.locals(first=u64, end=u64, low=u64, high=u64)
+cdef u64 valid_swaphandles(swp_entry_t entry, u64* offset) noexcept nogil
 @cython.locals(count=u32)
 cdef u32 page_swapcount(Page* page) noexcept nogil
 @cython.locals(start=u64, place=u64, moved=bint)

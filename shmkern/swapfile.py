@@ -139,6 +139,36 @@ def swap_slot_in_use(si, offset):
     return used
 
 
+def valid_swaphandles(entry, offset):
+    """The slots that are worth reading together with an entry's: of its block of 2^page_cluster, those
+    in use that lie in a row with it.  Returns how many, with the entry's own, and in *offset the first;
+    0 when there is no other.  Takes swap_lock.
+
+    Any of them may be free again at once: read_swap_cache_async takes a use of its own.
+    """
+    k = kernel()
+    cluster = READ_ONCE32(addressof(k.page_cluster))
+    if cluster == 0:
+        return 0
+    size = cast(u64, 1) << cluster
+    si = addressof(k.swap_info[swp_type(entry)])
+    low = swp_offset(entry)
+    high = low + 1
+    first = low & ~(size - 1)
+    spin_lock(addressof(k.swap_lock))
+    end = min(first + size, si.max)
+    # The area may have been given back since the entry was seen, and be another without such a slot.
+    if si.flags & SWP_USED and low < end:
+        while high < end and si.swap_map[high] != 0:
+            high += 1
+        # Slot 0 is never given out.
+        while low > max(first, 1) and si.swap_map[low - 1] != 0:
+            low -= 1
+    spin_unlock(addressof(k.swap_lock))
+    offset[0] = low
+    return high - low if high - low > 1 else 0
+
+
 def page_swapcount(page):
     """How many page-table entries hold the entry of a page of the swap cache.  The page is
     locked.  Takes swap_lock."""

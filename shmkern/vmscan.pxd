@@ -42,6 +42,7 @@ cdef bint is_page_cache_freeable(Page* page) noexcept nogil
 cdef int pageout(Page* page, AddressSpace* mapping) noexcept nogil
 @cython.locals(entry=swp_entry_t)
 cdef bint __remove_mapping(AddressSpace* mapping, Page* page) noexcept nogil
+cdef bint remove_mapping(AddressSpace* mapping, Page* page) noexcept nogil
 @cython.locals(referenced=bint)
 cdef int shrink_locked_page(Page* page, ScanControl* sc) noexcept nogil
 cdef bint shrink_page(Page* page, ScanControl* sc) noexcept nogil

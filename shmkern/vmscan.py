@@ -94,6 +94,14 @@ def __remove_mapping(mapping, page):
     return True
 
 
+def remove_mapping(mapping, page):
+    """__remove_mapping for a caller who keeps its reference."""
+    if not __remove_mapping(mapping, page):
+        return False
+    page_unfreeze_refs(page, 1)
+    return True
+
+
 def shrink_locked_page(page, sc):
     """Frees a locked, isolated page that was on an inactive list, if it can.
 

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 import shmkern
-from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, layout, vmstat,
+from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, layout, vmstat,
                      worker)
 from shmkern.kallsyms import ksym
 from shmkern_stress import common
@@ -401,6 +401,151 @@ def test_group_pays_for_what_is_in_memory_and_not_for_what_is_swapped_out(boot, 
     assert owner(lambda task: sum(task.load64(address) for address in present)) > 0
     owner(lambda task: task.munmap(va, 900 * PAGE))
     assert group.usage // PAGE <= layout.kernel().swapper_space.nrpages
+
+
+# ---- read-ahead ------------------------------------------------------------------------
+
+def swap_out(puppet, va, pages):
+    """Sends `pages` pages from `va` on to swap, in this order, as reclaim does, so that nothing else has
+    them."""
+    frames = [page_at(puppet, va + number * PAGE).address for number in range(pages)]
+    space = layout.kernel().address + layout.offsetof("Kernel", "swapper_space")
+
+    def program(task):
+        ksym.lru_add_drain_all()
+        for page in frames:
+            ksym.get_page(page)
+            ksym.lock_page(page)
+            assert ksym.add_to_swap(page) and ksym.try_to_unmap(page, 1) == C["SWAP_SUCCESS"]
+            assert ksym.pageout(page, space) == C["PAGE_SUCCESS"]
+            ksym.lock_page(page)
+            assert ksym.remove_mapping(space, page)
+            ksym.unlock_page(page)
+            ksym.put_page(page)
+    puppet(program)
+
+
+@pytest.fixture
+def swapped(boot, tmp_path):
+    """(machine, puppet, va): 64 pages that are in the first slots of a swap area, in order, and nowhere
+    else."""
+    machine = boot(2, 512)
+    machine.swapon(tmp_path / "swap", 200)
+    puppet = Puppet(machine)
+    va = puppet(lambda task: store_new(task, 64, 7))
+    swap_out(puppet, va, 64)
+    assert [swap_entry(pte_of(puppet, va + number * PAGE)) for number in range(64)] == [(0, slot) for slot in range(1, 65)]
+    assert layout.kernel().swapper_space.nrpages == 0
+    return machine, puppet, va
+
+
+def cached(puppet, va, pages=64):
+    """The pages, by number, that are in the swap cache though their PTE is a swap entry: {number: node}."""
+    ptes = [pte_of(puppet, va + number * PAGE) for number in range(pages)]
+
+    def program(task):
+        found = {}
+        for number, pte in enumerate(ptes):
+            page = ksym.lookup_swap_cache(pte) if pte and not is_present(pte) else 0
+            if page:
+                found[number] = layout.struct("Page", page).flags >> C["NODES_PGSHIFT"]
+                ksym.put_page(page)
+        return found
+    return puppet(program)
+
+
+@pytest.mark.parametrize("cluster, faults", [(0, 64), (1, 33), (3, 9), (10, 1)])
+def test_a_scan_of_swapped_memory_reads_a_block_of_slots_a_fault(swapped, cluster, faults):
+    """swapin_readahead: blocks of 2^page_cluster slots, of which the first has no slot 0."""
+    machine, puppet, va = swapped
+    assert machine.page_cluster == 3
+    machine.page_cluster = cluster
+    count = counter(machine)
+    assert puppet(partial(wrong, va=va, pages=64, first=7)) == 0
+    assert (count("pgmajfault"), count("pswpin")) == (faults, 64)
+    machine.audit().raise_if_broken()
+    puppet(lambda task: task.munmap(va, 64 * PAGE))
+    assert slots_in_use() == layout.kernel().swapper_space.nrpages == 0
+
+
+def test_what_is_read_ahead_lies_beside_the_entry_and_is_in_use(swapped):
+    """valid_swaphandles: the row within the block, up to the first slot that is free."""
+    machine, puppet, va = swapped
+    # Slots 18 and 23, that is pages 17 and 22, are free.
+    puppet(lambda task: (task.munmap(va + 17 * PAGE, PAGE), task.munmap(va + 22 * PAGE, PAGE)))
+    puppet(lambda task: task.load64(va + 19 * PAGE))
+    assert set(cached(puppet, va)) == {18, 20, 21}
+    # Page 16 is alone between the block's beginning and the gap.
+    puppet(lambda task: task.load64(va + 16 * PAGE))
+    assert set(cached(puppet, va)) == {15, 18, 20, 21}
+    machine.audit().raise_if_broken()
+
+
+def test_what_is_read_ahead_lies_where_the_area_wants_what_was_asked_for(swapped):
+    machine, puppet, va = swapped
+    puppet(lambda task: task.mbind(va + 10 * PAGE, PAGE, MPOL_BIND, [1]))
+    puppet(lambda task: task.mbind(va + 30 * PAGE, PAGE, MPOL_BIND, [0]))
+    puppet(lambda task: (task.load64(va + 10 * PAGE), task.load64(va + 30 * PAGE)))
+    assert set(cached(puppet, va).values()) == {0, 1}
+    assert {cached(puppet, va)[number] for number in (7, 8, 9, 11, 12, 13, 14)} == {1}
+    machine.audit().raise_if_broken()
+
+
+def test_without_memory_for_the_neighbours_only_the_page_itself_is_read(swapped):
+    machine, puppet, va = swapped
+    count = counter(machine)
+    assert puppet(lambda task: (task.fail_nth(1), task.load64(va + 3 * PAGE), task.fail_nth(0))) == (0, 10, 0)
+    assert count("pswpin") == 1 and count("pgmajfault") == 1 and cached(puppet, va) == {}
+    machine.audit().raise_if_broken()
+
+
+def test_a_group_pays_for_what_is_read_ahead_when_it_uses_it(boot, tmp_path):
+    machine = boot(2, 512, memcg=True)
+    machine.swapon(tmp_path / "swap", 200)
+    group = machine.cgroup_create("group")
+    puppet = Puppet(machine, cgroup=group)
+    va = puppet(lambda task: store_new(task, 64, 7))
+    swap_out(puppet, va, 64)
+    before = group.usage
+    puppet(lambda task: task.load64(va + 20 * PAGE))
+    assert len(cached(puppet, va)) == 7 and group.usage == before + PAGE
+    machine.audit().raise_if_broken()
+    group.limit = before + 4 * PAGE
+    assert puppet(partial(wrong, va=va, pages=64, first=7)) == 0
+    assert group.usage <= group.limit
+    machine.audit().raise_if_broken()
+
+
+def test_swapoff_leaves_nothing_of_what_was_read_ahead(swapped):
+    machine, puppet, va = swapped
+    puppet(lambda task: [task.load64(va + number * PAGE) for number in (4, 20, 40)])
+    assert len(cached(puppet, va)) == 6 + 7 + 7
+    count = counter(machine)
+    machine.swapoff(0)
+    assert slots_in_use() == layout.kernel().swapper_space.nrpages == 0 and count("pswpin") == 64 - 7 - 8 - 8
+    assert puppet(partial(wrong, va=va, pages=64, first=7)) == 0
+
+
+def test_a_node_goes_offline_with_what_was_read_ahead_to_it(boot, tmp_path):
+    """Migration leaves alone what nobody has mapped."""
+    machine = boot(2, 512, movable={1})
+    machine.swapon(tmp_path / "swap", 200)
+    puppet = Puppet(machine)
+    va = puppet(lambda task: store_new(task, 64, 7))
+    swap_out(puppet, va, 64)
+    puppet(lambda task: (task.mbind(va, 64 * PAGE, MPOL_BIND, [1]), task.load64(va + 20 * PAGE)))
+    assert set(cached(puppet, va).values()) == {1}
+    machine.offline(1)
+    # What was asked for has moved, and is found by its entry.
+    assert cached(puppet, va) == {20: 0} and machine.zoneinfo()[1]["present"] == 0
+    assert puppet(partial(wrong, va=va, pages=64, first=7)) == 0
+
+
+@pytest.mark.parametrize("cluster", [-1, 11, 1.5, True, "3", None])
+def test_page_cluster_is_a_small_whole_number(machine, cluster):
+    with pytest.raises(ValueError):
+        machine.page_cluster = cluster
+    assert machine.page_cluster == 3
 
 
 # ---- shared anonymous memory ---------------------------------------------------------

@@ -249,8 +249,10 @@ class Room:
         return file
 
     def swapon(self, task, slots):
-        """Gives the machine a swap area in a new file of the host.  A HostFile."""
+        """Gives the machine a swap area in a new file of the host, from which nothing is read ahead.  A
+        HostFile."""
         file = self._host_file([0] * (slots + 1))
+        layout.kernel().page_cluster = 0
         self.become(task.cpu)
         area = layout.kernel().swap_info[vmscan.swapon(file.host_fd, slots)]
         ksym.host_fd_install(int(area["swap_file"]["i_id"]), file.host_fd)

@@ -185,6 +185,40 @@ def swap_in_munmap(room):
     room.check(lambda seen, _none: seen in (0, OLD))
 
 
+def read_ahead(room):
+    """A task with two pages that are in neighbouring slots and nowhere else, in a machine that reads both
+    when one is wanted.  (user, va)"""
+    user = room.task()
+    va = user.mmap(2 * PAGE)
+    for at in (va, va + PAGE):
+        user.store64(at, OLD)
+    user.kernel("lru_add_drain_all")
+    room.swapon(user, 4)
+    layout.kernel().page_cluster = 2
+    for at in (va, va + PAGE):
+        user.kernel("shrink_active_list", zone_of(user, at), ANON, 1)
+        reclaim(room, user, at)(user)
+    return user, va
+
+
+@scenario
+def read_ahead_twice(room):
+    """Two tasks each read a page from its slot, and the other's with it."""
+    user, va = read_ahead(room)
+    room.program(user, lambda task: task.load64(va))
+    room.program(room.task(shares=user), lambda task: task.load64(va + PAGE))
+    room.check(lambda one, two: one == two == OLD)
+
+
+@scenario
+def read_ahead_munmap(room):
+    """A page is read ahead while it is unmapped, and its slot becomes free."""
+    user, va = read_ahead(room)
+    room.program(user, lambda task: task.load64(va))
+    room.program(room.task(shares=user), lambda task: task.munmap(va + PAGE, PAGE))
+    room.check(lambda seen, _none: seen == OLD)
+
+
 @scenario
 def swap_fork(room):
     """The address space is copied, and with it the swap entry of a page that is being moved in the
