@@ -422,6 +422,9 @@ def get_user_page(vma, address, write, rc):
     while True:
         page = follow_page(vma, address, write)
         if page != NULL:
+            # It is going to be used, though not through the PTE (FOLL_TOUCH).
+            if not PageReserved(page):
+                mark_page_accessed(page)
             return page
         rc[0] = handle_mm_fault(vma.vm_mm, vma, address, write)
         if rc[0] != 0:

@@ -147,8 +147,8 @@ def activate_page(page):
 
 
 def mark_page_accessed(page):
-    """A page was used by a system call: an inactive page is noted the first time and activated the
-    second.  The caller has a reference.  Takes lru_lock."""
+    """A page was used, and no PTE says so (any more): an inactive page is noted the first time and
+    activated the second.  The caller has a reference.  Takes lru_lock."""
     if not PageReferenced(page):
         SetPageReferenced(page)
     elif not PageActive(page) and not PageUnevictable(page) and PageLRU(page):

@@ -80,6 +80,9 @@ def zap_pte(tlb, vma, ptep):
         page = pte_page(pte)
         if pte_dirty(pte):
             set_page_dirty(page)
+        # A page of a file outlives its mapping, and so must what the mapping knew of its use.
+        if not PageAnon(page) and pte_young(pte):
+            mark_page_accessed(page)
         atomic_add_return64(rss_of(mm, page), -1)
         page_remove_rmap(page)
         free_swap_cache(page)

@@ -390,6 +390,7 @@ cdef struct File:
     u32 f_flags                # O_ACCMODE
     AddressSpace* f_mapping
     u64 f_pos                  # where read and write go on
+    u64 f_prev_pos             # where the last read ended
 
 cdef struct FilesStruct:
     i32 count                  # tasks that share it

@@ -11,8 +11,8 @@ cdef enum:
     MAX_RW_COUNT = 0x7ffff000  # what one call reads or writes at most (fs/read_write.c)
 
 cdef int find_uptodate_page(AddressSpace* mapping, u64 index, Page** out) noexcept nogil
-@cython.locals(done=u64, part=u64, left=u64, size=u64, page=pointer_to_page)
-cdef i64 generic_file_read(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
+@cython.locals(done=u64, part=u64, left=u64, size=u64, prev_pos=u64, page=pointer_to_page)
+cdef i64 generic_file_read(File* file, u64 buf, u64 count, u64 pos) noexcept nogil
 cdef int extend_file(Inode* inode, u64 end) noexcept nogil
 @cython.locals(page=pointer_to_page, copied=u64, rc=cython.int)
 cdef i64 write_into_page(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil

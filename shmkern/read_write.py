@@ -35,9 +35,11 @@ def find_uptodate_page(mapping, index, out):
     return rc
 
 
-def generic_file_read(mapping, buf, count, pos):
+def generic_file_read(file, buf, count, pos):
     """Copies up to `count` bytes from `pos` on to the program's `buf`.  Returns how many, 0 at the end
     of the file; or -EFAULT, -ENOMEM or -EIO when there are none.  May sleep."""
+    mapping = file.f_mapping
+    prev_pos = READ_ONCE64(addressof(file.f_prev_pos))
     done = 0
     while done < count and pos < READ_ONCE64(addressof(mapping.host.i_size)):
         page = NULL
@@ -48,7 +50,9 @@ def generic_file_read(mapping, buf, count, pos):
         size = READ_ONCE64(addressof(mapping.host.i_size))
         offset = pos & (PAGE_SIZE - 1)
         part = min(min(PAGE_SIZE - offset, count - done), size - pos if size > pos else 0)
-        mark_page_accessed(page)
+        # Who goes on in the middle of a page is still at the same use of it.
+        if offset == 0 or pos != prev_pos:
+            mark_page_accessed(page)
         # May fault; the page is not locked.
         left = copy_out_some(buf + done, cast(pointer(char), page_address(page)) + offset, part)
         put_page(page)
@@ -173,7 +177,10 @@ def vfs_read(file, buf, count, pos):
     -EBADF (it is open for writing only), -EFAULT, -ENOMEM or -EIO."""
     if file.f_flags & O_ACCMODE == O_WRONLY:
         return -EBADF
-    return generic_file_read(file.f_mapping, buf, min(count, cast(u64, MAX_RW_COUNT)), pos)
+    rc = generic_file_read(file, buf, min(count, cast(u64, MAX_RW_COUNT)), pos)
+    if rc > 0:
+        WRITE_ONCE64(addressof(file.f_prev_pos), pos + rc)
+    return rc
 
 
 def vfs_write(file, buf, count, pos):

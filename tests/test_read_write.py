@@ -8,8 +8,8 @@ import resource
 
 import pytest
 
-from helpers import PAGE, Mapper, Puppet, errno_of, flags, migration_entry, node_at, page_at, pte_of, until_waits
-from shmkern import MAP_SHARED, MPOL_MF_MOVE_ALL, PROT_READ, PROT_WRITE
+from helpers import C, PAGE, Mapper, Puppet, errno_of, flags, migration_entry, node_at, page_at, pte_of, set_pte, until_waits
+from shmkern import MAP_SHARED, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE_ALL, PROT_READ, PROT_WRITE
 from shmkern.kallsyms import ksym
 
 PAGES = Mapper.PAGES
@@ -219,6 +219,47 @@ def test_a_page_read_again_becomes_active(machine, path):
         seen.append(page.flags & both)
     assert seen == [flags("PG_referenced"), flags("PG_active"), both]
     assert machine.vmstat()["nr_active_file"] == 1
+
+
+def test_a_page_that_is_read_piece_by_piece_was_used_once(machine, path):
+    one = Mapper(machine, str(path))
+    fd = one.fd
+    one.load(0, 1), machine.init.migrate_prep()
+    page, both = page_at(one, one.va), flags("PG_referenced", "PG_active")
+    one(lambda task: [task.read(fd, 512) for _ in range(8)])
+    assert page.flags & both == flags("PG_referenced")
+    # From another place, it is another use.
+    one(lambda task: task.pread(fd, 512, 1024))
+    assert page.flags & both == flags("PG_active")
+
+
+@pytest.mark.parametrize("young", [True, False])
+def test_a_mapping_that_used_a_page_leaves_word_of_it(machine, path, young):
+    """zap_pte_range: the PTE knows of it, and goes.  As with read, once is noted, twice activates."""
+    one = Mapper(machine, str(path))
+    fd, both, seen = one.fd, flags("PG_referenced", "PG_active"), []
+    for _ in range(3):
+        va = one(lambda task: task.mmap(PAGE, PROT_READ, MAP_SHARED, fd=fd))
+        one(lambda task: (task.load(va, 1), ksym.lru_add_drain_all()))
+        page = page_at(one, va)
+        if not young:
+            set_pte(one, va, pte_of(one, va) & ~C["_PAGE_ACCESSED"])
+        one(lambda task: task.munmap(va, PAGE))
+        seen.append(page.flags & both)
+    assert seen == ([flags("PG_referenced"), flags("PG_active"), both] if young else [0] * 3)
+    machine.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("call", ["mlock", "get_mempolicy"])
+def test_who_gets_a_page_for_the_kernel_has_used_it(machine, call):
+    """follow_page with FOLL_TOUCH, for get_user_pages."""
+    one = Puppet(machine)
+    va = one(lambda task: task.mmap(PAGE))
+    one(lambda task: task.store64(va, 1))
+    page = page_at(one, va)
+    assert not page.flags & flags("PG_referenced")
+    one(lambda task: task.mlock(va, PAGE) if call == "mlock" else task.get_mempolicy(va, MPOL_F_ADDR | MPOL_F_NODE))
+    assert page.flags & flags("PG_referenced")
 
 
 def test_writers_of_one_page_and_its_mappers_lose_nothing_while_it_moves(machine, path):
