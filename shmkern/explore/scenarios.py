@@ -212,19 +212,24 @@ def munlock(room):
     room.check(lambda: user.load64(va) == OLD)
 
 
-@scenario
-def fork(room):
-    """The address space is copied while its page is being moved; then each side writes, and
-    neither sees the other's."""
-    user, va, migrator = one_page(room)
+def fork_while(room, user, va, other, program):
+    """The address space with a page at `va` is copied while another task runs `program`; then the parent
+    writes, and the child must not see it."""
     room.program(user, lambda task: task.fork())
-    room.program(migrator, migrate_frame(user, va))
+    room.program(other, program)
 
-    def apart(child, _stayed):
+    def apart(child, _result):
         user.store64(va, NEW)
         assert room.load_in(child, va) == OLD
         return is_stored(user, va)
     room.check(apart)
+
+
+@scenario
+def fork(room):
+    """The address space is copied while its page is being moved; then each side has its own."""
+    user, va, migrator = one_page(room)
+    fork_while(room, user, va, migrator, migrate_frame(user, va))
 
 
 @scenario

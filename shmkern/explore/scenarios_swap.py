@@ -6,7 +6,7 @@ May import: room, scenarios.
 from shmkern import layout
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
-from shmkern.explore.scenarios import NEW, OLD, is_stored, migrate, migrate_frame, one_page
+from shmkern.explore.scenarios import NEW, OLD, fork_while, is_stored, migrate, migrate_frame, one_page
 
 GFP_KERNEL = C["GFP_KERNEL"]
 ANON = 0
@@ -222,16 +222,9 @@ def read_ahead_munmap(room):
 @scenario
 def swap_fork(room):
     """The address space is copied, and with it the swap entry of a page that is being moved in the
-    swap cache; then each side writes, and neither sees the other's."""
+    swap cache; then each side has its own."""
     user, va, page, migrator = in_swap_cache(room)
-    room.program(user, lambda task: task.fork())
-    room.program(migrator, migrate_page(user, page))
-
-    def apart(child, _stayed):
-        user.store64(va, NEW)
-        assert room.load_in(child, va) == OLD
-        return is_stored(user, va)
-    room.check(apart)
+    fork_while(room, user, va, migrator, migrate_page(user, page))
 
 
 @scenario
