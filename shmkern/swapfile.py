@@ -162,7 +162,7 @@ def valid_swaphandles(entry, offset):
         while high < end and si.swap_map[high] != 0:
             high += 1
         # Slot 0 is never given out.
-        while low > max(first, 1) and si.swap_map[low - 1] != 0:
+        while low > max(first, cast(u64, 1)) and si.swap_map[low - 1] != 0:
             low -= 1
     spin_unlock(addressof(k.swap_lock))
     offset[0] = low
