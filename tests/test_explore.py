@@ -19,15 +19,17 @@ from helpers import until
 from pages import CONTRAST, contrasts
 
 SHMKERN = [sys.executable, "-m", "shmkern.cli"]
+# What that becomes for `explore` and `replay`, which takes half the time to begin.
+EXPLORER = [sys.executable, str(Path(shmkern_package.__file__).parent / "explore" / "__main__.py")]
 QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exit", "munmap", "radix_delete",
          "swap_in", "force_empty"]
 # A compiler and an exploration of thousands of schedules, on a machine that may be busy.
 pytestmark = pytest.mark.timeout(600)
 
 
-def shmkern(*arguments, status=0, **options):
+def shmkern(*arguments, status=0, program=EXPLORER, **options):
     """Runs the command and returns what it prints."""
-    done = subprocess.run([*SHMKERN, *map(str, arguments)], capture_output=True, text=True, timeout=580, **options)
+    done = subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, timeout=580, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -111,10 +113,12 @@ def test_more_jobs_give_the_same_result(tmp_path, scenario):
         result = explore(tmp_path, *arguments, "--jobs", jobs, status=status)[0][0]
         return {name: value for name, value in result.items() if name != "seconds"}
     assert of(1, "fault") == of(3, "fault")
+    assert of(1, *PCT) == of(3, *PCT)
     found = [of(jobs, "--file", path, status=1) for jobs in (1, 3)]
     assert found[0] == found[1] and found[0]["failure"]["kind"] == "lost data"
 
 
+PCT = ["two_faults", "--strategy", "pct", "--runs", 400]
 SMALL = """
 import random
 from shmkern.explore.room import PAGE, scenario
@@ -172,8 +176,8 @@ def test_a_lost_update_is_found_with_one_preemption_and_replayed(tmp_path, scena
     path = scenario(LOST_UPDATE)
     results, text = explore(tmp_path, "--file", path, "--output", "lost", "--html", "page.html", status=1)
     assert results[0]["failure"]["kind"] == "lost data" and "lost data: the scenario's check does not hold" in text
-    saved = json.loads((tmp_path / "lost").read_text())
-    assert sum(until != 0xffffffff for _task, until in saved["segments"]) == 1
+    run, = json.loads((tmp_path / "lost").read_text())["runs"]
+    assert sum(until != 0xffffffff for _task, until in run["segments"]) == 1
     assert "lost data" in shmkern("replay", tmp_path / "lost", status=1)
     page = (tmp_path / "page.html").read_text()
     assert json.loads(page.split('type="application/json">')[1].split("</script>")[0])["kind"] == "lost data"
@@ -185,35 +189,113 @@ def test_sampling_finds_a_lost_update(tmp_path, scenario, strategy):
     assert results[0]["failure"]["kind"] == "lost data"
 
 
+def test_a_livelock_shows_what_is_done_again_and_again(tmp_path, scenario):
+    """Two tasks wait for a writer that there is not; each gives its CPU away in between."""
+    path = scenario("""
+        from shmkern import layout
+        one, two = room.task(), room.task()
+        va = one.mmap(PAGE)
+        one.store64(va, 1)
+        count = layout.kernel().frames_base + one.frame_of(va) * PAGE
+        room.program(one, lambda task: task.kernel("read_seqcount_begin", count))
+        room.program(two, lambda task: task.kernel("read_seqcount_begin", count))
+    """)
+    results, text = explore(tmp_path, "--file", path, "--output", "live", status=1)
+    assert results[0]["failure"]["kind"] == "livelock"
+    again = shmkern("replay", tmp_path / "live", status=1)
+    for told in (text, again):
+        assert len(re.findall(r"locks.py:\d+ read_seqcount_begin", told)) == 2 and "come again and again" in told
+
+
+def test_a_program_that_raises_is_why_another_waits_for_ever(tmp_path, scenario):
+    path = scenario(DEADLOCK.replace("room.program(two, take(*reversed(pages)))", """def program(task):
+        take(pages[0])(task)
+        raise KeyError("nothing")
+    def waiting(task):
+        task.kernel("lock_page", pages[0]), task.kernel("lock_page", pages[0])
+    room.programs.clear()
+    room.program(one, waiting), room.program(two, program)"""))
+    results, text = explore(tmp_path, "--file", path, status=1)
+    assert results[0]["failure"]["kind"] == "error" and """task 2: KeyError: 'nothing' (raise KeyError("nothing"))""" in text
+
+
 def test_a_deadlock_says_who_waits(tmp_path, scenario):
     results, text = explore(tmp_path, "--file", scenario(DEADLOCK), status=1)
     assert results[0]["failure"]["kind"] == "deadlock"
-    assert text.count("waits for a page lock") >= 2
+    assert len(re.findall(r"waits for a page lock at page\[\d+\]", text)) == 2
+
+
+# A semaphore around both keeps the two apart: only the order is wrong.
+CIRCLE = """
+    from shmkern import layout, worker
+    one = room.task()
+    va = one.mmap(PAGE)
+    one.store64(va, 0)
+    two = room.task(shares=one)
+    two.load64(va)
+    gate = worker.slot(one.cpu).mm + layout.offsetof("MmStruct", "mmap_sem")
+    locks = [layout.kernel().zones + layout.offsetof("Zone", "lru_lock"),
+             worker.slot(one.cpu).address + layout.offsetof("Task", "pvec_lock")]
+    def take(task, order):
+        task.kernel("down_write", gate)
+        for lock in order:
+            task.kernel("spin_lock", lock)
+        for lock in reversed(order):
+            task.kernel("spin_unlock", lock)
+        task.kernel("up_write", gate)
+    def first(task):
+        take(task, locks)
+        task.store64(va, 1)
+        task.store64(va, 2)
+    def second(task):
+        if task.load64(va) == 1:
+            take(task, locks[::-1])
+    room.program(one, first)
+    room.program(two, second)
+"""
 
 
 def test_locks_taken_in_a_circle_are_found_without_the_deadlock(tmp_path, scenario):
-    """A semaphore around both keeps the two apart: only the order is wrong."""
-    path = scenario("""
-        one, two = room.task(), room.task()
-        from shmkern import layout, worker
-        gate = worker.slot(one.cpu).mm + layout.offsetof("MmStruct", "mmap_sem")
-        locks = [layout.kernel().zones + layout.offsetof("Zone", "lru_lock"),
-                 worker.slot(one.cpu).address + layout.offsetof("Task", "pvec_lock")]
-        def take(*order):
-            def program(task):
-                task.kernel("down_write", gate)
-                for lock in order:
-                    task.kernel("spin_lock", lock)
-                for lock in reversed(order):
-                    task.kernel("spin_unlock", lock)
-                task.kernel("up_write", gate)
-            return program
-        room.program(one, take(*locks))
-        room.program(two, take(*reversed(locks)))
-    """)
-    results, text = explore(tmp_path, "--file", path, status=1)
-    assert results[0]["failure"]["kind"] == "lock order"
-    assert "Zone.lru_lock" in text and "Task.pvec_lock" in text
+    """And saved as a run for each order, with the fewest switches, whatever the number of jobs."""
+    path, files = scenario(CIRCLE), []
+    for jobs in (1, 3):
+        results, text = explore(tmp_path, "--file", path, "--jobs", jobs, "--output", "circle", "--html", "circle.html", status=1)
+        assert results[0]["failure"]["kind"] == "lock order"
+        assert text.count("Nothing hung in these runs") == 1 and "saved: shmkern replay circle" in text
+        files.append(((tmp_path / "circle").read_text(), {**results[0], "seconds": 0}))
+    assert files[0] == files[1]
+    runs = json.loads(files[0][0])["runs"]
+    # The second task meets a 1 only if the first stands still meanwhile; the first comes first anyway.
+    (_task, until), end = runs[0]["segments"]
+    assert until < 0xffffffff and end == [1, 0xffffffff] and runs[1]["segments"] == [[0, 0xffffffff]]
+    for run, held, wanted in zip(runs, ("cpu[1].pvec_lock", "zone[0].lru_lock"), ("zone[0].lru_lock", "cpu[1].pvec_lock")):
+        assert [event["what"] for event in run["events"] if event["place"] == held and event["line"] == "the scenario's"] == ["taken"]
+        assert run["events"][-1]["place"] == wanted
+        assert run["events"][-1]["what"] == f"wanted with {held} held, since the scenario's spin_lock"
+
+
+def test_which_schedule_shows_an_order_of_locks_does_not_depend_on_jobs(tmp_path, scenario):
+    path = scenario(CIRCLE.replace("task.load64(va) == 1", "[task.load64(va) for _ in range(6)] == [0, 0, 1, 1, 2, 2]"))
+    orders = [explore(tmp_path, "--file", path, "--strategy", "random", "--runs", 640, "--jobs", jobs,
+                      status=1)[0][0]["failure"]["orders"] for jobs in (1, 3)]
+    assert orders[0] == orders[1] and len(orders[0]) == 2
+
+
+def test_a_circle_of_locks_is_replayed_until_the_code_changes(tmp_path, scenario):
+    path = scenario(CIRCLE)
+    explore(tmp_path, "--file", path, "--output", "circle", status=1)
+
+    def replay(old, new, status):
+        scenario(CIRCLE.replace(old, new))
+        return shmkern("replay", tmp_path / "circle", status=status)
+    text = replay("", "", 1)
+    assert "run 1 of 2: " in text and "run 2 of 2: " in text and "Nothing hung in these runs" in text
+    assert text.count("wanted with") == 2 and "lock order: locks are taken in a circle: Zone.lru_lock at" in text
+    assert "mine: in run 2 no Task.pvec_lock is taken with Zone.lru_lock held any more (it was: lock order)" in \
+        replay("take(task, locks)", "take(task, locks[::-1])", 0)
+    assert "no longer applies: the code has changed" in replay("task.store64(va, 1)", "pass", 2)
+    text = replay("room.program(two, second)", "room.program(two, second), room.check(lambda: False)", 1)
+    assert "lost data: the scenario's check does not hold" in text and "Nothing hung" not in text
 
 
 LOCKS = """
@@ -303,7 +385,8 @@ def test_a_wild_pointer_is_a_finding_and_no_crash(tmp_path, scenario):
         room.program(two, lambda task: None)
     """)
     results, text = explore(tmp_path, "--file", path, status=1)
-    assert results[0]["failure"]["kind"] == "bad pointer" and "task 1 follows a pointer" in text
+    assert results[0]["failure"]["kind"] == "bad pointer"
+    assert re.search(r"task 1 follows a pointer to 0x\w+ at \w+.pyx?d?:\d+ page_count", text), text
 
 
 def test_a_broken_invariant_is_a_finding_with_its_line(tmp_path, scenario):
@@ -314,6 +397,23 @@ def test_a_broken_invariant_is_a_finding_with_its_line(tmp_path, scenario):
     """)
     results, text = explore(tmp_path, "--file", path, status=1)
     assert results[0]["failure"]["kind"] == "kernel BUG" and "rcu.pxd:" in text
+
+
+def test_what_ends_a_run_in_its_middle_is_replayed(tmp_path, scenario):
+    """In a process that has run nothing before."""
+    path = scenario("""
+        one = room.task()
+        va = one.mmap(PAGE)
+        one.store64(va, 0)
+        two = room.task(shares=one)
+        def program(task):
+            task.store64(va, 1)
+            task.store64(va, 2)
+        room.program(one, program)
+        room.program(two, lambda task: task.load64(va) == 1 and task.kernel("rcu_read_unlock"))
+    """)
+    explore(tmp_path, "--file", path, "--output", "bug", status=1)
+    assert "kernel BUG in task 2: " in shmkern("replay", tmp_path / "bug", status=1)
 
 
 def test_a_reference_that_is_never_dropped_is_found_by_the_audit(tmp_path, scenario):
@@ -386,6 +486,8 @@ def test_transfers_of_one_page_that_nothing_orders_are_a_race(tmp_path, scenario
     """)
     results, text = explore(tmp_path, "--file", path, status=1)
     assert results[0]["failure"]["kind"] == "data race"
+    # Both accesses are rows of the table, though no word is the same.
+    assert "frame[65]+0x0: 4096 bytes read" in text and "frame[65]+0x800: 512 bytes written" in text
 
 
 # ---- looking at a finding ---------------------------------------------------------------
@@ -398,7 +500,7 @@ def saved(tmp_path, scenario):
 
 
 def test_page_of_a_finding_is_stepped_through_in_light_and_dark(saved, show):
-    events = json.loads(saved.read_text())["events"]
+    events = json.loads(saved.read_text())["runs"][0]["events"]
     changed = next(number for number, event in enumerate(events) if number and " → " in event["what"])
     switches = [number for number in range(changed + 1, len(events))
                 if events[number]["task"] != events[number - 1]["task"]]
@@ -439,10 +541,27 @@ def test_page_of_a_finding_is_stepped_through_in_light_and_dark(saved, show):
         assert now() == 0 and page.asked == [f"file://{path}"] and page.complaints == []
 
 
+def test_page_and_debugger_show_the_runs_of_a_circle_of_locks(tmp_path, scenario, show):
+    """The page has a title over each run and the memory of one run at a time; gdb stops where the second
+    lock is taken, too."""
+    explore(tmp_path, "--file", scenario(CIRCLE), "--output", "circle", "--html", "circle.html", status=1)
+    runs = json.loads((tmp_path / "circle").read_text())["runs"]
+    page = show(tmp_path / "circle.html")
+    assert [title.split(": ")[0] for title in page.locator("th.run").all_inner_texts()] == ["run 1 of 2", "run 2 of 2"]
+    assert "Nothing hung in these runs" in page.locator("#text").inner_text()
+    for _switch in range(2):        # to the second task, and to the second run
+        page.locator("#switch").click()
+    assert page.locator("#at").inner_text() == f"step {len(runs[0]['events']) + 1} of {sum(len(run['events']) for run in runs)}"
+    assert page.locator("tr.now").inner_text().count("taken") == 1 and page.locator("#memory").inner_text() == ""
+    assert page.complaints == []
+    text = shmkern("replay", "circle", "--gdb", input="run\n" + "backtrace 1\ncontinue\n" * 3, cwd=tmp_path)
+    assert re.findall(r"hit Breakpoint \d, (\w+)", text) == ["switch_to", "lock_shown", "lock_shown"]
+
+
 def test_replay_under_gdb_stops_at_each_switch_in_the_kernel(saved):
     assert "there is no gdb; install the Debian package gdb" in \
         shmkern("replay", saved, "--gdb", status=2, env=os.environ | {"PATH": str(saved.parent)})
-    switches = len(json.loads(saved.read_text())["switches"])
+    switches = len(json.loads(saved.read_text())["runs"][0]["switches"])
     text = shmkern("replay", saved, "--gdb", input="run\n" + "backtrace\ncontinue\n" * (switches + 1))
     assert text.count("hit Breakpoint") >= switches > 0
     assert re.search(r"in __pyx_f_7shmkern_5locks_\w+ .*\n? *at shmkern/locks.py:", text), text
@@ -455,11 +574,12 @@ def test_a_schedule_for_other_code_says_so(tmp_path, scenario):
     path = scenario(LOST_UPDATE)
     explore(tmp_path, "--file", path, "--output", "lost", status=1)
     saved = json.loads((tmp_path / "lost").read_text())
-    saved["switches"][0][1] = "page.flags = 0"
+    saved["runs"][0]["switches"][0][1] = "page.flags = 0"
     (tmp_path / "lost").write_text(json.dumps(saved))
     assert "no longer applies: the code has changed" in shmkern("replay", tmp_path / "lost", status=2)
     path.write_text(path.read_text().replace("load64(va) + 1", "load64(va) * 0 + 2"))
-    (tmp_path / "lost").write_text(json.dumps(saved | {"switches": []}))
+    saved["runs"][0]["switches"] = []
+    (tmp_path / "lost").write_text(json.dumps(saved))
     assert "no longer applies" in shmkern("replay", tmp_path / "lost", status=2)
 
 
@@ -537,12 +657,74 @@ def test_ctrl_c_at_a_terminal_keeps_what_jobs_have_done(tmp_path, scenario, monk
     (["explore", "nothing"], "there is no scenario 'nothing'"),
     (["explore", "--file", "nowhere.py"], "there is no file nowhere.py"),
     (["explore", "fault", "store", "--html", "x"], "are for one scenario"),
+    (["explore", "fault", "--output", "nowhere/x"], "nowhere/x cannot be written: No such file or directory"),
+    (["explore", "fault", "--seconds", "-1"], "'-1' is not a time in seconds"),
     (["replay", "nowhere"], "there is no file nowhere"),
     (["replay", __file__], "is no schedule"),
+    (["replay", "."], ". cannot be read: Is a directory"),
 ])
 def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, arguments, sentence):
     text = shmkern(*arguments, status=2, cwd=tmp_path)
     assert sentence in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("body, sentence", [
+    ("pass", "mine cannot be set up: ValueError: a scenario has 2 to 4 programs, not 0\n"),
+    ("room.task().load64(0x123)", "mine cannot be set up: SegmentationFault: load at 0x123 (room.task().load64(0x123))"),
+    ("room.task().kernel('rcu_read_unlock')", "mine: kernel BUG: an assertion does not hold, shmkern/rcu.pxd:"),
+])
+def test_a_scenario_that_cannot_be_set_up_says_why(tmp_path, scenario, body, sentence):
+    text = shmkern("explore", "--file", scenario(body), status=2, cwd=tmp_path)
+    assert sentence in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("raise SystemExit(3)", "mine cannot be run: SystemExit: 3"),
+    ("fault = 1", "mine has no scenario: a function with @scenario of shmkern.explore.room"),
+])
+def test_a_file_without_scenarios_says_so(tmp_path, text, sentence):
+    (tmp_path / "mine").write_text(text)
+    text = shmkern("explore", "--file", "mine", status=2, cwd=tmp_path)
+    assert sentence in text and "Traceback" not in text
+
+
+def test_a_scenario_of_ones_own_may_have_the_name_of_another(tmp_path, scenario):
+    path = scenario(LOST_UPDATE)
+    path.write_text(path.read_text().replace("def mine(", "def fault("))
+    results, _text = explore(tmp_path, "--file", path, status=1)
+    assert [(result["scenario"], result["failure"]["kind"]) for result in results] == [("fault", "lost data")]
+
+
+PROBE = """
+import sys
+from pathlib import Path
+from shmkern.explore import findings
+for path in sorted(Path.cwd().glob("try-*")):
+    try:
+        print(path.name, findings.load(path).scenario)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_file_that_is_no_schedule_is_not_loaded(tmp_path, saved):
+    """The runtime believes what it is given.  A file of scenarios is run in the explorer's process."""
+    good = json.loads(saved.read_text())
+    run, end = good["runs"][0], [0, 0xffffffff]
+    wrong = [5, [], {}, {"format": 2}, good | {"runs": []}, good | {"scenario": 5}, good | {"more": 1},
+             *(good | {"runs": [run | {"segments": segments}]} for segments in (
+                 [], [[0, 5]], [[2, 5], end], [[0, 0], end], [[0, -1], end], [[0, "x"], end], [[0.5, 7], end], [end] * 9000)),
+             *(good | {"runs": [run | change]} for change in (
+                 {"switches": 5}, {"switches": [5]}, {"events": [5]}, {"order": 5}, {"order": {"edge": [1]}}))]
+    contents = [json.dumps(data).encode() for data in wrong] + [b"\xff\x00", b"", b"{"]
+    for number, content in enumerate(contents):
+        (tmp_path / f"try-{number}").write_bytes(content)
+    (tmp_path / "try-good").write_bytes(saved.read_bytes())
+    (tmp_path / "try-old").write_text(json.dumps(good | {"format": 1}))
+    (tmp_path / "probe.py").write_text(PROBE)
+    lines = shmkern("explore", "--list", "--file", "probe.py", cwd=tmp_path).splitlines()
+    assert sum("is no schedule that shmkern explore has saved" in line for line in lines) == len(contents)
+    assert "try-good mine" in lines and any("try-old is of another version of shmkern" in line for line in lines)
 
 
 # ---- the museum ----------------------------------------------------------------------

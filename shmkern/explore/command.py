@@ -12,13 +12,13 @@ import os
 import shutil
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from importlib.machinery import SourceFileLoader
 from multiprocessing import get_context
 from pathlib import Path
 
 from shmkern.cli import BAD_USE, DONE, Parser, UsageError, _command
-from shmkern.command import positive, write_json
+from shmkern.command import check_writable, duration, positive, write_json
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import scenarios, scenarios_files, scenarios_swap  # noqa: F401
 
@@ -30,27 +30,38 @@ REPLAY_EXAMPLE = "shmkern replay store.schedule --html store.html"
 # ---- scenarios -------------------------------------------------------------------
 
 def load_file(path):
-    """Runs a user's file, whose scenarios register themselves."""
+    """Runs a user's file, whose scenarios register themselves.  Their names."""
     if not Path(path).is_file():
         raise UsageError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location("scenarios_of_user", path)
+    # Whatever its name ends in.
+    spec = importlib.util.spec_from_loader("scenarios_of_user", SourceFileLoader("scenarios_of_user", str(path)))
     module = importlib.util.module_from_spec(spec)
-    before = set(room_module.scenarios)
+    before = dict(room_module.scenarios)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    return [name for name in room_module.scenarios if name not in before]
+    return [name for name, build in room_module.scenarios.items() if before.get(name) is not build]
 
 
 def wanted_scenarios(args):
     """The names of the scenarios to explore."""
-    of_file = load_file(args.file) if args.file else None
-    names = args.scenarios or of_file or list(room_module.scenarios)
+    of_file = load_file(args.file) if args.file else list(room_module.scenarios)
+    if not of_file:
+        raise UsageError(f"{args.file} has no scenario: a function with @scenario of shmkern.explore.room")
+    names = args.scenarios or of_file
     for name in names:
         if name not in room_module.scenarios:
             raise UsageError(f"there is no scenario {name!r}; `shmkern explore --list` shows those there are")
     return names
+
+
+def from_interrupted(names):
+    """Those of the scenarios that are left to explore: one was interrupted, and they come in this order."""
+    for index, name in enumerate(names):
+        if search.progress_file(name).exists():
+            return names[index:]
+    raise UsageError(f"no exploration of {', '.join(names[:3])}{' or others' if names[3:] else ''} was interrupted")
 
 
 def list_scenarios():
@@ -64,45 +75,75 @@ def list_scenarios():
 # ---- one scenario, in a process of its own -----------------------------------------
 
 def in_own_process(function, *args):
-    """function(*args) in a forked process, which deals with Ctrl-C itself."""
+    """function(*args) in a forked process, which deals with Ctrl-C itself.  KeyboardInterrupt when that
+    has ended it."""
+    context = get_context("fork")
+    receiver, sender = context.Pipe(False)
+
+    def work():
+        try:
+            outcome = function(*args), None
+        except UsageError as error:
+            outcome = None, error
+        sender.send(outcome)
+
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with ProcessPoolExecutor(1, get_context("fork")) as pool:
-            return pool.submit(function, *args).result()
+        process = context.Process(target=work)
+        process.start()
+        sender.close()
+        try:
+            result, error = receiver.recv()
+        except EOFError:
+            process.join()
+            if process.exitcode == -signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise UsageError(f"the process of {args[0]} has ended with {process.exitcode}, outside any schedule") from None
+        process.join()
     finally:
         signal.signal(signal.SIGINT, before)
+    if error:
+        raise error
+    return result
+
+
+def make_room(name):
+    """The Room of a scenario.  UsageError when that cannot be set up."""
+    try:
+        return room_module.Room(room_module.scenarios[name])
+    except Exception as error:
+        raise UsageError(f"{name} cannot be set up: {room_module.describe_error(error)}") from error
 
 
 def explore_one(name, file, options, jobs, resume):
     """Explores one scenario.  Returns (search.Result, findings.Finding or None)."""
-    saved = search.load_progress(name) if resume else None
-    if resume and saved is None:
-        raise UsageError(f"no exploration of {name} was interrupted")
-    room = room_module.Room(room_module.scenarios[name])
+    # What a user's file does here may hang.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    room = make_room(name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     exploration = search.Search(room, name, options, jobs, show_progress if sys.stderr.isatty() else lambda *_args: None)
-    if saved:
+    if resume:
         try:
-            exploration.restore(saved)
-        except ValueError as error:
-            raise UsageError(f"what {search.progress_file(name)} holds {error}") from error
-    result = exploration.run(bool(saved))
+            exploration.restore(search.load_progress(name))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{search.progress_file(name)} was not left by this exploration as it is now, with these "
+                             "options: begin anew without --resume") from error
+    result = exploration.run(resume)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     if result.interrupted and options.exhaustive:
         print(f"{name}: kept in {search.save_progress(exploration)}; go on with --resume")
-    elif saved:
+    elif resume:
         search.progress_file(name).unlink(missing_ok=True)
     if result.failure is None:
         return result, None
-    failure = result.failure
-    if failure["segments"]:
-        failure["segments"] = findings.shrink(room, failure["kind"], failure["segments"])
-    return result, findings.tell(room, name, file, failure)
+    return result, findings.tell(room, name, file, result.failure)
 
 
 def show_progress(result, done, of):
     """One line that overwrites itself."""
-    text = f"round {result.rounds}, {result.points} points, {done} of {of} units" if of is not None else "stopping"
+    text = f"round {result.rounds}, {result.points} points, {done} of {of} units" if of is not None else \
+        "stopping; Ctrl-C again ends it at once, with nothing kept"
     print(f"\r\033[K{result.scenario}: {text}", end="", file=sys.stderr, flush=True)
 
 
@@ -146,15 +187,22 @@ def run_explore(args):
     names = wanted_scenarios(args)
     if (args.html or args.output) and len(names) > 1:
         raise UsageError("--html and --output are for one scenario")
+    if args.resume:
+        names = from_interrupted(names)
     options = search.Options(args.strategy, None if args.preemptions < 0 else args.preemptions, args.steps, args.runs,
                              args.depth, args.seed, args.seconds)
     file = os.path.abspath(args.file) if args.file else None
     # Before an hour of exploring, what cannot be done.
+    need_places(args.output, args.html, args.json)
     pieces = museum.pieces_of(names) if args.with_museum else []
     print(HEAD, flush=True)
     outcomes, status = [], DONE
     for name in names:
-        result, finding = in_own_process(explore_one, name, file, options, args.jobs, args.resume)
+        try:
+            result, finding = in_own_process(explore_one, name, file, options, args.jobs, args.resume and name == names[0])
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted, and nothing kept")
+            return 128 + signal.SIGINT
         print(row(result), flush=True)
         outcomes.append(asdict(result))
         if finding is not None:
@@ -173,13 +221,23 @@ def run_explore(args):
     return status
 
 
+def need_places(*paths):
+    """UsageError when one cannot be written; None and - are none."""
+    for path in filter(None, paths):
+        if path != "-":
+            was_there = os.path.exists(path)
+            check_writable(path)
+            if not was_there:
+                os.unlink(path)
+
+
 def tell_finding(finding, path, page):
     """Prints a finding and saves it."""
     print()
     print(findings.table(finding))
-    if finding.segments:
-        findings.save(finding, path)
-        print(f"\nsaved: shmkern replay {path}")
+    check_writable(path)
+    findings.save(finding, path)
+    print(f"\nsaved: shmkern replay {path}")
     if page:
         Path(page).write_text(findings.page(finding))
         print(f"page: {page}")
@@ -190,10 +248,13 @@ def tell_finding(finding, path, page):
 
 def run_replay(args):
     """The command `replay`."""
+    need_places(args.html, args.json)
     try:
         saved = findings.load(args.schedule)
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {args.schedule}") from error
+    except OSError as error:
+        raise UsageError(f"{args.schedule} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(str(error)) from error
     if saved.file:
@@ -202,13 +263,14 @@ def run_replay(args):
         raise UsageError(f"there is no scenario {saved.scenario!r} any more")
     if args.gdb:
         become_gdb(args)
-    room = room_module.Room(room_module.scenarios[saved.scenario])
+    room = make_room(saved.scenario)
     try:
         finding = findings.replay(room, saved)
     except ValueError as error:
         raise UsageError(f"{args.schedule} no longer applies: {error}") from error
     if finding.kind is None:
-        print(f"{saved.scenario}: the schedule runs to its end and nothing fails (it was: {saved.kind})")
+        why = finding.text or "the schedule runs to its end and nothing fails"
+        print(f"{saved.scenario}: {why} (it was: {saved.kind})")
         return DONE
     print(findings.table(finding))
     if args.html:
@@ -220,13 +282,14 @@ def run_replay(args):
 
 def become_gdb(args):
     """Goes on as gdb with the same replay in it, which stops at each switch, in the task that is about
-    to lose its CPU: its kernel functions are on the stack."""
+    to lose its CPU: its kernel functions are on the stack.  And where a lock is taken in a wrong order."""
     gdb = shutil.which("gdb")
     if not gdb:
         raise UsageError("there is no gdb; install the Debian package gdb")
     options = [text for name in ("html", "json") if getattr(args, name) for text in (f"--{name}", getattr(args, name))]
     program = str(Path(__file__).with_name("__main__.py"))
-    os.execv(gdb, [gdb, "-q", "-ex", "set breakpoint pending on", "-ex", "break runtime.c:switch_to", "--args",
+    os.execv(gdb, [gdb, "-q", "-ex", "set breakpoint pending on", "-ex", "break runtime.c:switch_to",
+                   "-ex", "break runtime.c:lock_shown", "--args",
                    sys.executable, program, "replay", *options, "--", args.schedule])
 
 
@@ -250,7 +313,7 @@ def make_parser():
     explore.add_argument("--runs", type=positive, default=10000, metavar="N", help="of pct and random (default 10000)")
     explore.add_argument("--depth", type=positive, default=3, metavar="D", help="bug depth of pct (default 3)")
     explore.add_argument("--seed", type=int, default=1, metavar="N", help="of pct and random (default 1)")
-    explore.add_argument("--seconds", type=float, metavar="S", help="stop each scenario then")
+    explore.add_argument("--seconds", type=duration, metavar="S", help="stop each scenario then")
     explore.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default 1)")
     explore.add_argument("--resume", action="store_true", help="go on with what Ctrl-C interrupted")
     explore.add_argument("--output", metavar="FILE", help="where a failed schedule goes (default SCENARIO.schedule)")
@@ -276,6 +339,10 @@ def main(argv):
     except (UsageError, argparse.ArgumentTypeError) as error:
         print(f"shmkern {args.command_name}: {error}", file=sys.stderr)
         status = BAD_USE
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except BrokenPipeError:     # Whoever read it has had enough.
+        os._exit(DONE)
     sys.stdout.flush()
     # Tasks that never came to an end are not to be ended by the interpreter's clearing up.
     os._exit(status)

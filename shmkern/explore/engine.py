@@ -13,7 +13,8 @@ import numpy as np
 from shmkern import layout
 
 PERCPU = layout.constants["PERCPU_BASE"]
-MAX_TASKS = 4
+MAX_TASKS, MAX_SEGMENTS = 4, 8192
+FAULT_DEPTH = 12
 RUN_ON = 0xffffffff
 NO_BOUND = 62
 EXHAUSTIVE, RANDOM, PCT, FOLLOW, ALL = 0, 1, 2, 3, 4
@@ -23,9 +24,8 @@ WORD_POINT, WORD_SPLIT, WORD_COUNTER, WORD_IGNORED, WORD_NEW_POINT = 1, 2, 4, 8,
 TRACED = np.dtype([("address", "u8"), ("pc", "u8"), ("before", "u8"), ("after", "u8"), ("size", "u4"),
                    ("step", "u4"), ("task", "u1"), ("how", "u1"), ("pad0", "u2"), ("pad1", "u4")])
 MAX_TRACED = 1 << 18
-HELD = np.dtype([("lock", "u8"), ("key", "u8"), ("site", "u8", 6)])
-EDGE = np.dtype([("held", HELD), ("taken", HELD)])
-MAX_EDGES = 8192
+HELD = np.dtype([("lock", "u8"), ("key", "u8"), ("site", "u8", 6), ("step", "u8")])
+EDGE = np.dtype([("held", HELD), ("taken", HELD), ("task", "u8"), ("nr_done", "u8")])
 
 # Files of the host: behind the block, each with its length in its first page.
 HOST_FD, HOST_FILES, HOST_FILE_SIZE = 1 << 20, 2, 16 << 12
@@ -49,6 +49,17 @@ class Held(NamedTuple):
     innermost first."""
     lock: int
     site: tuple
+
+
+class LockEdge(NamedTuple):
+    """A lock that was taken while another was held, as first seen: `task` took them by its accesses of
+    these numbers (0: before the run), when `done` segments of the schedule were over."""
+    held: Held
+    taken: Held
+    task: int
+    held_step: int
+    taken_step: int
+    done: int
 
 
 class Segment(NamedTuple):
@@ -77,7 +88,6 @@ class Statistics(NamedTuple):
     edges: int
     failed_task: int
     fault_address: int
-    most_points: int
     quiet_states: int   # that were audited at quiet points
 
 
@@ -93,11 +103,14 @@ class Engine:
                 ("words", ctypes.c_void_p, []), ("snapshot", None, [u64]), ("restore", None, []),
                 ("state_hash", u64, []), ("task", None, [u32, u64, u64, u32, *[u64] * 4]),
                 ("locks", None, [ctypes.POINTER(u64), ctypes.POINTER(u64), u64, u64]),
-                ("strategy", None, [u32, u32, u32, u64, u32]), ("plan", None, [segments, u32]),
+                ("strategy", None, [u32, u32, u32, u64, u32, u32]), ("plan", None, [segments, u32]),
                 ("next", u32, []), ("drop_work", None, []), ("unit", None, [u64]), ("round", u32, []),
                 ("done", segments, [ctypes.POINTER(u32)]), ("planned", segments, [ctypes.POINTER(u32)]),
-                ("race", ctypes.POINTER(Race), []), ("edges", ctypes.c_void_p, []),
-                ("on_quiet", None, [ctypes.c_void_p]), ("by_hand", None, []),
+                ("race", ctypes.POINTER(Race), []), ("edges", ctypes.c_void_p, []), ("forget_edges", None, []),
+                ("fault_site", ctypes.POINTER(u64 * FAULT_DEPTH), []),
+                ("show", None, [u32, u32]),
+                ("on_quiet", None, [ctypes.c_void_p]), ("on_exit", None, [ctypes.c_void_p]),
+                ("by_hand", None, []),
                 ("statistics", None, [ctypes.POINTER(u64)]), ("trace", None, [ctypes.c_void_p, u64]),
                 ("traced", u64, []), ("run", ctypes.c_int, [ctypes.POINTER(ctypes.py_object)])):
             function = getattr(lib, "rt_" + name)
@@ -109,6 +122,7 @@ class Engine:
         self.state_hash, self.task = self._state_hash, self._task
         self.strategy, self.next, self.drop_work = self._strategy, self._next, self._drop_work
         self.unit, self.round, self.by_hand = self._unit, self._round, self._by_hand
+        self.forget_edges, self.show = self._forget_edges, self._show
         self._count = u32()
         self._numbers = (u64 * len(Statistics._fields))()
         self._greenlets = (ctypes.py_object * MAX_TASKS)()
@@ -130,6 +144,11 @@ class Engine:
         self._quiet = ctypes.PYFUNCTYPE(ctypes.c_int)(function)
         self._on_quiet(ctypes.cast(self._quiet, ctypes.c_void_p))
 
+    def on_exit(self, function):
+        """function() is called when the machine panics outside a run, which ends this process."""
+        self._exit = ctypes.PYFUNCTYPE(None)(function)
+        self._on_exit(ctypes.cast(self._exit, ctypes.c_void_p))
+
     def plan(self, segments):
         """What the next run does before its strategy decides."""
         self._plan((_Segment * len(segments))(*segments), len(segments))
@@ -150,17 +169,24 @@ class Engine:
         """The data race that the last run met first."""
         return self._race().contents
 
+    def fault_site(self):
+        """Where a bad pointer was followed in the last run: addresses of code, innermost first."""
+        return [pc for pc in self._fault_site().contents if pc]
+
     def statistics(self):
         """Numbers; see Statistics."""
         self._statistics(self._numbers)
         return Statistics(*self._numbers)
 
-    def lock_edges(self):
-        """Pairs of Held of which the second was taken while the first was held."""
-        edges = np.ctypeslib.as_array((ctypes.c_uint8 * (EDGE.itemsize * MAX_EDGES)).from_address(self._edges())).view(EDGE)
-        edges = edges[edges["taken"]["lock"] != 0]
-        return list(zip(*([Held(int(lock["lock"]), tuple(lock["site"].tolist())) for lock in edges[side]]
-                          for side in ("held", "taken"))))
+    def lock_edges(self, first=0):
+        """The LockEdges since forget_edges(), from number `first` on."""
+        count = self.statistics().edges - first
+        if count <= 0:
+            return []
+        edges = np.ctypeslib.as_array((ctypes.c_uint8 * (EDGE.itemsize * count)).from_address(
+            self._edges() + EDGE.itemsize * first)).view(EDGE)
+        return [LockEdge(*(Held(lock, tuple(site)) for lock, _key, site, _step in (held, taken)), task, held[3], taken[3], done)
+                for held, taken, task, done in edges.tolist()]
 
     def locks(self, code, buffer_code, buffer_lock, page_wait):
         """Tells what the runtime has to know of locks; the code as (begin, end)."""

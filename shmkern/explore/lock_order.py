@@ -13,11 +13,15 @@ it; there are edges from it once it is taken.  A semaphore that is held for read
 writing: a writer that waits keeps new readers out, so a reader may wait for another.  In addition,
 waiting until a page is unlocked counts as taking its lock.
 
+With each edge is kept a schedule that shows it.  Which one depends on nothing but the exploration: that with
+the fewest preemptions, and of these the first, by round, unit and run.
+
 May import: names, engine.
 """
 from typing import NamedTuple
 
 from shmkern import layout
+from shmkern.explore.engine import RUN_ON, Held, Segment
 from shmkern.explore.names import Names, Source
 
 C = layout.constants
@@ -58,6 +62,24 @@ class Edge(NamedTuple):
     taken_at: Site
     same: bool
 
+    def __str__(self):
+        return f"{self.taken} at {self.taken_at} with {self.held} held since {self.held_at}"
+
+
+class Pair(NamedTuple):
+    """Two locks of these classes, as the runtime saw them: an Edge, but for the lines."""
+    held: str
+    taken: str
+    held_lock: Held
+    taken_lock: Held
+
+
+class Sight(NamedTuple):
+    """A schedule that shows an edge, which ends with taking the lock; `when` is its round, unit and run."""
+    preemptions: int
+    when: tuple
+    segments: list
+
 
 def class_of(names, lock):
     """A lock's class, in words."""
@@ -83,57 +105,108 @@ def site_of(source, pcs):
 
 
 class LockOrder:
-    """The edges that were seen in this process and those that it was forked for."""
+    """The edges that were seen, each as its best Sight: by Pair, or by Edge where another process has
+    seen them."""
 
-    def __init__(self):
-        self.seen = {}          # pairs of Held: their classes
-        self.told = set()       # Edges that another process has left
+    def __init__(self, engine):
+        self.seen = {}
+        self._engine = engine
+        self._pairs = {}
         self._read = 0
         self._source = Source()
 
-    def look(self, engine, count):
-        """Notes what the runtime has seen since the last look: it has `count` edges now.  Called
+    def forget(self):
+        """From here on every edge is new again to look()."""
+        self._engine.forget_edges()
+        self._read = 0
+
+    def look(self, count):
+        """(Pair, LockEdge) of each edge that is new since the last look: there are `count` now.  Called
         before the memory is restored, which says what the locks are."""
-        if count != self._read:
-            self._read = count
-            names = Names()
-            for held, taken in engine.lock_edges():
-                if (held, taken) not in self.seen:
-                    self.seen[held, taken] = class_of(names, held.lock), class_of(names, taken.lock)
+        if count == self._read:
+            return []
+        found, names = self._engine.lock_edges(self._read), None
+        self._read = count
+        for edge in found:
+            if edge[:2] not in self._pairs:
+                names = names or Names()
+                self._pairs[edge[:2]] = Pair(class_of(names, edge.held.lock), class_of(names, edge.taken.lock), *edge[:2])
+        return [(self._pairs[edge[:2]], edge) for edge in found]
+
+    def shown(self):
+        """{Edge: LockEdge} of the last run, which was the only one since forget()."""
+        found = {}
+        for pair, edge in self.look(self._engine.statistics().edges):
+            for named in self._named({pair: None}):
+                found.setdefault(named, edge)
+        return found
+
+    def add(self, sights):
+        """Learns Sights, by Pair or Edge."""
+        keep_best(self.seen, sights.items())
 
     def edges(self):
-        """All edges, in order."""
+        """The Sights of all edges."""
         return self._named(self.seen)
 
     def _named(self, seen):
-        """Edges of some of `seen`, and those that were told, in order."""
-        self._source.lines(sorted({pc for edge in seen for lock in edge for pc in lock.site if pc}))
-        edges = [Edge(*self.seen[held, taken], site_of(self._source, held.site), site_of(self._source, taken.site),
-                      held.lock & ~HOW == taken.lock & ~HOW) for held, taken in seen]
-        return sorted(self.told | {edge for edge in edges if edge.taken_at.waits})
+        """Sights by Pair or Edge, by Edge; without those that did not wait."""
+        pairs = [key for key in seen if isinstance(key, Pair)]
+        self._source.lines(sorted({pc for pair in pairs for lock in pair[2:] for pc in lock.site if pc}))
+        return keep_best({}, ((edge, sight) for edge, sight in ((self._edge(key), sight) for key, sight in seen.items())
+                              if edge.taken_at.waits))
+
+    def _edge(self, key):
+        if isinstance(key, Edge):
+            return key
+        return Edge(key.held, key.taken, site_of(self._source, key.held_lock.site), site_of(self._source, key.taken_lock.site),
+                    key.held_lock.lock & ~HOW == key.taken_lock.lock & ~HOW)
 
     def wrong(self):
-        """What is wrong with the edges, in words, or None."""
+        """Sights of edges that are wrong together: none if all are right."""
         edges = self._named(self._suspects())
-        for edge in edges:
-            if edge.same:
-                return f"{edge.taken} is taken at {edge.taken_at} by a task that holds it since {edge.held_at}"
-            if edge.held == edge.taken and (edge.taken, edge.taken_at.function) not in NESTED:
-                return f"a second {edge.taken} is taken at {edge.taken_at}, with one held since {edge.held_at}, and " \
-                    "no rule says in which order"
-        circle = find_circle([(edge.held, edge.taken, edge) for edge in edges])
-        return circle and "locks are taken in a circle: " + "; ".join(
-            f"{edge.taken} at {edge.taken_at} with {edge.held} held since {edge.held_at}" for edge in circle)
+        circle = next(([edge] for edge in sorted(edges) if is_wrong(edge)), None) or find_circle(
+            [(edge.held, edge.taken, edge) for edge in sorted(edges)]) or []
+        return {edge: edges[edge] for edge in circle}
 
     def _suspects(self):
         """What of `seen` is of one class, or lies on a circle of classes: only of these the lines are
         looked up, each module of which takes addr2line some 10 ms."""
         after = {}
-        for held, taken in {*self.seen.values(), *((edge.held, edge.taken) for edge in self.told)}:
-            after.setdefault(held, {})[taken] = None
-        round_trips = {(held, taken) for held, taken in self.seen.values()
-                       if held == taken or way_back(after, held, {taken: None}) is not None}
-        return [pair for pair, classes in self.seen.items() if classes in round_trips]
+        for key in self.seen:
+            after.setdefault(key.held, {})[key.taken] = None
+        round_trips = {(key.held, key.taken) for key in self.seen
+                       if key.held == key.taken or way_back(after, key.held, {key.taken: None}) is not None}
+        return {key: sight for key, sight in self.seen.items() if (key.held, key.taken) in round_trips}
+
+
+def keep_best(seen, sights):
+    """Enters (key, Sight) pairs where there is none for the key, or a worse one.  Returns `seen`."""
+    for key, sight in sights:
+        if key not in seen or sight < seen[key]:
+            seen[key] = sight
+    return seen
+
+
+def way_to(done, edge):
+    """The schedule that shows a LockEdge, from what its run did."""
+    return [*done[:edge.done], Segment(edge.task, RUN_ON)]
+
+
+def is_wrong(edge):
+    """Whether an edge is wrong by itself."""
+    return edge.same or (edge.held == edge.taken and (edge.taken, edge.taken_at.function) not in NESTED)
+
+
+def wrong_text(edges):
+    """What is wrong with edges, in words."""
+    first = edges[0]
+    if first.same:
+        return f"{first.taken} is taken at {first.taken_at} by a task that holds it since {first.held_at}"
+    if len(edges) == 1:
+        return f"a second {first.taken} is taken at {first.taken_at}, with one held since {first.held_at}, and " \
+            "no rule says in which order"
+    return "locks are taken in a circle: " + "; ".join(map(str, edges))
 
 
 def find_circle(edges):

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -154,16 +155,20 @@ def judge_all(wanted, jobs, explored=frozenset()):
     """Judges pieces, and explores their scenarios without the patches unless that was done already.
     (verdicts, exit status)"""
     print(f"{'piece':<26}{'scenario':<18}{'schedules':>10}{'build s':>9}{'s':>7}  found", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        verdicts = []
-        for verdict in pool.map(judge, wanted):
-            verdicts.append(verdict)
-            found = verdict.found or "NOTHING"
-            print(f"{verdict.name:<26}{verdict.scenario:<18}{verdict.schedules:>10,}{verdict.build_seconds:>9.1f}"
-                  f"{verdict.seconds:>7.1f}  {found}{'' if verdict.right else '  WRONG'}", flush=True)
-        without = sorted({piece.scenario for piece in wanted} - explored)
-        failures = [(name, result["failure"]) for name, result in
-                    zip(without, pool.map(lambda name: explore(TREE, name), without)) if result["failure"]]
+    verdicts = []
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            for verdict in pool.map(judge, wanted):
+                verdicts.append(verdict)
+                found = verdict.found or "NOTHING"
+                print(f"{verdict.name:<26}{verdict.scenario:<18}{verdict.schedules:>10,}{verdict.build_seconds:>9.1f}"
+                      f"{verdict.seconds:>7.1f}  {found}{'' if verdict.right else '  WRONG'}", flush=True)
+            without = sorted({piece.scenario for piece in wanted} - explored)
+            failures = [(name, result["failure"]) for name, result in
+                        zip(without, pool.map(lambda name: explore(TREE, name), without)) if result["failure"]]
+    except KeyboardInterrupt:
+        print(f"interrupted; {len(verdicts)} of {len(wanted)} were looked for")
+        return verdicts, 128 + signal.SIGINT
     for name, failure in failures:
         print(f"without a patch {name} fails as well: {failure['kind']}: {failure['text']}")
     wrong = sum(not verdict.right for verdict in verdicts)

@@ -20,7 +20,9 @@ May import: engine, names, and everything of shmkern outside explore.
 """
 import ctypes
 import os
+import sys
 import traceback
+from pathlib import Path
 
 import numpy as np
 from greenlet import greenlet
@@ -38,6 +40,7 @@ PAGE = C["PAGE_SIZE"]
 NODES, FRAMES_PER_NODE, MAX_TASKS = 2, 64, 8
 FIRST_OS_PID = 1000
 HUNG_TASK_NS = 60_000_000_000
+KERNEL = Path(__file__).resolve().parent.parent
 
 scenarios = {}
 
@@ -153,7 +156,7 @@ class Room:
     """The machine of this process's scenario."""
 
     def __init__(self, build):
-        self.engine = Engine()
+        self.engine, self.build = Engine(), build
         memcg = build.memcg
         metadata, block, address_size = boot.block_size(NODES, FRAMES_PER_NODE, MAX_TASKS, memcg)
         # The host's files lie where trace rings would be, were there tracing.
@@ -162,6 +165,7 @@ class Room:
         direct_map.write_header(block, metadata, address_size)
         if self.engine.open(direct_map.BASE, self.size, metadata, block) != 0:
             raise MemoryError("the host has no memory for the explorer")
+        self.engine.on_exit(lambda: print(f"{build.__name__}: {panic_text()}", file=sys.stderr, flush=True))
         boot.boot(NODES, FRAMES_PER_NODE, MAX_TASKS, HUNG_TASK_NS, True, memcg, 0, 0)
         self.programs, self.checks, self.resets, self._kept = [], [], [], []
         self._host_files = 0
@@ -348,11 +352,13 @@ class Room:
 
     def judge(self, run):
         """Sets what is wrong with a run that has just been made."""
-        if run.outcome == Outcome.HELD:
+        # A program that raised is why others wait for ever.
+        if run.outcome in (Outcome.HELD, Outcome.DEADLOCK, Outcome.LOST_WAKEUP, Outcome.LIVELOCK):
             for index, result in enumerate(run.results):
                 if isinstance(result, BaseException):
                     run.kind, run.text = error_kind(result), f"{self.name_of(index)}: {describe_error(result)}"
                     return
+        if run.outcome == Outcome.HELD:
             run.state = self.engine.state_hash()
             try:
                 state = run.state, tuple(run.results)
@@ -401,14 +407,12 @@ class Room:
         statistics = self.engine.statistics()
         who = self.name_of(statistics.failed_task)
         if outcome == Outcome.BUG:
-            header = layout.header()
-            text = header.panic_text.decode() or "an assertion does not hold"
-            kind = "kernel BUG" if header.panic_kind == C["PANIC_BUG"] else "hung task"
-            return kind, f"{kind} in {who}: {text}, {header.panic_file.decode()}:{header.panic_line}"
+            kind = "kernel BUG" if layout.header().panic_kind == C["PANIC_BUG"] else "hung task"
+            return kind, panic_text(who)
         if outcome == Outcome.OOPS:
             return "bad pointer", f"{who} follows a pointer to {statistics.fault_address:#x}"
         if outcome == Outcome.DEADLOCK:
-            return "deadlock", "no task can go on: " + "; ".join(self.waits())
+            return "deadlock", self.deadlock_text()
         if outcome == Outcome.LOST_WAKEUP:
             return "lost wake-up", f"{who} sleeps, and would go on if it looked, but nobody wakes it"
         if outcome == Outcome.LIVELOCK:
@@ -421,7 +425,11 @@ class Room:
                 f"{race.address:#x} and nothing orders it"
         return "diverged", "the schedule cannot be followed"
 
-    def waits(self):
+    def deadlock_text(self, name_of=hex):
+        """Why no task can go on, in words; `name_of` names an address."""
+        return "no task can go on: " + "; ".join(self.waits(name_of))
+
+    def waits(self, name_of):
         """Who waits for what, in words."""
         kinds = {value: name[5:].lower().replace("_", " ") for name, value in C.items()
                  if name.startswith("WAIT_") and name not in ("WAIT_TABLE_BITS", "WAIT_TABLE_SIZE", "WAIT_SLICE_NS")}
@@ -429,8 +437,16 @@ class Room:
         for task, _program in self.programs:
             slot = worker.slot(task.cpu)
             if slot.wait_kind:
-                texts.append(f"task {task.pid} waits for a {kinds[slot.wait_kind]} at {slot.wait_channel:#x}")
+                texts.append(f"task {task.pid} waits for a {kinds[slot.wait_kind]} at {name_of(int(slot.wait_channel))}")
         return texts
+
+
+def panic_text(who=""):
+    """Why the machine has stopped, in words."""
+    header = layout.header()
+    kind = "kernel BUG" if header.panic_kind == C["PANIC_BUG"] else "hung task"
+    text = header.panic_text.decode() or "an assertion does not hold"
+    return f"{kind}{who and f' in {who}'}: {text}, {header.panic_file.decode()}:{header.panic_line}"
 
 
 def host_files_at():
@@ -458,6 +474,7 @@ def error_kind(error):
 
 def describe_error(error):
     """An exception with the line of the scenario that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = f" ({frames[-1].line})" if frames and frames[-1].line else ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.line and (
+        KERNEL not in Path(frame.filename).parents or Path(frame.filename).name.startswith("scenarios"))]
+    line = f" ({frames[-1].line})" if frames else ""
     return f"{type(error).__name__}: {error}{line}"

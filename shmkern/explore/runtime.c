@@ -64,6 +64,7 @@ enum {
 	MAX_HELD = 32,
 	MAX_EDGES = 8192,
 	SITE_DEPTH = 6,
+	FAULT_DEPTH = 12,
 	CHUNK_SHIFT = 9,		/* the unit in which the block is restored */
 	CACHE_BITS = 21,
 	MAX_QUIET = 1 << 16,
@@ -115,14 +116,16 @@ struct dependency {
 };
 
 /* A lock that a task holds: its address, with the kernel's HELD_* in the low bits if it is in the
- * task's held_locks; and where it was taken, innermost call first. */
+ * task's held_locks; and where it was taken, innermost call first, by the task's access number `step`. */
 struct held {
-	u64 lock, key, site[SITE_DEPTH];
+	u64 lock, key, site[SITE_DEPTH], step;
 };
 
-/* The second lock was taken, or waited for, while the first was held. */
+/* The second lock was taken, or waited for, by `task` while it held the first; nr_done segments of the
+ * schedule were over then. */
 struct edge {
 	struct held held, taken;
+	u64 task, nr_done;
 };
 
 struct task {
@@ -205,7 +208,7 @@ static struct {
 
 	/* the strategy */
 	enum strategy strategy;
-	u32 bound, step_bound, pct_depth;
+	u32 bound, step_bound, pct_depth, pct_points;
 	u64 random;
 	u32 pct_changes[16];
 	int branching;
@@ -215,23 +218,25 @@ static struct {
 	/* of this run */
 	enum outcome outcome;
 	u32 failed_task;
-	u64 fault_address;
+	u64 fault_address, fault_site[FAULT_DEPTH];
 	struct race race;
 	u64 now, writes, sleeps, yields, steps, points;
 	u32 step_limit;
 
 	/* of all runs */
 	struct work *work[64];
-	u64 nr_work, nr_cut, most_points;
+	u64 nr_work, nr_cut;
 	u32 new_points;
 	u64 *cache;
 	int (*on_quiet)(void);		/* audits the machine: 0 if it is whole */
 	u64 quiet[MAX_QUIET], nr_quiet;	/* states that it has found to be */
 	int is_quiet;
+	void (*on_exit)(void);		/* the machine panics outside a run */
 	u32 by_hand;			/* tasks that call kernel functions by name */
 
-	struct edge edges[MAX_EDGES];
+	struct edge edges[MAX_EDGES];	/* since they were forgotten last, in order */
 	u64 nr_edges;
+	u16 edge_numbers[2 * MAX_EDGES];	/* by hash, from 1 on */
 
 	/* what is known of the kernel's locks */
 	u64 lock_code, lock_code_end;	/* the module of the lock functions */
@@ -240,6 +245,7 @@ static struct {
 	struct traced *trace;
 	u64 nr_trace, max_trace;
 	struct traced *pending;
+	u32 shown_task, shown_step;	/* the access that a replay is about, if it is not its end */
 } rt;
 
 
@@ -293,6 +299,12 @@ static void settle_trace(void)
 	}
 }
 
+/* Not inlined: here `shmkern replay --gdb` stops, in a task that is about to take a lock in the wrong order. */
+static __attribute__((noinline)) void lock_shown(void)
+{
+	__asm__ volatile("");
+}
+
 /* Notes what is about to happen; what it changed is known when the next thing happens. */
 static void trace(u64 address, u32 size, int how, u64 pc)
 {
@@ -301,6 +313,8 @@ static void trace(u64 address, u32 size, int how, u64 pc)
 	if (likely(!rt.trace))
 		return;
 	settle_trace();
+	if (rt.cur->steps == rt.shown_step && rt.cur - rt.task == rt.shown_task)
+		lock_shown();
 	if (rt.nr_trace == rt.max_trace)
 		return;
 	entry = &rt.trace[rt.nr_trace++];
@@ -333,9 +347,17 @@ static void switch_to_hub(void)
 	Py_XDECREF(PyGreenlet_Switch(rt.hub, rt.no_args, NULL));
 }
 
+static void note_segment(u32 task, u32 until)
+{
+	if (rt.nr_done < MAX_SEGMENTS)
+		rt.done[rt.nr_done++] = (struct segment){ task, until };
+}
+
 /* Ends the run here and now; the current task, and whoever is not done, never run again. */
 static void abort_run(enum outcome outcome)
 {
+	if (rt.mode == RUN)
+		note_segment(rt.cur - rt.task, RUN_ON);
 	if (rt.outcome == HELD || rt.outcome == RACE) {
 		rt.outcome = outcome;
 		rt.failed_task = rt.cur - rt.task;
@@ -359,12 +381,6 @@ static u32 enabled_mask(void)
 		if (is_enabled(&rt.task[i]))
 			mask |= 1u << i;
 	return mask;
-}
-
-static void note_segment(u32 task, u32 until)
-{
-	if (rt.nr_done < MAX_SEGMENTS)
-		rt.done[rt.nr_done++] = (struct segment){ task, until };
 }
 
 /* Begins the next segment of the plan, if there is one; else the strategy's own. */
@@ -596,6 +612,7 @@ static struct task *choose(void)
 static void give_way(enum state state)
 {
 	struct task *me = rt.cur, *next;
+	int is_still;
 
 	me->state = state;
 	if (rt.mode == DRAIN) {
@@ -603,16 +620,17 @@ static void give_way(enum state state)
 		return;
 	}
 	note_segment(me - rt.task, RUN_ON);
+	is_still = !enabled_mask();
 	next = choose();
-	if (!next && rt.outcome != DIVERGED) {
+	if (!next && rt.outcome != DIVERGED)
 		/* Only yielders are left: the one that waits longest looks again. */
 		for (u32 i = 0; i < rt.nr_tasks; i++)
 			if (rt.task[i].state == YIELDED &&
 			    (!next || rt.task[i].asleep_since < next->asleep_since))
 				next = &rt.task[i];
-		if (next && ++rt.yields > YIELDS_WITHOUT_PROGRESS)
-			abort_run(LIVELOCK);
-	}
+	/* Planned or not, so that a livelock is one at the same place again. */
+	if (next && is_still && ++rt.yields > YIELDS_WITHOUT_PROGRESS)
+		abort_run(LIVELOCK);
 	if (!next) {
 		switch_to_hub();
 		return;
@@ -980,7 +998,7 @@ static __attribute__((noinline)) void find_callers(u64 pc, u64 *site)
  * of an inlined spin_lock it says enough. */
 static struct held lock_at(u64 lock, u64 pc, int is_function)
 {
-	struct held held = { .lock = lock, .site = { pc } };
+	struct held held = { .lock = lock, .site = { pc }, .step = rt.cur->steps };
 
 	if (is_function || pc - rt.lock_code < rt.lock_code_end - rt.lock_code)
 		find_callers(pc, held.site);
@@ -989,23 +1007,26 @@ static struct held lock_at(u64 lock, u64 pc, int is_function)
 	return held;
 }
 
+static int is_held(const struct held *one, const struct held *other)
+{
+	return one->lock == other->lock && one->key == other->key;
+}
+
 static void note_edges(const struct held *taken)
 {
 	struct task *t = rt.cur;
 
 	for (u32 i = 0; i < t->nr_held; i++) {
 		const struct held *held = &t->held[i];
-		u64 slot = mix(held->lock ^ held->key, taken->lock ^ taken->key) % MAX_EDGES;
-		struct edge *edge = &rt.edges[slot];
+		u64 slot = mix(held->lock ^ held->key, taken->lock ^ taken->key) % (2 * MAX_EDGES);
+		u32 number;
 
-		while (edge->held.lock && !(edge->held.lock == held->lock && edge->held.key == held->key &&
-					    edge->taken.lock == taken->lock && edge->taken.key == taken->key)) {
-			slot = (slot + 1) % MAX_EDGES;
-			edge = &rt.edges[slot];
-		}
-		if (!edge->held.lock && rt.nr_edges < MAX_EDGES - 1) {
-			*edge = (struct edge){ *held, *taken };
-			rt.nr_edges++;
+		while ((number = rt.edge_numbers[slot]) && !(is_held(&rt.edges[number - 1].held, held) &&
+							     is_held(&rt.edges[number - 1].taken, taken)))
+			slot = (slot + 1) % (2 * MAX_EDGES);
+		if (!number && rt.nr_edges < MAX_EDGES) {
+			rt.edges[rt.nr_edges++] = (struct edge){ *held, *taken, t - rt.task, rt.nr_done };
+			rt.edge_numbers[slot] = rt.nr_edges;
 		}
 	}
 }
@@ -1520,8 +1541,11 @@ EXPORT int __wrap_sched_yield(void)
 
 EXPORT void __wrap__exit(int status)
 {
-	if (rt.mode == OFF)
+	if (rt.mode == OFF) {
+		if (rt.on_exit)
+			rt.on_exit();
 		_exit(status);
+	}
 	rt.cur->state = DEAD;
 	abort_run(BUG);
 }
@@ -1534,6 +1558,14 @@ static void oops(void)
 	abort_run(OOPS);
 }
 
+static _Unwind_Reason_Code note_fault_frame(struct _Unwind_Context *context, void *argument)
+{
+	u32 *depth = argument;
+
+	rt.fault_site[(*depth)++] = _Unwind_GetIP(context);
+	return *depth < FAULT_DEPTH ? _URC_NO_REASON : _URC_END_OF_STACK;
+}
+
 /* Goes on in oops() instead, on the stack of the task. */
 static void on_segv(int sig, siginfo_t *info, void *context)
 {
@@ -1544,6 +1576,8 @@ static void on_segv(int sig, siginfo_t *info, void *context)
 		return;
 	}
 	rt.fault_address = (u64)info->si_addr;
+	memset(rt.fault_site, 0, sizeof(rt.fault_site));
+	_Unwind_Backtrace(note_fault_frame, &(u32){ 0 });
 #if defined(__x86_64__)
 	uc->uc_mcontext.gregs[REG_RSP] = ((uc->uc_mcontext.gregs[REG_RSP] - 256) & ~15ull) - 8;
 	uc->uc_mcontext.gregs[REG_RIP] = (greg_t)oops;
@@ -1586,7 +1620,7 @@ static void begin_run(PyObject **greenlets)
 		t->priority = 1000 + next_random() % 1000000;
 	}
 	for (u32 i = 0; i + 1 < rt.pct_depth; i++)
-		rt.pct_changes[i] = 1 + next_random() % (rt.most_points + 1);
+		rt.pct_changes[i] = 1 + next_random() % (rt.pct_points + 1);
 }
 
 static void enter_task(struct task *t)
@@ -1608,6 +1642,7 @@ static int audit_when_quiet(void)
 	broken = rt.on_quiet();
 	rt.mode = RUN;
 	if (broken) {
+		note_segment(rt.cur - rt.task, RUN_ON);
 		rt.outcome = BROKEN;
 		rt.failed_task = rt.cur - rt.task;
 		rt.aborted = 1;
@@ -1684,8 +1719,6 @@ EXPORT int rt_run(PyObject **greenlets)
 		explain_stillness();
 	rt.mode = OFF;
 	Py_DECREF(rt.hub);
-	if (rt.points > rt.most_points)
-		rt.most_points = rt.points;
 	return rt.outcome;
 }
 
@@ -1799,6 +1832,9 @@ EXPORT void rt_task(u32 index, u64 task, u64 pid, u32 cpu, u64 nr_held, u64 wait
 /* What is called at a quiet point that was not seen before; NULL: nothing. */
 EXPORT void rt_on_quiet(int (*on_quiet)(void)) { rt.on_quiet = on_quiet; }
 
+/* What is called when the machine panics outside a run, before that ends the process. */
+EXPORT void rt_on_exit(void (*on_exit)(void)) { rt.on_exit = on_exit; }
+
 /* The current task's program calls a kernel function by name. */
 EXPORT void rt_by_hand(void)
 {
@@ -1820,13 +1856,14 @@ EXPORT void rt_locks(const u64 *lock_code, const u64 *buffer_code, u64 buffer_lo
 
 /* ---- strategies, seen from explore.py ------------------------------------ */
 
-EXPORT void rt_strategy(u32 strategy, u32 bound, u32 step_bound, u64 seed, u32 depth)
+EXPORT void rt_strategy(u32 strategy, u32 bound, u32 step_bound, u64 seed, u32 depth, u32 points)
 {
 	rt.strategy = strategy;
 	rt.bound = bound < 62 ? bound : 62;
 	rt.step_bound = step_bound;
 	rt.random = mix(seed, 1) | 1;
 	rt.pct_depth = depth < 16 ? depth : 16;
+	rt.pct_points = points;
 }
 
 EXPORT void rt_plan(const struct segment *segments, u32 count)
@@ -1895,13 +1932,21 @@ EXPORT u32 rt_round(void)
 EXPORT const struct segment *rt_done(u32 *count) { *count = rt.nr_done; return rt.done; }
 EXPORT const struct segment *rt_planned(u32 *count) { *count = rt.nr_plan; return rt.plan; }
 EXPORT const struct race *rt_race(void) { return &rt.race; }
+EXPORT const u64 *rt_fault_site(void) { return rt.fault_site; }
 EXPORT const struct edge *rt_edges(void) { return rt.edges; }
+
+/* Edges that were seen already count as new again. */
+EXPORT void rt_forget_edges(void)
+{
+	rt.nr_edges = 0;
+	memset(rt.edge_numbers, 0, sizeof(rt.edge_numbers));
+}
 
 /* As Statistics of engine.py. */
 EXPORT void rt_statistics(u64 *out)
 {
 	u64 numbers[] = { rt.nr_cut, rt.new_points, rt.steps, rt.points, rt.preemptions, rt.nr_edges,
-			  rt.failed_task, rt.fault_address, rt.most_points, rt.nr_quiet };
+			  rt.failed_task, rt.fault_address, rt.nr_quiet };
 
 	memcpy(out, numbers, sizeof(numbers));
 }
@@ -1915,3 +1960,10 @@ EXPORT void rt_trace(struct traced *entries, u64 count)
 }
 
 EXPORT u64 rt_traced(void) { return rt.nr_trace; }
+
+/* Which access traced runs show; step 0: none. */
+EXPORT void rt_show(u32 task, u32 step)
+{
+	rt.shown_task = task;
+	rt.shown_step = step;
+}

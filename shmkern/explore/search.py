@@ -25,17 +25,17 @@ import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
 
 from shmkern.explore import engine as engine_module
 from shmkern.explore.engine import RUN_ON, Segment
-from shmkern.explore.lock_order import Edge, LockOrder, Site
+from shmkern.explore.lock_order import Edge, LockOrder, Sight, Site, way_to, wrong_text
 
 UNITS = 16
-FIRST_RUN = -1              # the number of the unit that is a round's first run
+FIRST_RUN = -1              # the number of the unit that is a round's first run; and of the random ones
 SEED_RUNS = 64
 KERNEL = Path(__file__).resolve().parent.parent
 
@@ -69,7 +69,7 @@ class Unit:
     complete: bool = True
     new_points: list = field(default_factory=list)
     failure: dict | None = None     # kind, text, segments
-    edges: dict = field(default_factory=dict)     # as LockOrder.seen
+    edges: dict = field(default_factory=dict)     # Sights, as in LockOrder.seen
 
 
 @dataclass
@@ -95,10 +95,12 @@ class Interrupted(Exception):
     """Ctrl-C came."""
 
 
-def kernel_hash():
-    """A name for the kernel's source as it is now."""
+def source_hash(build):
+    """A name for the source of the kernel, the explorer and a scenario as they are now."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted([*KERNEL.glob("*.py"), *KERNEL.glob("*.pxd"), *KERNEL.glob("*.h")]):
+    files = [path for folder in (KERNEL, KERNEL / "explore") for pattern in ("*.py", "*.pxd", "*.h", "*.c")
+             for path in sorted(folder.glob(pattern))]
+    for path in (*files, Path(build.__code__.co_filename)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -115,7 +117,7 @@ class Search:
         self.deadline = None
         self.states = set()     # that schedules ended in, as numbers
         self.done = {}          # units of this round that are complete, by number
-        self.lock_order = LockOrder()
+        self.lock_order = LockOrder(self.engine)
         # Shared with the jobs, which are forked: 1 when Ctrl-C has come.
         self._stop = mmap.mmap(-1, 1)
 
@@ -143,11 +145,17 @@ class Search:
         # Last, for a schedule that fails says more than an order that might.
         wrong = self.lock_order.wrong() if self.result.failure is None else None
         if wrong:
-            self.result.failure = {"kind": "lock order", "text": wrong, "segments": []}
+            self.result.failure = {"kind": "lock order", "text": wrong_text(list(wrong)),
+                                   "orders": [(edge, sight.segments) for edge, sight in wrong.items()]}
         self.result.seconds = time.monotonic() - began
         return self.result
 
     def _interrupt(self, _signal, _frame):
+        if self.stopped:    # It does not end, and so is not to be kept.
+            for job in active_children():
+                job.kill()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         self._stop[0] = 1
         self.progress(self.result, None, None)
 
@@ -161,24 +169,25 @@ class Search:
     def save(self):
         """What is known so far, for restore(), as plain data.  The round that is under way will be
         begun again, with the units that are done."""
-        return {"scenario": self.result.scenario, "kernel": kernel_hash(), "options": asdict(self.options),
+        return {"scenario": self.result.scenario, "source": source_hash(self.room.build), "options": asdict(self.options),
                 "points": self._points(), "result": {"rounds": self.result.rounds - 1, "runs": self.result.runs,
                                                      "cut": self.result.cut, "most_points": self.result.most_points},
-                "states": sorted(self.states), "edges": self.lock_order.edges(),
+                "states": sorted(self.states), "edges": list(self.lock_order.edges().items()),
                 "units": {str(number): asdict(unit) | {"states": sorted(unit.states), "edges": {}}
                           for number, unit in self.done.items()}}
 
     def restore(self, saved):
         """Goes on from what save() gave.  ValueError when that was another exploration."""
-        if (saved["scenario"], saved["kernel"], saved["options"]) != \
-                (self.result.scenario, kernel_hash(), asdict(self.options)):
-            raise ValueError("was left by another scenario, kernel or choice of options")
+        if (saved["scenario"], saved["source"], saved["options"]) != \
+                (self.result.scenario, source_hash(self.room.build), asdict(self.options)):
+            raise ValueError("another scenario, source or choice of options")
         self._mark(saved["points"])
         for name, value in saved["result"].items():
             setattr(self.result, name, value)
         self.states = set(saved["states"])
-        self.lock_order.told = {Edge(held, taken, Site(*held_at), Site(*taken_at), same)
-                                for held, taken, held_at, taken_at, same in saved["edges"]}
+        self.lock_order.add({Edge(held, taken, Site(*held_at), Site(*taken_at), same):
+                             Sight(preemptions, tuple(when), [Segment(*segment) for segment in segments])
+                             for (held, taken, held_at, taken_at, same), (preemptions, when, segments) in saved["edges"]})
         self.done = {int(number): Unit(**unit) for number, unit in saved["units"].items()}
 
     def _points(self):
@@ -199,11 +208,11 @@ class Search:
 
     # ---- rounds and units ----
 
-    def _set_strategy(self, strategy, seed=1):
+    def _set_strategy(self, strategy, seed=1, points=0):
         options = self.options
         bound = engine_module.NO_BOUND if options.preemptions is None else options.preemptions
         steps = RUN_ON if options.steps is None else options.steps
-        self.engine.strategy(strategy, bound, steps, seed, options.depth)
+        self.engine.strategy(strategy, bound, steps, seed, options.depth, points)
 
     def _set_exhaustive(self):
         self._set_strategy(engine_module.ALL if self.options.strategy == "all" else engine_module.EXHAUSTIVE)
@@ -211,13 +220,15 @@ class Search:
     def _find_first_points(self):
         """A few random schedules, so that the first round knows most points."""
         unit = Unit()
+        self.lock_order.forget()
         for seed in range(SEED_RUNS):
             self._set_strategy(engine_module.RANDOM, seed + 1)
             self.engine.plan([])
-            if self._one_run(unit):
+            if self._one_run(unit, FIRST_RUN):
                 break
             if seed % 8 == 7:
                 self.engine.round()
+        self.lock_order.add(unit.edges)
         self._account([unit])
 
     def _rounds(self):
@@ -240,8 +251,10 @@ class Search:
         unit = Unit()
         self._set_exhaustive()
         self.engine.unit(0)
+        self.lock_order.forget()
         self.engine.plan([])
-        self._one_run(unit)
+        self._one_run(unit, FIRST_RUN)
+        self.lock_order.add(unit.edges)
         left = []
         while self.engine.next():
             left.append(self.engine.planned())
@@ -267,7 +280,7 @@ class Search:
             if unit.complete or unit.failure:
                 self.done[number] = unit
             self.complete &= unit.complete
-            self.lock_order.seen |= unit.edges
+            self.lock_order.add(unit.edges)
             self.progress(self.result, len(self.done), len(shares))
         if self.stopped and not any(unit.failure for unit in self.done.values()):
             raise Interrupted
@@ -307,15 +320,17 @@ class Search:
                 self.result.failure = unit.failure
         self.result.states = len(self.states)
 
-    def _one_run(self, unit):
-        """One run, judged.  True when it failed, which is then in `unit`."""
+    def _one_run(self, unit, number):
+        """One run of a unit of that number, judged.  True when it failed, which is then in `unit`."""
         run = self.room.run()
         self.room.judge(run)
         unit.runs += 1
         unit.states.add(run.state)
         statistics = self.engine.statistics()
         unit.most_points = max(unit.most_points, statistics.points)
-        self.lock_order.look(self.engine, statistics.edges)
+        for pair, edge in self.lock_order.look(statistics.edges):
+            way = way_to(self.engine.done(), edge)
+            unit.edges[pair] = Sight(preemptions(way), (self.result.rounds, number, unit.runs), way)
         if run.failed:
             unit.failure = {"kind": run.kind, "text": run.text, "segments": self.engine.done()}
         self.engine.restore()
@@ -328,14 +343,14 @@ class Search:
         """Explores one unit."""
         unit = Unit()
         cut = self.engine.statistics().cut
+        self.lock_order.forget()
         if self.options.exhaustive:
             self._exhaust(unit, number, share)
         else:
-            self._sample(unit, share)
+            self._sample(unit, number, share)
         self.engine.drop_work()
         unit.cut = self.engine.statistics().cut - cut
         unit.new_points = self._new_points()
-        unit.edges = self.lock_order.seen
         return unit
 
     def _exhaust(self, unit, number, share):
@@ -345,7 +360,7 @@ class Search:
         for plan in sorted(share, key=preemptions):
             self.engine.plan(plan)
             while True:
-                if self._one_run(unit):
+                if self._one_run(unit, number):
                     return
                 if unit.runs % 64 == 0 and self._time_is_up():
                     unit.complete = False
@@ -353,12 +368,14 @@ class Search:
                 if not self.engine.next():
                     break
 
-    def _sample(self, unit, share):
+    def _sample(self, unit, number, share):
         strategy = engine_module.PCT if self.options.strategy == "pct" else engine_module.RANDOM
-        for number in share:
-            self._set_strategy(strategy, self.options.seed * 1_000_003 + number)
+        for run in share:
+            # Of what this unit has seen, and not this process: jobs share the units out.
+            points = max(self.result.most_points, unit.most_points)
+            self._set_strategy(strategy, self.options.seed * 1_000_003 + run, points)
             self.engine.plan([])
-            if self._one_run(unit):
+            if self._one_run(unit, number):
                 return
             if unit.runs % 64 == 0 and self._time_is_up():
                 unit.complete = False
@@ -403,11 +420,8 @@ def save_progress(search):
 
 
 def load_progress(name):
-    """What save_progress() wrote, or None."""
-    try:
-        saved = json.loads(progress_file(name).read_text())
-    except FileNotFoundError:
-        return None
+    """What save_progress() wrote."""
+    saved = json.loads(progress_file(name).read_text())
     for unit in saved["units"].values():
         unit["states"] = set(unit["states"])
         if unit["failure"]:
