@@ -541,6 +541,14 @@ def test_page_of_a_finding_is_stepped_through_in_light_and_dark(saved, show):
         assert now() == 0 and page.asked == [f"file://{path}"] and page.complaints == []
 
 
+def test_a_table_fits_the_terminal(saved):
+    terminal = pexpect.spawn(EXPLORER[0], [EXPLORER[1], "replay", str(saved)], timeout=60, encoding="utf-8", dimensions=(24, 80))
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    rows = terminal.before.partition("deadlock: ")[0].splitlines()
+    assert len(rows) > 5 and 70 < max(map(len, rows)) <= 80, terminal.before
+
+
 def test_page_and_debugger_show_the_runs_of_a_circle_of_locks(tmp_path, scenario, show):
     """The page has a title over each run and the memory of one run at a time; gdb stops where the second
     lock is taken, too."""
@@ -576,6 +584,8 @@ def test_a_schedule_for_other_code_says_so(tmp_path, scenario):
     saved = json.loads((tmp_path / "lost").read_text())
     saved["runs"][0]["switches"][0][1] = "page.flags = 0"
     (tmp_path / "lost").write_text(json.dumps(saved))
+    assert "no source has changed" in shmkern("replay", tmp_path / "lost", status=2)
+    (tmp_path / "lost").write_text(json.dumps(saved | {"source": "another"}))
     assert "no longer applies: the code has changed" in shmkern("replay", tmp_path / "lost", status=2)
     path.write_text(path.read_text().replace("load64(va) + 1", "load64(va) * 0 + 2"))
     saved["runs"][0]["switches"] = []
@@ -610,6 +620,25 @@ def test_an_interrupted_exploration_goes_on_to_the_same_result(tmp_path, scenari
     rest = explore(tmp_path, *arguments, "--resume")[0][0]
     assert {**rest, "seconds": 0} == {**whole, "seconds": 0}
     assert "no exploration of mine was interrupted" in shmkern("explore", *arguments, "--resume", status=2)
+
+
+def test_an_interrupted_exploration_goes_on_to_the_same_order_of_locks(tmp_path, scenario, monkeypatch):
+    """Of two scenarios, in the one that was interrupted: the other was done before."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    body = CIRCLE.replace("    def first(task):", """    import os, signal
+    runs = []
+    def first(task):
+        runs.append(0)
+        if len(runs) == int(os.environ.get("STOP_AFTER", 0)):
+            os.kill(os.getpid(), signal.SIGINT)""")
+    arguments = ["buffer_lock", "mine", "--file", scenario(body), "--preemptions", 1]
+    whole = explore(tmp_path, *arguments, status=1)[0][1]
+    monkeypatch.setenv("STOP_AFTER", str(whole["runs"] - 2))
+    part, text = explore(tmp_path, *arguments, status=1)
+    assert [result["interrupted"] for result in part] == [False, True] and "go on with --resume" in text
+    monkeypatch.delenv("STOP_AFTER")
+    rest, = explore(tmp_path, *arguments, "--resume", status=1)[0]
+    assert {**rest, "seconds": 0} == {**whole, "seconds": 0}
 
 
 def test_ctrl_c_at_a_terminal_keeps_what_jobs_have_done(tmp_path, scenario, monkeypatch):

@@ -234,7 +234,7 @@ def need_places(*paths):
 def tell_finding(finding, path, page):
     """Prints a finding and saves it."""
     print()
-    print(findings.table(finding))
+    print_table(finding)
     check_writable(path)
     findings.save(finding, path)
     print(f"\nsaved: shmkern replay {path}")
@@ -242,6 +242,11 @@ def tell_finding(finding, path, page):
         Path(page).write_text(findings.page(finding))
         print(f"page: {page}")
     print()
+
+
+def print_table(finding):
+    """Prints a finding, in the width of the terminal if it goes to one."""
+    print(findings.table(finding, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 # ---- replay --------------------------------------------------------------------------
@@ -267,12 +272,14 @@ def run_replay(args):
     try:
         finding = findings.replay(room, saved)
     except ValueError as error:
-        raise UsageError(f"{args.schedule} no longer applies: {error}") from error
+        why = error if search.source_hash(room.build) != saved.source else \
+            "it runs in another way than when it was saved, and no source has changed: do the programs do the same in every run?"
+        raise UsageError(f"{args.schedule} no longer applies: {why}") from error
     if finding.kind is None:
         why = finding.text or "the schedule runs to its end and nothing fails"
         print(f"{saved.scenario}: {why} (it was: {saved.kind})")
         return DONE
-    print(findings.table(finding))
+    print_table(finding)
     if args.html:
         Path(args.html).write_text(findings.page(finding))
         print(f"page: {args.html}")

@@ -19,7 +19,7 @@ from shmkern.explore.names import Names, Source
 from shmkern.explore.search import preemptions, source_hash
 
 FORMAT = 2
-COLUMN = 58
+COLUMN, NARROW = 58, 24
 LONGEST_TURN = 200      # accesses, of what a livelock does again and again
 
 
@@ -379,34 +379,36 @@ def ending_of(finding):
     return text
 
 
-def table(finding):
-    """The schedules as tables with one column a task, and what broke."""
+def table(finding, width=None):
+    """The schedules as tables with one column a task, and what broke; for a terminal of that width, if it
+    is one."""
+    column = COLUMN if width is None else max(NARROW, min(COLUMN, (width - 5) // len(finding.tasks) - 2))
     rows = []
     for number, run in enumerate(finding.runs):
         title = title_of(finding, number)
-        rows += [*textwrap.wrap(title, 2 * COLUMN), ""] if title else []
-        lines = table_of(finding.tasks, run.events)
+        rows += [*textwrap.wrap(title, width or 2 * COLUMN), ""] if title else []
+        lines = table_of(finding.tasks, run.events, column)
         rows += [*lines, ""] if lines else []
     return "\n".join([*rows, ending_of(finding)])
 
 
-def table_of(tasks, events):
+def table_of(tasks, events, column):
     """The lines of the table of one run; none if there is nothing to tell."""
     if not events:
         return []
     heads = [f"task {pid}" for pid in tasks]
-    rows = ["     " + "".join(f"{head:<{COLUMN + 2}}" for head in heads).rstrip(),
-            "     " + "".join("─" * COLUMN + "  " for _head in heads).rstrip()]
+    rows = ["     " + "".join(f"{head:<{column + 2}}" for head in heads).rstrip(),
+            "     " + "".join("─" * column + "  " for _head in heads).rstrip()]
     last = None
     for number, event in enumerate(events, 1):
         if last is not None and event.task != last:
             rows.append("")
         last = event.task
         times = f" ({event.times} times)" if event.times > 1 else ""
-        cell = [f"{event.line} {event.function}{times}", *textwrap.wrap(
-            f"{event.place}: {event.what}", COLUMN - 2, initial_indent="  ", subsequent_indent="    ")]
-        indent = " " * (COLUMN + 2) * event.task
-        rows += [(f"{number:>4} " if at == 0 else "     ") + indent + line[:COLUMN + 20] for at, line in enumerate(cell)]
+        cell = [*textwrap.wrap(f"{event.line} {event.function}{times}", column, subsequent_indent="  "), *textwrap.wrap(
+            f"{event.place}: {event.what}", column, initial_indent="  ", subsequent_indent="    ")]
+        indent = " " * (column + 2) * event.task
+        rows += [(f"{number:>4} " if at == 0 else "     ") + indent + line for at, line in enumerate(cell)]
     return rows
 
 

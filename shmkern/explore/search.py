@@ -281,7 +281,7 @@ class Search:
                 self.done[number] = unit
             self.complete &= unit.complete
             self.lock_order.add(unit.edges)
-            self.progress(self.result, len(self.done), len(shares))
+            self.progress(self.result, len(self.done.keys() - {FIRST_RUN}), len(shares))
         if self.stopped and not any(unit.failure for unit in self.done.values()):
             raise Interrupted
         if not self.done.keys() >= set(range(len(shares))):
