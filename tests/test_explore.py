@@ -172,8 +172,11 @@ def test_sampling_runs_as_many_schedules_as_it_is_told(tmp_path, strategy):
 
 # ---- what counts as wrong ---------------------------------------------------------
 
-def test_a_lost_update_is_found_with_one_preemption_and_replayed(tmp_path, scenario):
-    path = scenario(LOST_UPDATE)
+def test_a_lost_update_is_found_with_one_preemption_and_replayed(tmp_path):
+    """With the text of docs/explore.md."""
+    docs = (Path(shmkern_package.__file__).parent.parent / "docs" / "explore.md").read_text()
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(re.search(r"^    # mine.py\n(?:    .*\n|\n)+", docs, re.M).group()))
     results, text = explore(tmp_path, "--file", path, "--output", "lost", "--html", "page.html", status=1)
     assert results[0]["failure"]["kind"] == "lost data" and "lost data: the scenario's check does not hold" in text
     run, = json.loads((tmp_path / "lost").read_text())["runs"]
