@@ -136,13 +136,14 @@ class BuildKernel(build_ext):
         # Half of what Cython takes for a module is its own beginning: each of these translates many.
         # Ctrl-C is ours, and ends them.
         with ProcessPoolExecutor(cpus, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) \
-                as self.translators, ThreadPoolExecutor(cpus) as pool:
+                as self.translators, ThreadPoolExecutor(cpus) as pool, ThreadPoolExecutor(cpus) as self.compilers:
             try:
                 jobs = [pool.submit(self.build_extension, ext) for ext in stale]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                     job.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+                self.compilers.shutdown(wait=False, cancel_futures=True)
 
     def build_extension(self, ext):
         """Make ext's shared object, then its .done.
@@ -166,17 +167,19 @@ class BuildKernel(build_ext):
         else:
             c_file = done.with_suffix(".c")
             dependencies = self.translate(ext, c_file)
+            made = []
             if "shipped" in FLAVOURS:
-                in_c = copy(ext)
-                in_c.sources = [str(c_file)]
-                self.compile(in_c)
+                made.append(copy(ext))
+                made[-1].sources = [str(c_file)]
             if "explore" in FLAVOURS:
                 # The same text under a second name: the object files are named after it.
                 again = done.with_suffix(".explore.c")
                 again.write_text("#include \"{}\"\n".format(c_file.name))
-                explored = explore_flavour(ext)
-                explored.sources = [str(again)]
-                self.compile(explored)
+                made.append(explore_flavour(ext))
+                made[-1].sources = [str(again)]
+            # At once: who has edited one file waits for the slower of the two, not for both.
+            for job in [self.compilers.submit(self.compile, flavour) for flavour in made]:
+                job.result()
 
         draft.write_text("\n".join([self.options(), *dependencies, *HEADERS]))
         os.utime(draft, ns=(began, began))
