@@ -12,16 +12,14 @@ and whatever fails that is a finding too.  So the audit itself neither crashes n
 
 How it is fast: struct page is read once into columns, the last-level page tables are
 taken out of the frames with one indexing, and every check is an operation on these
-arrays.  Lists of a million pages are not walked: their links must be each other's
-inverses, and pointer doubling then shows in 20 steps that all members lead to the
-list's head.  Only objects that are few (VMAs, address spaces, free slab objects) are
+arrays.  Lists of a million pages are not walked (see audit_lists).  Only objects that are few (VMAs, address spaces, free slab objects) are
 visited one by one.
 
 Still means that nobody is inside the kernel.  Tasks may go on accessing memory that is
 mapped: their MMUs fill TLBs and set ACCESSED and DIRTY in PTEs, and nothing else.  So the
 TLBs are read before the PTEs that they must agree with.
 
-May import: layout, audit_memcg.  Takes no lock; whoever calls it has frozen the machine.
+May import: layout, audit_lists, audit_memcg.  Takes no lock; whoever calls it has frozen the machine.
 """
 import ctypes
 import errno
@@ -31,6 +29,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from shmkern import audit_memcg, layout, vmstat
+from shmkern.audit_lists import check_rings, lru_of, ring_links
 
 C = layout.constants
 
@@ -879,30 +878,6 @@ def check_anon_vmas(m):
         return f"the list of anon_vma {m.anon_vmas[owner[i]]:#x}: {what} is {fault}", details
 
     m.report.each(broken | lost, "anon_vma", describe)
-
-
-def check_rings(next_, prev, owner):
-    """Which nodes of circular lists are linked wrongly.
-
-    Nodes are numbered.  `next_` and `prev` hold numbers, -1 for a pointer that leads to no
-    node; `owner` the number of the head on whose list a node must be, heads their own, -1
-    for a node that must be on none.  Returns masks (broken, lost): broken nodes have a next
-    that is not on the same list, or whose prev is another; lost ones are linked well, but
-    to each other and not to their head.
-    """
-    nodes = np.arange(len(owner))
-    on_list = owner >= 0
-    broken = on_list & ((owner[next_] != owner) | (next_ < 0) | (prev[next_] != nodes))
-    # Doubling: after k rounds `step` is 2^k links away.  Heads, and nodes that are broken
-    # anyway, keep who arrives; who never arrives goes round a ring without a head.
-    stop = broken | (owner == nodes) | ~on_list
-    step = np.where(stop, nodes, next_)
-    for _round in range(len(owner).bit_length()):
-        further = step[step]
-        if np.array_equal(further, step):
-            break
-        step = further
-    return broken, ~stop[step]
 
 
 # ---- policies and cpusets -----------------------------------------------------
@@ -1775,8 +1750,7 @@ def check_page_lists(m):
     owner = np.full(m.max_pfn + len(head_at), -1)
     owner[m.max_pfn:] = np.arange(m.max_pfn, len(owner))
     on_lru = np.flatnonzero(m.has("PG_lru") & ~m.has("PG_buddy"))
-    m.lru_of = lru_of(m.flags[on_lru])
-    owner[on_lru] = m.max_pfn + on_lru // m.zone_size * NR_LRU + m.lru_of
+    owner[on_lru] = m.max_pfn + on_lru // m.zone_size * NR_LRU + lru_of(m.flags[on_lru])
     free_lists = m.max_pfn + len(m.zones) * NR_LRU
     owner[m.block_head] = free_lists + m.block_head // m.zone_size * MAX_ORDER + m.block_order
     next_, prev = page_links(m, owner >= 0, head_at)
@@ -1804,39 +1778,6 @@ def check_page_lists(m):
     free_list = owner >= free_lists
     m.report.each(wrong & ~free_list, "lru", describe)
     m.report.each(wrong & free_list, "free_list", describe)
-
-
-def lru_of(flags):
-    """page_lru() of many pages: the LRU list that their flags say."""
-    def bit(name):
-        return (flags >> PAGE_FLAGS[name] & 1).astype(np.int64)
-    return np.where(bit("PG_unevictable") == 1, C["LRU_UNEVICTABLE"],
-                    C["LRU_INACTIVE_FILE"] * (1 - bit("PG_swapbacked")) + bit("PG_active"))
-
-
-def page_links(m, on_list, head_at):
-    """(next, prev) of all pages and list heads as node numbers: a page's pfn, or max_pfn +
-    the head's index; -1 for a pointer to neither, and for nodes not in `on_list`."""
-    size, first = layout.sizeof("Page"), m.kernel.mem_map + layout.offsetof("Page", "lru")
-    pages = np.flatnonzero(on_list[:m.max_pfn])
-    by_address = np.argsort(head_at)
-    heads = m.gather(head_at, "ListHead")
-
-    def numbers(of_pages, of_heads):
-        pointers = np.append(of_pages[pages], of_heads)
-        offset = pointers - np.uint64(first)
-        node = (offset // size).astype(np.int64)
-        good = (offset % size == 0) & (offset < m.max_pfn * size)
-        rest = np.flatnonzero(~good)
-        at = np.minimum(np.searchsorted(head_at[by_address], pointers[rest]), len(head_at) - 1)
-        is_head = head_at[by_address[at]] == pointers[rest]
-        node[rest] = np.where(is_head, m.max_pfn + by_address[at], -1)
-        all_nodes = np.full(len(on_list), -1)
-        all_nodes[pages] = node[:len(pages)]
-        all_nodes[m.max_pfn:] = node[len(pages):]
-        return all_nodes
-
-    return numbers(m.next, heads["next"]), numbers(m.prev, heads["prev"])
 
 
 def check_zone_counters(m):
