@@ -188,13 +188,14 @@ def do_swap_page_locked(mm, vma, address, ptep, ptl, pte, page, write):
     atomic_add_return64(addressof(mm.anon_rss), 1)
     atomic_add_return64(addressof(mm.swap_ents), -1)
     new = mk_pte(page, vma.vm_page_prot)
-    # The entry is still counted, so this says whether we are alone.
-    if write and reuse_swap_page(page):
-        new = pte_mkwrite(pte_mkdirty(new))
+    # Mapped before it may leave the swap cache: in between it would look as if nobody used it, and
+    # lose its charge.
     page_add_anon_rmap(page, vma, address)
     mem_cgroup_commit_charge_swapin(page, memcg)
-    set_pte_at(ptep, new)
     swap_free(entry)
+    if write and reuse_swap_page(page):
+        new = pte_mkwrite(pte_mkdirty(new))
+    set_pte_at(ptep, new)
     spin_unlock(ptl)
     if vm_swap_full():
         try_to_free_swap(page)
