@@ -205,7 +205,7 @@ class _Machine:
         pte, pte_mm, pte_vpn, pte_key, pte_pfn, pte_vma   one element an entry, sorted by key
         maps, map_pfn                           the entries that map a frame that counts, and it
         nr_maps, nr_held                        PTEs, pagevec slots that lead to each frame
-        mem_cgroup_address, mem_cgroup, page_cgroup, group_of   see audit_memcg
+        mem_cgroup_address, mem_cgroup, mem_cgroup_zones, page_cgroup, group_of   see audit_memcg
         free                                    which frames lie in a free block
     """
 
@@ -239,7 +239,7 @@ class _Machine:
         self.ptl = pages["ptl"]
         self.object_size = {name: layout.sizeof(name) for name in (
             "VmAreaStruct", "MmStruct", "Mempolicy", "SpNode", "AnonVma", "RadixTreeNode", "Inode", "File", "FilesStruct",
-            "BufferHead", "MemCgroup")}
+            "BufferHead", "MemCgroup", "MemCgroupPerZone")}
         self.cache_of = {}
         self.free_objects = set()
 
@@ -483,7 +483,7 @@ def find_caches(m):
              ("Mempolicy", "policy_cachep"), ("SpNode", "sp_cachep"), ("RadixTreeNode", "radix_tree_node_cachep"), ("Inode", "inode_cachep"),
              ("File", "filp_cachep"), ("FilesStruct", "files_cachep"), ("BufferHead", "buffer_head_cachep")]
     if m.kernel.page_cgroup:
-        known.append(("MemCgroup", "mem_cgroup_cachep"))
+        known += [("MemCgroup", "mem_cgroup_cachep"), ("MemCgroupPerZone", "mem_cgroup_per_zone_cachep")]
     for struct, field in known:
         if m.kernel[field] not in addresses:
             m.report.add("slab", f"kernel.{field} is no cache", address=m.kernel[field])
@@ -627,7 +627,7 @@ def check_slab_usage(m):
                "SpNode": len(m.shared_policies),
                "RadixTreeNode": len(m.tree_nodes | m.rcu_nodes), "Inode": len(m.inode),
                "File": len(m.file_address), "FilesStruct": len(m.files), "BufferHead": m.nr_buffers,
-               "MemCgroup": len(m.mem_cgroup)}
+               "MemCgroup": len(m.mem_cgroup), "MemCgroupPerZone": len(set(m.mem_cgroup_zones))}
     for struct, index in m.cache_of.items():
         cache = m.kernel.caches[index]
         live = int(cache["nr_objects"]) - int(cache["nr_free"])
@@ -1753,7 +1753,8 @@ def check_page_lists(m):
     owner[on_lru] = m.max_pfn + on_lru // m.zone_size * NR_LRU + lru_of(m.flags[on_lru])
     free_lists = m.max_pfn + len(m.zones) * NR_LRU
     owner[m.block_head] = free_lists + m.block_head // m.zone_size * MAX_ORDER + m.block_order
-    next_, prev = page_links(m, owner >= 0, head_at)
+    next_, prev = ring_links(owner[:m.max_pfn] >= 0, (m.next, m.prev), m.kernel.mem_map + layout.offsetof("Page", "lru"),
+                             layout.sizeof("Page"), head_at, m.gather(head_at, "ListHead"))
     broken, lost = check_rings(next_, prev, owner)
 
     def name(node):
@@ -1957,6 +1958,7 @@ def audit(strict_tlb=True, check_poison=False):
                  check_buddies, check_free_pages, check_free_counts,
                  check_page_lists, check_zone_counters, audit_memcg.check_mem_cgroup_tree,
                  audit_memcg.check_page_cgroups, audit_memcg.check_mem_cgroup_counters,
+                 audit_memcg.check_mem_cgroup_lists,
                  check_slab_usage, check_locks):
         step(m)
     if strict_tlb:

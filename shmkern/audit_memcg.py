@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What must hold of memory control groups: who is charged for a frame follows from what the
-frame is, and what a group is charged from who is charged for the frames.
+frame is, and what a group is charged and has on its LRU lists from who is charged for the frames.
 
-Steps of audit.audit(), which says what they may take for granted.  May import: layout.
+Steps of audit.audit(), which says what they may take for granted.  May import: layout, audit_lists.
 """
 import numpy as np
 
 from shmkern import layout
+from shmkern.audit_lists import check_rings, lru_of, ring_links
 
 C = layout.constants
 PAGE_SIZE = C["PAGE_SIZE"]
@@ -15,8 +16,9 @@ PCG = {name: C[name] for name in ("PCG_CACHE", "PCG_USED", "PCG_MIGRATION")}
 
 def find_mem_cgroups(m):
     """The list of groups is whole, and leads to live objects only.  Fills in mem_cgroup_address
-    and mem_cgroup (rows; none in a machine without groups), page_cgroup (rows, one a frame) and
-    group_of (the number of the group charged for each frame; -1: none)."""
+    and mem_cgroup (rows; none in a machine without groups), page_cgroup (rows, one a frame),
+    group_of (the number of the group that is charged for each frame, or was last; -1: none) and
+    mem_cgroup_zones."""
     kernel = m.kernel
     m.mem_cgroup_address = []
     if kernel.page_cgroup:
@@ -36,6 +38,23 @@ def find_mem_cgroups(m):
     m.page_cgroup = layout.view("PageCgroup", kernel.page_cgroup, m.max_pfn).copy() if kernel.page_cgroup else \
         np.zeros(0, layout.dtypes["PageCgroup"])
     m.group_of = numbers_of(m, m.page_cgroup["mem_cgroup"])
+    find_mem_cgroup_zones(m)
+
+
+def find_mem_cgroup_zones(m):
+    """Each group but the first, the root, has a live object for its lists in each zone, and none else.
+    Fills in mem_cgroup_zones: their addresses, group by group; no more than are good."""
+    m.mem_cgroup_zones = []
+    for number, nodeinfo in enumerate(m.mem_cgroup["nodeinfo"]):
+        for nid, address in enumerate(nodeinfo.tolist()):
+            if number == 0 or nid >= len(m.zones):
+                fault = "is there" if address else None
+            else:
+                fault = m.object_fault(address, "MemCgroupPerZone")
+                m.mem_cgroup_zones += [address] if not fault else []
+            if fault:
+                m.report.add("memcg", f"{group_text(m, number)}: nodeinfo[{nid}] {fault}",
+                             address=m.mem_cgroup_address[number], found=hex(address))
 
 
 def numbers_of(m, addresses):
@@ -59,7 +78,7 @@ def pcg_text(m, pfn):
     row = m.page_cgroup[pfn]
     names = [name for name, bit in PCG.items() if row["flags"] & bit] or ["0"]
     who = group_text(m, m.group_of[pfn]) if m.group_of[pfn] >= 0 else hex(row["mem_cgroup"])
-    return f"{'|'.join(names)}, charged to {who}" if row["mem_cgroup"] else "|".join(names)
+    return f"{'|'.join(names)}, charged to {who}" if row["flags"] & PCG["PCG_USED"] else "|".join(names)
 
 
 def check_mem_cgroup_tree(m):
@@ -121,9 +140,8 @@ def check_page_cgroups(m):
 
     m.report.each(flags != expected, "memcg", describe)
     used = (flags & PCG["PCG_USED"]) != 0
-    m.report.each(used != (m.group_of >= 0), "memcg", lambda pfn: (
-        "a page is charged to what is no group" if used[pfn] else "a page that is not charged has a group",
-        {"page": pfn, "found": pcg_text(m, pfn)}))
+    m.report.each(used & (m.group_of < 0), "memcg", lambda pfn: (
+        "a page is charged to what is no group", {"page": pfn, "found": pcg_text(m, pfn)}))
 
 
 def check_mem_cgroup_counters(m):
@@ -155,3 +173,49 @@ def check_mem_cgroup_counters(m):
             stat[:, C["MEM_CGROUP_STAT_PGPGOUT_COUNT"]], own)
     compare(m, "max(res.max_usage, res.usage)", np.maximum(rows["res"]["max_usage"], rows["res"]["usage"]),
             rows["res"]["max_usage"])
+
+
+def check_mem_cgroup_lists(m):
+    """A page that a group other than the root is charged for, and that is on an LRU list of its zone,
+    is on that list of its group, and counted there.  So may be one that the group was charged for; nothing
+    else is."""
+    zones, nr_lru = len(m.zones), C["NR_LRU_LISTS"]
+    if not len(m.page_cgroup) or len(m.mem_cgroup_zones) != (len(m.mem_cgroup) - 1) * zones:
+        return
+    links = m.page_cgroup["lru"]
+    listed = links["next"] != 0
+    may_be = m.has("PG_lru") & ~m.has("PG_buddy") & (m.group_of > 0)
+    must_be = may_be & ((m.page_cgroup["flags"] & PCG["PCG_USED"]) != 0)
+    m.report.each(np.where(listed, ~may_be, must_be), "memcg", lambda pfn: (
+        "a page is on a list of a group, and should be on none" if listed[pfn] else
+        "a page is not on the list of the group that is charged for it",
+        {**m.mapped_by(pfn)[1], "found": pcg_text(m, pfn)}))
+    if not m.mem_cgroup_zones:
+        return
+    lists_at = np.array(m.mem_cgroup_zones, np.uint64) + np.uint64(layout.offsetof("MemCgroupPerZone", "lists"))
+    head_at = (lists_at[:, None] + np.arange(nr_lru, dtype=np.uint64) * np.uint64(layout.sizeof("ListHead"))).ravel()
+    owner = np.append(np.full(m.max_pfn, -1), m.max_pfn + np.arange(len(head_at)))
+    pages = np.flatnonzero(listed & may_be)
+    zone = (m.group_of[pages] - 1) * zones + pages // m.zone_size
+    owner[pages] = m.max_pfn + zone * nr_lru + lru_of(m.flags[pages])
+    broken, lost = check_rings(*ring_links(
+        owner[:m.max_pfn] >= 0, (links["next"], links["prev"]),
+        m.kernel.page_cgroup + layout.offsetof("PageCgroup", "lru"), layout.sizeof("PageCgroup"),
+        head_at, m.gather(head_at, "ListHead")), owner)
+
+    def list_text(number):
+        group, rest = divmod(number, zones * nr_lru)
+        return f"list {rest % nr_lru} of {group_text(m, group + 1)} in zone {rest // nr_lru}"
+
+    def describe(node):
+        what = f"page {node}" if node < m.max_pfn else "the head"
+        fault = "not reached from the head" if lost[node] else "not followed by one that leads back"
+        return f"{list_text(owner[node] - m.max_pfn)}: {what} is {fault}", \
+            {"page": node} if node < m.max_pfn else {"address": head_at[node - m.max_pfn]}
+
+    m.report.each(broken | lost, "memcg", describe)
+    expected = np.bincount(owner[pages] - m.max_pfn, minlength=len(head_at))
+    found = m.gather(m.mem_cgroup_zones, "MemCgroupPerZone")["count"].ravel()
+    m.report.each(found != expected.astype(np.uint64), "memcg", lambda number: (
+        f"{list_text(number)}: count is not the number of pages",
+        {"address": head_at[number], "expected": expected[number], "found": found[number]}))

@@ -134,7 +134,7 @@ def struct_sizes():
             "KmemCache": sizeof(KmemCache), "Slab": sizeof(Slab), "AnonVma": sizeof(AnonVma),
             "Mempolicy": sizeof(Mempolicy), "SpNode": sizeof(SpNode), "Cpuset": sizeof(Cpuset),
             "VmAreaStruct": sizeof(VmAreaStruct), "MmStruct": sizeof(MmStruct),
-            "MemCgroup": sizeof(MemCgroup), "PageCgroup": sizeof(PageCgroup),
+            "MemCgroup": sizeof(MemCgroup), "MemCgroupPerZone": sizeof(MemCgroupPerZone), "PageCgroup": sizeof(PageCgroup),
             "RadixTreeNode": sizeof(RadixTreeNode), "AddressSpace": sizeof(AddressSpace),
             "Inode": sizeof(Inode), "File": sizeof(File), "FilesStruct": sizeof(FilesStruct),
             "BufferHead": sizeof(BufferHead), "Task": sizeof(Task), "Kernel": sizeof(Kernel),

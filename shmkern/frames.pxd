@@ -197,6 +197,8 @@ cdef void free_area_online(Zone* zone) noexcept nogil
 cdef u64 int_sqrt(u64 x) noexcept nogil
 @cython.locals(kbytes=u64, pages=u64, present=u64)
 cdef void setup_per_zone_pages_min() noexcept nogil
+@cython.locals(gigabytes=u64)
+cdef u64 calc_inactive_ratio(u64 pages) noexcept nogil
 cdef void setup_per_zone_inactive_ratio() noexcept nogil
 cdef void build_zonelist(PgData* pgdat) noexcept nogil
 cdef void free_area_init_node(i32 nid, bint memoryless, bint movable) noexcept nogil

@@ -418,13 +418,18 @@ def setup_per_zone_pages_min():
         zone.watermark[WMARK_HIGH] = pages + (pages >> 1)
 
 
+def calc_inactive_ratio(pages):
+    """How many active anonymous pages there should be for each inactive one, where there may be
+    `pages` in all: 1 below a GiB of memory, and the square root of ten times the GiB above."""
+    gigabytes = pages >> (30 - PAGE_SHIFT)
+    return int_sqrt(10 * gigabytes) if gigabytes else 1
+
+
 def setup_per_zone_inactive_ratio():
-    """How many active anonymous pages there should be for each inactive one: 1 below a GiB of
-    memory, and the square root of ten times the GiB above."""
+    """calc_inactive_ratio for all zones."""
     for nid in range(kernel().nr_nodes):
         zone = kernel().zones + nid
-        gigabytes = zone.spanned_pages >> (30 - PAGE_SHIFT)
-        zone.inactive_ratio = int_sqrt(10 * gigabytes) if gigabytes else 1
+        zone.inactive_ratio = calc_inactive_ratio(zone.spanned_pages)
 
 
 def build_zonelist(pgdat):

@@ -36,6 +36,10 @@ cdef inline void list_del(ListHead* entry) noexcept nogil:
     entry.next = <ListHead*>LIST_POISON1
     entry.prev = <ListHead*>LIST_POISON2
 
+cdef inline void list_move(ListHead* entry, ListHead* head) noexcept nogil:
+    list_del(entry)
+    list_add(entry, head)
+
 # container_of, spelled out for each list there is.
 cdef inline Page* list_entry_page(ListHead* lru) noexcept nogil:
     return <Page*>(<u64>lru - <u64>&(<Page*>0).lru)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# LRU lists and the last reference.  May use: frames and below.
+# LRU lists and the last reference.  May use: page_cgroup and below.
 
 cimport cython
-from shmkern.frames cimport *
+from shmkern.page_cgroup cimport *
 
 cdef enum:
     ISOLATE_SCAN = 128         # frames that isolate_lru_pages looks at under one lru_lock
@@ -29,11 +29,15 @@ cdef void __page_cache_release(Page* page) noexcept nogil
 cdef void __pagevec_lru_add(Pagevec* pvec, int lru) noexcept nogil
 cdef void lru_cache_add_lru(Page* page, int lru) noexcept nogil
 cdef void add_page_to_unevictable_list(Page* page) noexcept nogil
-cdef void lru_add_drain() noexcept nogil
-cdef void lru_add_drain_all() noexcept nogil
+cdef void __drain_cpu_pagevecs(Task* task) noexcept nogil
 cdef void drain_cpu_pagevecs(Task* task) noexcept nogil
+cdef void lru_add_drain() noexcept nogil
+cdef bint pagevecs_pending(Task* task) noexcept nogil
+cdef void lru_add_drain_all() noexcept nogil
+cdef void lru_add_try_drain_all() noexcept nogil
 cdef void activate_page(Page* page) noexcept nogil
 cdef void mark_page_accessed(Page* page) noexcept nogil
+cdef bint __isolate_lru_page(Zone* zone, Page* page, int lru) noexcept nogil
 cdef int isolate_lru_page(Page* page) noexcept nogil
 @cython.locals(batch=cython.int)
 cdef u64 isolate_lru_pages(u64 pfn, u64 end, int limit, ListHead* pagelist) noexcept nogil

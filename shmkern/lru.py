@@ -14,15 +14,17 @@ from cython.cimports.libc.errno import EBUSY
 
 
 def add_page_to_lru_list(zone, page, lru):
-    """Puts a page at the head of a list and counts it.  Holds lru_lock."""
+    """Puts a page at the head of a list and counts it, and the same for its group.  Holds lru_lock."""
     list_add(address(page.lru), address(zone.lru[lru]))
     WRITE_ONCE64(address(zone.vm_stat[lru]), zone.vm_stat[lru] + 1)
+    mem_cgroup_add_lru_list(page, lru)
 
 
 def del_page_from_lru_list(zone, page, lru):
-    """Takes a page off a list and counts it.  Holds lru_lock."""
+    """Takes a page off a list and counts it, and the same for its group.  Holds lru_lock."""
     list_del(address(page.lru))
     WRITE_ONCE64(address(zone.vm_stat[lru]), zone.vm_stat[lru] - 1)
+    mem_cgroup_del_lru_list(page, lru)
 
 
 def __put_page(page):
@@ -105,12 +107,17 @@ def add_page_to_unevictable_list(page):
     spin_unlock(address(zone.lru_lock))
 
 
-def drain_cpu_pagevecs(task):
-    """Empties the pagevecs of a CPU, this one's or another's.  Takes pvec_lock."""
-    spin_lock(address(task.pvec_lock))
+def __drain_cpu_pagevecs(task):
+    """Empties the pagevecs of a CPU, this one's or another's.  Holds pvec_lock."""
     for lru in range(NR_LRU_LISTS - 1):
         if task.lru_add_pvecs[lru].nr:
             __pagevec_lru_add(address(task.lru_add_pvecs[lru]), lru)
+
+
+def drain_cpu_pagevecs(task):
+    """__drain_cpu_pagevecs with pvec_lock taken for it."""
+    spin_lock(address(task.pvec_lock))
+    __drain_cpu_pagevecs(task)
     spin_unlock(address(task.pvec_lock))
 
 
@@ -119,16 +126,32 @@ def lru_add_drain():
     drain_cpu_pagevecs(current())
 
 
+def pagevecs_pending(task):
+    """Whether a page waits in a CPU's pagevecs, by an unlocked look: what slips past it was added while
+    we were at work."""
+    for lru in range(NR_LRU_LISTS - 1):
+        if READ_ONCE64(address(task.lru_add_pvecs[lru].nr)):
+            return True
+    return False
+
+
 def lru_add_drain_all():
     """Empties all CPUs' pagevecs.  What is added afterwards is not covered."""
     k = kernel()
     for cpu in range(k.max_tasks):
-        # An unlocked look: what slips past it was added while we were at work.
+        if pagevecs_pending(address(k.tasks[cpu])):
+            drain_cpu_pagevecs(address(k.tasks[cpu]))
+
+
+def lru_add_try_drain_all():
+    """lru_add_drain_all, but for those pagevecs that somebody is at: for who is in need of any pages,
+    not of these, and would find all others in need waiting there as well."""
+    k = kernel()
+    for cpu in range(k.max_tasks):
         task = address(k.tasks[cpu])
-        for lru in range(NR_LRU_LISTS - 1):
-            if READ_ONCE64(address(task.lru_add_pvecs[lru].nr)):
-                drain_cpu_pagevecs(task)
-                break
+        if pagevecs_pending(task) and spin_trylock(address(task.pvec_lock)):
+            __drain_cpu_pagevecs(task)
+            spin_unlock(address(task.pvec_lock))
 
 
 # ---- use ---------------------------------------------------------------------
@@ -158,6 +181,16 @@ def mark_page_accessed(page):
 
 # ---- isolation ---------------------------------------------------------------
 
+def __isolate_lru_page(zone, page, lru):
+    """Takes a page that is on list `lru` off it, and a reference to it.  Says whether it did: not when
+    the page is being freed, by somebody who waits for our lock.  Holds lru_lock."""
+    if not get_page_unless_zero(page):
+        return False
+    del_page_from_lru_list(zone, page, lru)
+    ClearPageLRU(page)
+    return True
+
+
 def isolate_lru_page(page):
     """Takes a page off its list and a reference to it, so that the caller alone moves it
     (mm/vmscan.c).
@@ -170,10 +203,8 @@ def isolate_lru_page(page):
         zone = page_zone(page)
         spin_lock(address(zone.lru_lock))
         # Without a list entry, or without references, the page is no longer ours to take.
-        if PageLRU(page) and get_page_unless_zero(page):
+        if PageLRU(page) and __isolate_lru_page(zone, page, page_lru(page)):
             ret = 0
-            del_page_from_lru_list(zone, page, page_lru(page))
-            ClearPageLRU(page)
         spin_unlock(address(zone.lru_lock))
     return ret
 
@@ -194,9 +225,7 @@ def isolate_lru_pages(pfn, end, limit, pagelist):
         while pfn < stop and batch > 0:
             page = pfn_to_page(pfn)
             pfn += 1
-            if PageLRU(page) and get_page_unless_zero(page):
-                del_page_from_lru_list(zone, page, page_lru(page))
-                ClearPageLRU(page)
+            if PageLRU(page) and __isolate_lru_page(zone, page, page_lru(page)):
                 list_add_tail(address(page.lru), pagelist)
                 batch -= 1
                 limit -= 1

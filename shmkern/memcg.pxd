@@ -38,18 +38,16 @@ cdef inline u64 mem_cgroup_local_usage(MemCgroup* memcg) noexcept nogil:
 cdef inline MemCgroup* mem_cgroup_of_counter(ResCounter* counter) noexcept nogil:
     return <MemCgroup*>(<u64>counter - <u64>&(<MemCgroup*>0).res)
 
-# Whether the machine was booted without groups.
-cdef inline bint mem_cgroup_disabled() noexcept nogil:
-    return likely(kernel().page_cgroup == NULL)
-
 cdef inline MemCgroup* list_entry_mem_cgroup(ListHead* list) noexcept nogil:
     return <MemCgroup*>(<u64>list - <u64>&(<MemCgroup*>0).list)
 
-cdef inline PageCgroup* lookup_page_cgroup(Page* page) noexcept nogil:
-    return kernel().page_cgroup + page_to_pfn(page)
+# Whether a group is charged for a page, at the first look.
+cdef inline bint page_cgroup_charged_to(PageCgroup* pc, MemCgroup* memcg) noexcept nogil:
+    return READ_ONCE64(&pc.mem_cgroup) == <u64>memcg and (READ_ONCE32(&pc.flags) & PCG_USED) != 0
 
-cdef inline Page* page_of_cgroup(PageCgroup* pc) noexcept nogil:
-    return kernel().mem_map + <u64>(pc - kernel().page_cgroup)
+# Whether an address space is a group's own.
+cdef inline bint mm_match_cgroup(MmStruct* mm, MemCgroup* memcg) noexcept nogil:
+    return READ_ONCE64(&mm.mem_cgroup) == <u64>memcg
 
 # ---- res_counter ----
 
@@ -63,6 +61,8 @@ cdef int res_counter_set_limit(ResCounter* counter, u64 limit) noexcept nogil
 # ---- groups ----
 
 cdef void mem_cgroup_init(PageCgroup* page_cgroup) noexcept nogil
+cdef bint alloc_mem_cgroup_per_zone_info(MemCgroup* memcg, i32 nid) noexcept nogil
+cdef void __mem_cgroup_free(MemCgroup* memcg) noexcept nogil
 cdef MemCgroup* mem_cgroup_alloc(MemCgroup* parent, const char* name, u64 limit) noexcept nogil
 cdef MemCgroup* find_mem_cgroup(i32 id) noexcept nogil
 cdef MemCgroup* find_child(MemCgroup* parent, const char* name) noexcept nogil
@@ -102,12 +102,24 @@ cdef MemCgroup* mem_cgroup_select_victim(MemCgroup* root) noexcept nogil
 cdef bint mem_cgroup_hierarchical_reclaim(MemCgroup* root, u64 gfp, u64 enough) noexcept nogil
 ctypedef MemCgroup* pointer_to_memcg
 
+# ---- a group's LRU lists ----
+
+cdef inline u64 mem_cgroup_zone_nr_pages(MemCgroup* memcg, Zone* zone, int lru) noexcept nogil:
+    return READ_ONCE64(&mem_cgroup_zoneinfo(memcg, zone.node).count[lru])
+
+cdef u64 mem_cgroup_get_local_zonestat(MemCgroup* memcg, int lru) noexcept nogil
+cdef bint mem_cgroup_inactive_anon_is_low(MemCgroup* memcg) noexcept nogil
+cdef bint mem_cgroup_inactive_file_is_low(MemCgroup* memcg) noexcept nogil
+@cython.locals(scanned=u64)
+cdef u64 mem_cgroup_isolate_pages(MemCgroup* memcg, Zone* zone, int lru, u64 nr_to_scan, bint swapped, ListHead* pagelist, u64* nr_taken) noexcept nogil
+
 # ---- charging ----
 
 cdef void mem_cgroup_charge_statistics(MemCgroup* memcg, u32 flags, bint charge) noexcept nogil
 @cython.locals(retries=cython.int, over=pointer_to_memcg)
 cdef int __mem_cgroup_try_charge(MemCgroup* memcg, u64 gfp) noexcept nogil
 cdef void __mem_cgroup_cancel_charge(MemCgroup* memcg) noexcept nogil
+cdef void mem_cgroup_set_charge(MemCgroup* memcg, PageCgroup* pc, u32 flags) noexcept nogil
 cdef void __mem_cgroup_commit_charge(MemCgroup* memcg, PageCgroup* pc, u32 flags) noexcept nogil
 cdef int mem_cgroup_charge_common(Page* page, MmStruct* mm, u64 gfp, u32 flags) noexcept nogil
 cdef int __mem_cgroup_charge(Page* page, MmStruct* mm, u64 gfp) noexcept nogil
@@ -159,20 +171,28 @@ cdef inline int mem_cgroup_try_charge_swapin(Page* page, MmStruct* mm, u64 gfp, 
         return 0
     return __mem_cgroup_try_charge_swapin(page, mm, gfp, memcg)
 
+cdef void mem_cgroup_lru_add_after_commit_swapcache(Page* page) noexcept nogil
+cdef void mem_cgroup_commit_charge_on_lru(Page* page, MemCgroup* memcg, u32 flags) noexcept nogil
+cdef void __mem_cgroup_commit_charge_swapin(Page* page, MemCgroup* memcg) noexcept nogil
+
+# The page is mapped now, and still locked and in the swap cache.
 cdef inline void mem_cgroup_commit_charge_swapin(Page* page, MemCgroup* memcg) noexcept nogil:
-    if memcg != NULL:
-        __mem_cgroup_commit_charge(memcg, lookup_page_cgroup(page), 0)
+    if not mem_cgroup_disabled():
+        __mem_cgroup_commit_charge_swapin(page, memcg)
 
 cdef inline void mem_cgroup_cancel_charge_swapin(MemCgroup* memcg) noexcept nogil:
     if memcg != NULL:
         __mem_cgroup_cancel_charge(memcg)
 
+@cython.locals(memcg=pointer_to_memcg)
+cdef int __mem_cgroup_cache_charge_swapin(Page* page, MmStruct* mm, u64 gfp) noexcept nogil
+
 # Charges the mm's group for a locked page of the swap cache that goes to the page cache, unless it is
 # charged.
 cdef inline int mem_cgroup_cache_charge_swapin(Page* page, MmStruct* mm, u64 gfp) noexcept nogil:
-    if mem_cgroup_disabled() or READ_ONCE32(&lookup_page_cgroup(page).flags) & PCG_USED:
+    if mem_cgroup_disabled():
         return 0
-    return mem_cgroup_charge_common(page, mm, gfp, PCG_CACHE)
+    return __mem_cgroup_cache_charge_swapin(page, mm, gfp)
 
 # ---- migration ----
 
@@ -193,7 +213,10 @@ cdef inline void mem_cgroup_end_migration(Page* page, Page* newpage, bint moved)
 # ---- emptying a group ----
 
 @cython.locals(moved=bint)
-cdef bint mem_cgroup_move_account(PageCgroup* pc, MemCgroup* source, MemCgroup* to) noexcept nogil
+cdef void mem_cgroup_move_account(PageCgroup* pc, MemCgroup* source, MemCgroup* to) noexcept nogil
+@cython.locals(moved=cython.int, left=bint)
+cdef void mem_cgroup_force_empty_list(MemCgroup* memcg, Zone* zone, int lru) noexcept nogil
+cdef void mem_cgroup_force_empty_lists(MemCgroup* memcg) noexcept nogil
 cdef void mem_cgroup_move_all(MemCgroup* memcg) noexcept nogil
 cdef int __mem_cgroup_force_empty(MemCgroup* memcg, u64 references) noexcept nogil
 cdef int mem_cgroup_force_empty(i32 id) noexcept nogil

@@ -13,13 +13,14 @@ it leaves the swap cache; whether it has gone is decided under the page_cgroup's
 that migrates would lose its charge on the way, and so the charges of both pages are held
 (PCG_MIGRATION) from mem_cgroup_prepare_migration to mem_cgroup_end_migration.
 
+For reclaim at its limit a group has LRU lists of its own; page_cgroup says what is on them.
+
 Locks: cgroup_lock, then an mm's memcg_lock.  Of the leaves, page_cgroup->lock and the
 res_counters' locks (one at a time), the first is never held when taking another.  All of
-them may be taken under a split page-table lock.
+them may be taken under a split page-table lock and under lru_lock.
 
-Three things are not as in 2.6.30: all groups are hierarchical (there, with use_hierarchy);
-a group has no LRU lists of its own, and is reclaimed from by frame; an address space knows its
-group (there, through mm->owner, and before 2.6.26 as here).
+Two things are not as in 2.6.30: all groups are hierarchical (there, with use_hierarchy); an
+address space knows its group (there, through mm->owner, and before 2.6.26 as here).
 """
 from cython import NULL, address as addressof, cast, pointer, sizeof
 from cython.cimports.libc.errno import EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOMEM
@@ -89,10 +90,31 @@ def mem_cgroup_init(page_cgroup):
     frame.  There is one group then, the root."""
     k = kernel()
     k.mem_cgroup_cachep = kmem_cache_create(b"mem_cgroup", sizeof(MemCgroup))
+    k.mem_cgroup_per_zone_cachep = kmem_cache_create(b"mem_cgroup_per_zone", sizeof(MemCgroupPerZone))
     INIT_LIST_HEAD(addressof(k.mem_cgroups))
     k.root_mem_cgroup = mem_cgroup_alloc(cast(pointer(MemCgroup), NULL), b"/", RESOURCE_MAX)
     BUG_ON(k.root_mem_cgroup == NULL)
     k.page_cgroup = page_cgroup
+
+
+def alloc_mem_cgroup_per_zone_info(memcg, nid):
+    """Gives a group its lists in a node's zone.  Says whether there was memory."""
+    mz = cast(pointer(MemCgroupPerZone), kmem_cache_alloc(kernel().mem_cgroup_per_zone_cachep))
+    if mz == NULL:
+        return False
+    for lru in range(NR_LRU_LISTS):
+        INIT_LIST_HEAD(addressof(mz.lists[lru]))
+    memcg.nodeinfo[nid] = mz
+    return True
+
+
+def __mem_cgroup_free(memcg):
+    """Gives a group's memory back."""
+    k = kernel()
+    for nid in range(k.nr_nodes):
+        if memcg.nodeinfo[nid] != NULL:
+            kmem_cache_free(k.mem_cgroup_per_zone_cachep, memcg.nodeinfo[nid])
+    kmem_cache_free(k.mem_cgroup_cachep, memcg)
 
 
 def mem_cgroup_alloc(parent, name, limit):
@@ -101,6 +123,11 @@ def mem_cgroup_alloc(parent, name, limit):
     memcg = cast(pointer(MemCgroup), kmem_cache_alloc(k.mem_cgroup_cachep))
     if memcg == NULL:
         return NULL
+    if parent != NULL:
+        for nid in range(k.nr_nodes):
+            if not alloc_mem_cgroup_per_zone_info(memcg, nid):
+                __mem_cgroup_free(memcg)
+                return NULL
     res_counter_init(addressof(memcg.res), cast(pointer(ResCounter), NULL))
     if parent != NULL:
         memcg.res.parent = addressof(parent.res)
@@ -254,9 +281,12 @@ def mem_cgroup_remove(id):
     if rc != 0:
         return rc
     rc = __mem_cgroup_force_empty(memcg, 1)
-    # From here on nobody can find it through a page.  Who found it before has a reference.
+    # From here on nobody can find it through a page.  Who found it before has a reference, or
+    # puts the page on a list of it, within lru_lock.
     if rc == 0 and cmpxchg64(addressof(memcg.css_refcnt), 1, 0) != 1:
         rc = -EBUSY
+    if rc == 0:
+        mem_cgroup_force_empty_lists(memcg)
     spin_lock(addressof(k.cgroup_lock))
     memcg.removing = 0
     if rc == 0:
@@ -264,7 +294,7 @@ def mem_cgroup_remove(id):
         WRITE_ONCE64(addressof(memcg.parent.nr_children), memcg.parent.nr_children - 1)
     spin_unlock(addressof(k.cgroup_lock))
     if rc == 0:
-        kmem_cache_free(k.mem_cgroup_cachep, memcg)
+        __mem_cgroup_free(memcg)
     return rc
 
 
@@ -277,7 +307,8 @@ def __mem_cgroup_move_mm(mm, memcg):
         WRITE_ONCE64(addressof(memcg.nr_mms), memcg.nr_mms + 1)
     spin_lock(addressof(mm.memcg_lock))
     source = mm.mem_cgroup
-    mm.mem_cgroup = memcg
+    # Marked: mm_match_cgroup looks without the lock.
+    WRITE_ONCE64(addressof(mm.mem_cgroup), cast(u64, memcg))
     spin_unlock(addressof(mm.memcg_lock))
     if source != NULL:
         WRITE_ONCE64(addressof(source.nr_mms), source.nr_mms - 1)
@@ -369,6 +400,9 @@ def mem_cgroup_hierarchical_reclaim(root, gfp, enough):
         victim = mem_cgroup_select_victim(root)
         if victim == NULL:
             rounds += 1
+            if rounds == 1:
+                # What they have just faulted in may wait to enter a list.
+                lru_add_try_drain_all()
             continue
         if mem_cgroup_local_usage(victim) != 0 and try_to_free_mem_cgroup_pages_hook(victim, gfp) != 0:
             progress = True
@@ -376,6 +410,50 @@ def mem_cgroup_hierarchical_reclaim(root, gfp, enough):
         if READ_ONCE64(addressof(root.res.usage)) <= enough:
             return True
     return progress
+
+
+# ---- a group's LRU lists -----------------------------------------------------
+
+def mem_cgroup_get_local_zonestat(memcg, lru):
+    """How many pages of a group are on that list of all zones."""
+    total = cast(u64, 0)
+    for nid in range(kernel().nr_nodes):
+        total += READ_ONCE64(addressof(mem_cgroup_zoneinfo(memcg, nid).count[lru]))
+    return total
+
+
+def mem_cgroup_inactive_anon_is_low(memcg):
+    """inactive_anon_is_low for a group, by its size instead of the zone's."""
+    inactive = mem_cgroup_get_local_zonestat(memcg, LRU_INACTIVE_ANON)
+    active = mem_cgroup_get_local_zonestat(memcg, LRU_ACTIVE_ANON)
+    return inactive * calc_inactive_ratio(inactive + active) < active
+
+
+def mem_cgroup_inactive_file_is_low(memcg):
+    """inactive_file_is_low for a group."""
+    return mem_cgroup_get_local_zonestat(memcg, LRU_INACTIVE_FILE) < \
+        mem_cgroup_get_local_zonestat(memcg, LRU_ACTIVE_FILE)
+
+
+def mem_cgroup_isolate_pages(memcg, zone, lru, nr_to_scan, swapped, pagelist, nr_taken):
+    """isolate_pages_global for a group's list.  Holds lru_lock."""
+    scanned = 0
+    head = addressof(mem_cgroup_zoneinfo(memcg, zone.node).lists[lru])
+    node = head.prev
+    while scanned < nr_to_scan and node != head:
+        pc = list_entry_page_cgroup(node)
+        node = node.prev
+        # What the group is not charged for any more is only waiting to be freed.
+        if not READ_ONCE32(addressof(pc.flags)) & PCG_USED:
+            continue
+        page = page_of_cgroup(pc)
+        scanned += 1
+        if (PageSwapCache(page) or not swapped) and __isolate_lru_page(zone, page, lru):
+            list_add_tail(addressof(page.lru), pagelist)
+            nr_taken[0] += 1
+        else:
+            mem_cgroup_rotate_lru_list(page, lru)
+    return scanned
 
 
 # ---- charging ----------------------------------------------------------------
@@ -425,14 +503,21 @@ def __mem_cgroup_cancel_charge(memcg):
     css_put(memcg)
 
 
-def __mem_cgroup_commit_charge(memcg, pc, flags):
-    """Makes a charge that of a page, which has none.  Takes page_cgroup->lock."""
+def mem_cgroup_set_charge(memcg, pc, flags):
+    """Makes a charge that of a page, which has none and is on no group's list.  Takes
+    page_cgroup->lock."""
     spin_lock(addressof(pc.lock))
-    VM_BUG_ON(pc.flags & PCG_USED)
+    VM_BUG_ON(pc.flags & PCG_USED or page_cgroup_on_lru(pc))
     WRITE_ONCE64(addressof(pc.mem_cgroup), cast(u64, memcg))
-    WRITE_ONCE32(addressof(pc.flags), pc.flags | PCG_USED | flags)
-    mem_cgroup_charge_statistics(memcg, flags, True)
+    # Release: whoever puts the page on a list looks without the lock.
+    smp_store_release32(addressof(pc.flags), pc.flags | PCG_USED | flags)
     spin_unlock(addressof(pc.lock))
+
+
+def __mem_cgroup_commit_charge(memcg, pc, flags):
+    """mem_cgroup_set_charge of a new charge, which is counted."""
+    mem_cgroup_charge_statistics(memcg, flags, True)
+    mem_cgroup_set_charge(memcg, pc, flags)
 
 
 def mem_cgroup_charge_common(page, mm, gfp, flags):
@@ -459,7 +544,11 @@ def __mem_cgroup_charge(page, mm, gfp):
 
 
 def mem_cgroup_page_is_used(page):
-    """Whether a page has somebody who has to be charged for it: it is mapped, or in a cache."""
+    """Whether a page has somebody who has to be charged for it: it is mapped, or in a cache.
+
+    In this order: an anonymous page is entered in the swap cache before it is unmapped, and leaves
+    that for its file when it is entered there.  For the way from the swap cache to a page table
+    see __mem_cgroup_commit_charge_swapin."""
     return page_mapped(page) or PageSwapCache(page) or (READ_ONCE64(addressof(page.mapping)) != 0 and not PageAnon(page))
 
 
@@ -471,8 +560,8 @@ def __mem_cgroup_uncharge_common(pc, unless):
     if not flags & PCG_USED or (unless and (flags & unless or mem_cgroup_page_is_used(page_of_cgroup(pc)))):
         spin_unlock(addressof(pc.lock))
         return
+    # Its name stays, for the list that the page may be on.
     memcg = pc.mem_cgroup
-    WRITE_ONCE64(addressof(pc.mem_cgroup), 0)
     WRITE_ONCE32(addressof(pc.flags), flags & ~cast(u32, PCG_USED | PCG_CACHE))
     mem_cgroup_charge_statistics(memcg, flags, False)
     spin_unlock(addressof(pc.lock))
@@ -504,6 +593,53 @@ def __mem_cgroup_try_charge_swapin(page, mm, gfp, memcg):
     return -ENOMEM
 
 
+def mem_cgroup_lru_add_after_commit_swapcache(page):
+    """Puts a page that has just been charged on its group's list, if it is on its zone's and nobody put it
+    on both meanwhile.  Takes lru_lock."""
+    zone = page_zone(page)
+    spin_lock(addressof(zone.lru_lock))
+    if PageLRU(page) and not page_cgroup_on_lru(lookup_page_cgroup(page)):
+        __mem_cgroup_add_lru_list(page, page_lru(page))
+    spin_unlock(addressof(zone.lru_lock))
+
+
+def mem_cgroup_commit_charge_on_lru(page, memcg, flags):
+    """__mem_cgroup_commit_charge for a page of the swap cache, which may be on an LRU list.  The page is
+    locked, so nobody else charges it.  Takes lru_lock."""
+    zone = page_zone(page)
+    spin_lock(addressof(zone.lru_lock))
+    # If it was charged before it is still on that group's list.  Nobody puts it on one while it is not
+    # charged.  (2.6.30: mem_cgroup_lru_del_before_commit_swapcache.)
+    __mem_cgroup_del_lru_list(page, page_lru(page))
+    spin_unlock(addressof(zone.lru_lock))
+    __mem_cgroup_commit_charge(memcg, lookup_page_cgroup(page), flags)
+    mem_cgroup_lru_add_after_commit_swapcache(page)
+
+
+def __mem_cgroup_commit_charge_swapin(page, memcg):
+    """mem_cgroup_commit_charge_swapin.  Takes page_cgroup->lock, and lru_lock."""
+    if memcg != NULL:
+        mem_cgroup_commit_charge_on_lru(page, memcg, 0)
+        return
+    # It kept its charge in the swap cache, and now that it is mapped will keep it when it has left that.
+    # But somebody may have found it unmapped just before, and be about to look whether it is in the swap
+    # cache; he is through when we have had the lock.
+    pc = lookup_page_cgroup(page)
+    spin_lock(addressof(pc.lock))
+    VM_BUG_ON_PAGE(not pc.flags & PCG_USED, page)
+    spin_unlock(addressof(pc.lock))
+
+
+def __mem_cgroup_cache_charge_swapin(page, mm, gfp):
+    """mem_cgroup_cache_charge_swapin.  Returns 0 or -ENOMEM."""
+    memcg = cast(pointer(MemCgroup), NULL)
+    if __mem_cgroup_try_charge_swapin(page, mm, gfp, addressof(memcg)) != 0:
+        return -ENOMEM
+    if memcg != NULL:
+        mem_cgroup_commit_charge_on_lru(page, memcg, PCG_CACHE)
+    return 0
+
+
 # ---- migration ---------------------------------------------------------------
 
 def __mem_cgroup_prepare_migration(page, newpage):
@@ -525,9 +661,9 @@ def __mem_cgroup_prepare_migration(page, newpage):
         memcg = pc.mem_cgroup
         css_get(memcg)
     spin_unlock(addressof(pc.lock))
-    # Nobody else knows the new page.
+    # Nobody else knows the new page; but mem_cgroup_move_all looks at every frame.
     VM_BUG_ON_PAGE(newpc.flags != 0, newpage)
-    newpc.flags = PCG_MIGRATION
+    WRITE_ONCE32(addressof(newpc.flags), PCG_MIGRATION)
     if memcg != NULL:
         if __mem_cgroup_try_charge(memcg, GFP_KERNEL) != 0:
             css_put(memcg)
@@ -583,12 +719,17 @@ def __mem_cgroup_end_migration(page, newpage, moved):
 # ---- emptying a group --------------------------------------------------------
 
 def mem_cgroup_move_account(pc, source, to):
-    """Has `to`, the parent of `source`, pay for a page instead of it.  Says whether it was charged
-    to `source`.  Takes page_cgroup->lock.
+    """Has `to`, the parent of `source`, pay for a page instead of it, if `source` does; in any
+    case the page is on no list of `source` any more.  Holds lru_lock; takes page_cgroup->lock.
 
     The parent is charged for it already, with its child, so this never fails.  (2.6.30 charges
-    it anew, which its limit may not allow.)
+    it anew, which its limit may not allow; and isolates the page, which may be somebody else's to
+    isolate just then.)
     """
+    page = page_of_cgroup(pc)
+    if READ_ONCE64(addressof(pc.mem_cgroup)) != cast(u64, source):
+        return
+    __mem_cgroup_del_lru_list(page, page_lru(page))
     spin_lock(addressof(pc.lock))
     moved = pc.flags & PCG_USED and pc.mem_cgroup == source
     if moved:
@@ -598,19 +739,46 @@ def mem_cgroup_move_account(pc, source, to):
         WRITE_ONCE64(addressof(pc.mem_cgroup), cast(u64, to))
     spin_unlock(addressof(pc.lock))
     if moved:
+        if PageLRU(page):
+            __mem_cgroup_add_lru_list(page, page_lru(page))
         res_counter_uncharge_until(addressof(source.res), addressof(to.res), PAGE_SIZE)
         css_put(source)
-    return moved
+
+
+def mem_cgroup_force_empty_list(memcg, zone, lru):
+    """mem_cgroup_move_account for what is on a group's list.  Takes lru_lock, once for PAGEVEC_SIZE
+    pages, and once at least: see mem_cgroup_remove."""
+    head = addressof(mem_cgroup_zoneinfo(memcg, zone.node).lists[lru])
+    left = True
+    while left:
+        spin_lock(addressof(zone.lru_lock))
+        moved = 0
+        while moved < PAGEVEC_SIZE and not list_empty(head):
+            mem_cgroup_move_account(list_entry_page_cgroup(head.prev), memcg, memcg.parent)
+            moved += 1
+        left = not list_empty(head)
+        spin_unlock(addressof(zone.lru_lock))
+
+
+def mem_cgroup_force_empty_lists(memcg):
+    """mem_cgroup_force_empty_list for all lists that a group has."""
+    k = kernel()
+    for nid in range(k.nr_nodes):
+        for lru in range(NR_LRU_LISTS):
+            mem_cgroup_force_empty_list(memcg, k.zones + nid, lru)
 
 
 def mem_cgroup_move_all(memcg):
-    """mem_cgroup_move_account for every frame, wherever its page is: mapped, in a pagevec, or in
-    the air."""
+    """mem_cgroup_move_account for every frame that the group is charged for, wherever its page is: in
+    a pagevec, isolated, or in the air.  Takes lru_lock."""
     k = kernel()
     for pfn in range(k.max_pfn):
         pc = addressof(k.page_cgroup[pfn])
-        if READ_ONCE64(addressof(pc.mem_cgroup)) == cast(u64, memcg):
+        if page_cgroup_charged_to(pc, memcg):
+            zone = page_zone(pfn_to_page(pfn))
+            spin_lock(addressof(zone.lru_lock))
             mem_cgroup_move_account(pc, memcg, memcg.parent)
+            spin_unlock(addressof(zone.lru_lock))
 
 
 def __mem_cgroup_force_empty(memcg, references):
@@ -623,7 +791,11 @@ def __mem_cgroup_force_empty(memcg, references):
     for attempt in range(MEM_CGROUP_FORCE_EMPTY_RETRIES):
         if READ_ONCE64(addressof(memcg.nr_mms)) != 0 or READ_ONCE64(addressof(memcg.nr_children)) != 0:
             return -EBUSY
-        mem_cgroup_move_all(memcg)
+        lru_add_drain_all()
+        mem_cgroup_force_empty_lists(memcg)
+        # A look at every frame, if it must be.
+        if smp_load_acquire64(addressof(memcg.css_refcnt)) != references:
+            mem_cgroup_move_all(memcg)
         # Any other is that of a charge which is not yet a page's, or is going to be made: by a
         # migration, as no address space is left.  So the usage does not tell.
         if smp_load_acquire64(addressof(memcg.css_refcnt)) == references:

@@ -185,6 +185,11 @@ cdef struct FreeArea:
     ListHead free_list
     u64 nr_free
 
+# How many of the pages looked at by reclaim were in use; anonymous, file.
+cdef struct ZoneReclaimStat:
+    u64 recent_rotated[2]
+    u64 recent_scanned[2]
+
 cdef struct Zone:
     Spinlock lock
     i32 node
@@ -194,8 +199,7 @@ cdef struct Zone:
     u64 watermark[3]           # NR_WMARK
     FreeArea free_area[11]     # MAX_ORDER
     u64 vm_stat[13]            # NR_VM_ZONE_STAT_ITEMS; without the CPUs' vm_stat_diff
-    u64 recent_rotated[2]      # anonymous, file: of the pages looked at, those in use
-    u64 recent_scanned[2]
+    ZoneReclaimStat reclaim_stat
     Spinlock lru_lock
     u32 isolated               # going offline: what is freed stays free
     ListHead lru[5]            # NR_LRU_LISTS
@@ -262,11 +266,17 @@ cdef struct MemCgroup:
     u32 removing               # takes nobody in any more
     u64 nr_children
     u64 nr_mms                 # address spaces that are charged to it
-    u64 reclaim_hand           # the frame where reclaim of its own pages goes on
     i32 last_scanned_child     # the group below it (or itself) that was reclaimed from last
     u32 _pad0
     u64 stat[4]                # MEM_CGROUP_STAT_NSTATS, without the children's
     char name[32]              # MEM_CGROUP_NAME_LEN
+    MemCgroupPerZone* nodeinfo[64]  # MAX_NUMNODES, each node has one zone; NULL for the root
+
+# A group's share of a zone's LRU lists, within lru_lock.
+cdef struct MemCgroupPerZone:
+    ListHead lists[5]          # NR_LRU_LISTS, of PageCgroup.lru
+    u64 count[5]
+    ZoneReclaimStat reclaim_stat
 
 cdef enum:
     PCG_CACHE = 1              # charged as page cache
@@ -277,7 +287,8 @@ cdef enum:
 cdef struct PageCgroup:
     Spinlock lock
     u32 flags                  # PCG_*
-    MemCgroup* mem_cgroup
+    MemCgroup* mem_cgroup      # stays, as on lru, when the charge has gone
+    ListHead lru               # in MemCgroupPerZone.lists; next is NULL when it is on none
 
 cdef struct RbNode:
     RbNode* rb_parent
@@ -632,6 +643,7 @@ cdef struct Kernel:
     MemCgroup* root_mem_cgroup
     ListHead mem_cgroups
     KmemCache* mem_cgroup_cachep
+    KmemCache* mem_cgroup_per_zone_cachep
     Spinlock cgroup_lock
     i32 next_css_id
     KmemCache* radix_tree_node_cachep

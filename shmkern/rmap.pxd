@@ -46,11 +46,11 @@ cdef bint page_mkclean_one(Page* page, VmAreaStruct* vma) noexcept nogil
 cdef bint page_mkclean(Page* page) noexcept nogil
 cdef bint page_referenced_one(Page* page, VmAreaStruct* vma) noexcept nogil
 @cython.locals(referenced=bint)
-cdef bint page_referenced_anon(Page* page) noexcept nogil
+cdef bint page_referenced_anon(Page* page, MemCgroup* memcg) noexcept nogil
 @cython.locals(referenced=bint)
-cdef bint page_referenced_file(Page* page) noexcept nogil
+cdef bint page_referenced_file(Page* page, MemCgroup* memcg) noexcept nogil
 @cython.locals(referenced=bint)
-cdef bint page_referenced(Page* page, bint locked) noexcept nogil
+cdef bint page_referenced(Page* page, bint locked, MemCgroup* memcg) noexcept nogil
 @cython.locals(ptl=pointer_to_spinlock)
 cdef int try_to_unmap_one(Page* page, VmAreaStruct* vma, bint migration) noexcept nogil
 cdef int try_to_unmap_file(Page* page, bint migration) noexcept nogil

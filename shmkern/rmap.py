@@ -272,25 +272,26 @@ def page_referenced_one(page, vma):
     return young
 
 
-def page_referenced_anon(page):
-    """page_referenced_one in every VMA of an anonymous page.  Takes anon_vma->lock, within
-    rcu_read_lock."""
+def page_referenced_anon(page, memcg):
+    """page_referenced_one in every VMA of an anonymous page, or (not NULL) of a group.  Takes
+    anon_vma->lock, within rcu_read_lock."""
     anon_vma = page_lock_anon_vma(page)
     if anon_vma == NULL:
         return False
     referenced = False
     node = anon_vma.head.next
     while node != addressof(anon_vma.head):
-        if page_referenced_one(page, list_entry_vma(node)):
+        vma = list_entry_vma(node)
+        if (memcg == NULL or mm_match_cgroup(vma.vm_mm, memcg)) and page_referenced_one(page, vma):
             referenced = True
         node = node.next
     page_unlock_anon_vma(anon_vma)
     return referenced
 
 
-def page_referenced_file(page):
-    """page_referenced_one in every VMA that maps a page of a file.  The page is locked.  Takes
-    i_mmap_lock."""
+def page_referenced_file(page, memcg):
+    """page_referenced_one in every VMA that maps a page of a file, or (not NULL) of a group.  The
+    page is locked.  Takes i_mmap_lock."""
     mapping = page_mapping(page)
     if mapping == NULL:
         return False
@@ -298,30 +299,31 @@ def page_referenced_file(page):
     spin_lock(addressof(mapping.i_mmap_lock))
     vma = vma_interval_tree_iter_first(addressof(mapping.i_mmap), page.index, page.index)
     while vma != NULL:
-        if page_referenced_one(page, vma):
+        if (memcg == NULL or mm_match_cgroup(vma.vm_mm, memcg)) and page_referenced_one(page, vma):
             referenced = True
         vma = vma_interval_tree_iter_next(vma, page.index, page.index)
     spin_unlock(addressof(mapping.i_mmap_lock))
     return referenced
 
 
-def page_referenced(page, locked):
+def page_referenced(page, locked, memcg):
     """Whether somebody used the page since this was asked last: through a page table, or by a
     mark of its own (PG_referenced).  Forgets it.  A page of a file that others have locked
-    counts as used; `locked`: the caller has."""
+    counts as used; `locked`: the caller has.  With `memcg`, only the page tables of that
+    group are asked: at its limit, what others use counts for nothing."""
     referenced = PageReferenced(page) and TestClearPageReferenced(page)
     if not page_mapped(page):
         return referenced
     if PageAnon(page):
-        if page_referenced_anon(page):
+        if page_referenced_anon(page, memcg):
             referenced = True
     elif locked:
-        if page_referenced_file(page):
+        if page_referenced_file(page, memcg):
             referenced = True
     elif not trylock_page(page):
         referenced = True
     else:
-        if page_referenced_file(page):
+        if page_referenced_file(page, memcg):
             referenced = True
         unlock_page(page)
     return referenced

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Reclaim: takes pages away from those who need them least (mm/vmscan.c).
 
-Each zone has an active and an inactive list of anonymous pages, and of pages of files.  A page
+Each zone has an active and an inactive list of anonymous pages, and of pages of files, and so has
+each group in each zone.  A page
 enters one end of a list and is looked at when it comes to the other: on the active list to be
 moved to the inactive one; on the inactive list to be freed, unless it was used since it was
 looked at last, and then it is active again.  To be freed an anonymous page gets a place in swap
@@ -10,7 +11,8 @@ taken out of the swap cache when nobody has a reference but the cache and us (__
 A page of a file has its place already, and goes the same way.
 
 It is done by kswapd, a process of its own for each node, when its free frames are below the low
-watermark; and by whoever needs a frame when there is none above the min watermark.
+watermark; and by whoever needs a frame when there is none above the min watermark.  Whoever would take
+a group beyond its limit does the same to the lists of that group, in all zones.
 
 Written is written when pageout returns: the host's page cache takes it.  So nobody ever waits
 for a device here.
@@ -114,7 +116,7 @@ def shrink_locked_page(page, sc):
     # at its limit would, as often as swapoff comes by.
     if PageSwapCache(page) and not swap_writeok(page.private):
         return SHRINK_ACTIVATE
-    referenced = page_referenced(page, True)
+    referenced = page_referenced(page, True, sc.mem_cgroup)
     if referenced and page_mapping_inuse(page):
         return SHRINK_ACTIVATE
     if PageAnon(page) and not PageSwapCache(page):
@@ -187,30 +189,46 @@ def shrink_page_list(pagelist, sc):
 
 # ---- one list ----------------------------------------------------------------
 
-def isolate_lru_tail(zone, lru, nr_to_scan, pagelist):
-    """Takes up to `nr_to_scan` of the oldest pages off a list, with a reference each, oldest
-    first.  Returns how many it looked at.  Takes lru_lock."""
+def isolate_pages_global(zone, lru, nr_to_scan, swapped, pagelist, nr_taken):
+    """Takes up to `nr_to_scan` of the oldest pages off a list of the zone, or only those of them that are
+    `swapped`, in the swap cache; with a reference each, oldest first.  Adds their number to *nr_taken.
+    Returns how many it looked at.  Holds lru_lock."""
     scanned = 0
     head = addressof(zone.lru[lru])
-    spin_lock(addressof(zone.lru_lock))
     while scanned < nr_to_scan and not list_empty(head):
         page = lru_to_page(head)
         scanned += 1
-        del_page_from_lru_list(zone, page, lru)
-        if get_page_unless_zero(page):
-            ClearPageLRU(page)
+        if (PageSwapCache(page) or not swapped) and __isolate_lru_page(zone, page, lru):
             list_add_tail(addressof(page.lru), pagelist)
-            zone.recent_scanned[lru // 2] += 1
+            nr_taken[0] += 1
         else:
-            # It is being freed, by somebody who waits for our lock.
-            add_page_to_lru_list(zone, page, lru)
+            list_move(addressof(page.lru), head)
+            mem_cgroup_rotate_lru_list(page, lru)
+    return scanned
+
+
+def isolate_pages(zone, lru, nr_to_scan, pagelist, sc):
+    """isolate_pages_global, or mem_cgroup_isolate_pages, with lru_lock taken for it.  Returns how many
+    pages it looked at."""
+    taken = 0
+    stat = get_reclaim_stat(zone, sc)
+    # Without a free slot an anonymous page can go only if it has one.
+    swapped = lru < LRU_INACTIVE_FILE and READ_ONCE64(addressof(kernel().nr_swap_pages)) == 0
+    spin_lock(addressof(zone.lru_lock))
+    if scanning_global_lru(sc):
+        scanned = isolate_pages_global(zone, lru, nr_to_scan, swapped, pagelist, addressof(taken))
+    else:
+        scanned = mem_cgroup_isolate_pages(sc.mem_cgroup, zone, lru, nr_to_scan, swapped, pagelist, addressof(taken))
+    # Marked, here and below: get_scan_ratio looks without the lock.
+    WRITE_ONCE64(addressof(stat.recent_scanned[lru // 2]), stat.recent_scanned[lru // 2] + taken)
     spin_unlock(addressof(zone.lru_lock))
     return scanned
 
 
-def putback_isolated(zone, pagelist):
+def putback_isolated(zone, pagelist, sc):
     """Puts isolated pages of one zone on the lists that their flags say, and drops the references
     that isolation took.  Takes lru_lock, once for PAGEVEC_SIZE pages."""
+    stat = get_reclaim_stat(zone, sc)
     while not list_empty(pagelist):
         pvec.nr = 0
         spin_lock(addressof(zone.lru_lock))
@@ -222,7 +240,8 @@ def putback_isolated(zone, pagelist):
             SetPageLRU(page)
             add_page_to_lru_list(zone, page, page_lru(page))
             if PageActive(page):
-                zone.recent_rotated[page_is_file_cache(page)] += 1
+                file = page_is_file_cache(page)
+                WRITE_ONCE64(addressof(stat.recent_rotated[file]), stat.recent_rotated[file] + 1)
             pvec.pages[pvec.nr] = page
             pvec.nr += 1
         spin_unlock(addressof(zone.lru_lock))
@@ -240,50 +259,58 @@ def shrink_inactive_list(zone, file, nr_to_scan, sc):
     # What this CPU has just brought in is of its own working set, but must not be out of reach.
     lru_add_drain()
     reclaimed = sc.nr_reclaimed
-    scanned = isolate_lru_tail(zone, LRU_INACTIVE_ANON + 2 * file, nr_to_scan, addressof(pagelist))
+    scanned = isolate_pages(zone, LRU_INACTIVE_ANON + 2 * file, nr_to_scan, addressof(pagelist), sc)
     shrink_page_list(addressof(pagelist), sc)
-    putback_isolated(zone, addressof(pagelist))
+    putback_isolated(zone, addressof(pagelist), sc)
     me = current()
     me.vm_events[PGSCAN_KSWAPD if sc.kswapd else PGSCAN_DIRECT] += scanned
     me.vm_events[PGSTEAL_KSWAPD if sc.kswapd else PGSTEAL_DIRECT] += sc.nr_reclaimed - reclaimed
 
 
-def shrink_active_list(zone, file, nr_to_scan):
+def shrink_active_list(zone, file, nr_to_scan, sc):
     """Moves the oldest pages of an active list to the inactive one, and clears what tells that
     they were used: they have until they come to its end to be used again."""
     INIT_LIST_HEAD(addressof(pagelist))
     lru_add_drain()
-    isolate_lru_tail(zone, LRU_ACTIVE_ANON + 2 * file, nr_to_scan, addressof(pagelist))
+    isolate_pages(zone, LRU_ACTIVE_ANON + 2 * file, nr_to_scan, addressof(pagelist), sc)
     moved = referenced = 0
     node = pagelist.next
     while node != addressof(pagelist):
         page = list_entry_page(node)
         node = node.next
-        if page_mapping_inuse(page) and page_referenced(page, False):
+        if page_mapping_inuse(page) and page_referenced(page, False, sc.mem_cgroup):
             referenced += 1
         ClearPageActive(page)
         moved += 1
+    stat = get_reclaim_stat(zone, sc)
     spin_lock(addressof(zone.lru_lock))
     # They count as rotated, though they are not, so that a list of pages in use is left alone.
-    zone.recent_rotated[file] += referenced
+    WRITE_ONCE64(addressof(stat.recent_rotated[file]), stat.recent_rotated[file] + referenced)
     spin_unlock(addressof(zone.lru_lock))
-    putback_isolated(zone, addressof(pagelist))
+    putback_isolated(zone, addressof(pagelist), sc)
     current().vm_events[PGDEACTIVATE] += moved
 
 
 # ---- one zone ----------------------------------------------------------------
 
-def zone_lru_pages(zone, lru):
-    """How many pages are on a list."""
-    return READ_ONCE64(addressof(zone.vm_stat[lru]))
+def inactive_anon_is_low_global(zone):
+    """Whether there are too few inactive anonymous pages for those that are active to have a fair
+    chance to be used again: less than 1 in inactive_ratio."""
+    inactive = READ_ONCE64(addressof(zone.vm_stat[LRU_INACTIVE_ANON]))
+    return inactive * zone.inactive_ratio < READ_ONCE64(addressof(zone.vm_stat[LRU_ACTIVE_ANON]))
 
 
-def inactive_list_is_low(zone, file):
-    """Whether there are too few inactive pages for those that are active to have a fair chance to
-    be used again: of anonymous ones less than 1 in inactive_ratio, of files' less than half."""
-    inactive = zone_lru_pages(zone, LRU_INACTIVE_ANON + 2 * file)
-    active = zone_lru_pages(zone, LRU_ACTIVE_ANON + 2 * file)
-    return inactive * (1 if file else zone.inactive_ratio) < active
+def inactive_file_is_low_global(zone):
+    """The same of pages of files: less than half."""
+    return READ_ONCE64(addressof(zone.vm_stat[LRU_INACTIVE_FILE])) < READ_ONCE64(addressof(zone.vm_stat[LRU_ACTIVE_FILE]))
+
+
+def inactive_list_is_low(zone, file, sc):
+    """The one of these that counts for the list that is scanned: the zone's, or that of a whole group."""
+    if scanning_global_lru(sc):
+        return inactive_file_is_low_global(zone) if file else inactive_anon_is_low_global(zone)
+    return mem_cgroup_inactive_file_is_low(sc.mem_cgroup) if file else \
+        mem_cgroup_inactive_anon_is_low(sc.mem_cgroup)
 
 
 def can_swap():
@@ -292,43 +319,51 @@ def can_swap():
     return READ_ONCE64(addressof(k.nr_swap_pages)) != 0 or READ_ONCE64(addressof(k.swapper_space.nrpages)) != 0
 
 
-def get_scan_ratio(zone, percent):
+def get_scan_ratio(zone, priority, sc, percent):
     """How much of the scan goes to anonymous pages, and how much to files': in favour of those of
-    whom fewer were found in use lately.  Takes lru_lock now and then."""
-    percent[0] = 0
+    whom fewer were found in use lately; all of both at priority 0.  Takes lru_lock now and then.
+
+    Without a free slot nearly all anonymous pages would be looked at for nothing, so that is for the
+    end."""
+    percent[0] = 100 if priority == 0 and can_swap() else 0
     percent[1] = 100
-    if not can_swap():
+    if priority == 0 or READ_ONCE64(addressof(kernel().nr_swap_pages)) == 0:
         return
-    anon = zone_lru_pages(zone, LRU_ACTIVE_ANON) + zone_lru_pages(zone, LRU_INACTIVE_ANON)
-    files = zone_lru_pages(zone, LRU_ACTIVE_FILE) + zone_lru_pages(zone, LRU_INACTIVE_FILE)
-    if files + zone_lru_pages(zone, NR_FREE_PAGES) <= zone.watermark[WMARK_HIGH]:
+    anon = zone_nr_pages(zone, sc, LRU_ACTIVE_ANON) + zone_nr_pages(zone, sc, LRU_INACTIVE_ANON)
+    files = zone_nr_pages(zone, sc, LRU_ACTIVE_FILE) + zone_nr_pages(zone, sc, LRU_INACTIVE_FILE)
+    if scanning_global_lru(sc) and \
+            files + READ_ONCE64(addressof(zone.vm_stat[NR_FREE_PAGES])) <= zone.watermark[WMARK_HIGH]:
         percent[0] = 100
         percent[1] = 0
         return
+    stat = get_reclaim_stat(zone, sc)
     for file in range(2):
         # What was long ago counts less and less.
-        if zone.recent_scanned[file] > (files if file else anon) // 4:
+        if READ_ONCE64(addressof(stat.recent_scanned[file])) > (files if file else anon) // 4:
             spin_lock(addressof(zone.lru_lock))
-            zone.recent_scanned[file] //= 2
-            zone.recent_rotated[file] //= 2
+            WRITE_ONCE64(addressof(stat.recent_scanned[file]), stat.recent_scanned[file] // 2)
+            WRITE_ONCE64(addressof(stat.recent_rotated[file]), stat.recent_rotated[file] // 2)
             spin_unlock(addressof(zone.lru_lock))
-    anon_share = (SWAPPINESS + 1) * (zone.recent_scanned[0] + 1) // (zone.recent_rotated[0] + 1)
-    file_share = (200 - SWAPPINESS + 1) * (zone.recent_scanned[1] + 1) // (zone.recent_rotated[1] + 1)
+    anon_share = (SWAPPINESS + 1) * (READ_ONCE64(addressof(stat.recent_scanned[0])) + 1) // \
+        (READ_ONCE64(addressof(stat.recent_rotated[0])) + 1)
+    file_share = (200 - SWAPPINESS + 1) * (READ_ONCE64(addressof(stat.recent_scanned[1])) + 1) // \
+        (READ_ONCE64(addressof(stat.recent_rotated[1])) + 1)
     percent[0] = 100 * anon_share // (anon_share + file_share + 1)
     percent[1] = 100 - percent[0]
 
 
 def shrink_zone(zone, priority, sc):
-    """Scans 1 / 2^priority of each of the zone's lists, SWAP_CLUSTER_MAX pages at least, in steps
-    of that."""
-    get_scan_ratio(zone, percent)
+    """Scans 1 / 2^priority of each of the zone's lists, in steps of SWAP_CLUSTER_MAX pages, and that many
+    at least; or of a group's there, which may be few."""
+    get_scan_ratio(zone, priority, sc, percent)
+    least = cast(u64, SWAP_CLUSTER_MAX if scanning_global_lru(sc) else 0)
     for file in range(2):
-        size = zone_lru_pages(zone, LRU_ACTIVE_ANON + 2 * file) + zone_lru_pages(zone, LRU_INACTIVE_ANON + 2 * file)
-        left = min(size, max(size >> priority, cast(u64, SWAP_CLUSTER_MAX)) * percent[file] // 100)
+        size = zone_nr_pages(zone, sc, LRU_ACTIVE_ANON + 2 * file) + zone_nr_pages(zone, sc, LRU_INACTIVE_ANON + 2 * file)
+        left = min(size, max(size >> priority, least) * percent[file] // 100)
         while left > 0:
             batch = min(left, cast(u64, SWAP_CLUSTER_MAX))
-            if inactive_list_is_low(zone, file):
-                shrink_active_list(zone, file, batch)
+            if inactive_list_is_low(zone, file, sc):
+                shrink_active_list(zone, file, batch, sc)
             shrink_inactive_list(zone, file, batch, sc)
             left -= batch
             if not sc.kswapd and sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
@@ -337,18 +372,16 @@ def shrink_zone(zone, priority, sc):
 
 # ---- who needs memory now ----------------------------------------------------
 
-def try_to_free_pages(nid, gfp, order, nodes):
-    """Direct reclaim: frees SWAP_CLUSTER_MAX pages, if it can, from those zones of node `nid`'s
-    zonelist that are among `nodes`, looking at more and more of them.  Returns how many it freed.  The caller is within
-    reclaim_begin, and sleeps on nothing but the host's files."""
+def do_try_to_free_pages(nid, nodes, sc):
+    """Frees SWAP_CLUSTER_MAX pages, if it can, from those zones of node `nid`'s zonelist that are among
+    `nodes`, looking at more and more of them.  The caller is within reclaim_begin, and sleeps on nothing
+    but the host's files."""
     k = kernel()
-    count_vm_event(ALLOCSTALL)
     sc.nr_scanned = sc.nr_reclaimed = 0
-    sc.gfp = gfp
     sc.kswapd = 0
     priority = DEF_PRIORITY
     while priority >= 0:
-        if priority == 0:
+        if priority == 0 and scanning_global_lru(sc):
             # Everything there is, also what waits to enter a list.
             lru_add_drain_all()
         for place in range(k.nr_nodes):
@@ -357,75 +390,34 @@ def try_to_free_pages(nid, gfp, order, nodes):
                 break
             if not node_isset(node, nodes):
                 continue
-            shrink_zone(addressof(k.zones[node]), priority, addressof(sc))
+            shrink_zone(addressof(k.zones[node]), priority, sc)
             if sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
-                return sc.nr_reclaimed
+                return
         priority -= 1
+
+
+def try_to_free_pages(nid, gfp, order, nodes):
+    """Direct reclaim: do_try_to_free_pages of anybody's pages.  Returns how many it freed."""
+    count_vm_event(ALLOCSTALL)
+    sc.gfp = gfp
+    sc.mem_cgroup = NULL
+    do_try_to_free_pages(nid, nodes, addressof(sc))
     return sc.nr_reclaimed
 
 
 set_reclaim(try_to_free_pages)
 
 
-# ---- a group at its limit ----------------------------------------------------
-#
-# A group has no lists.  A hand goes round its frames as round a clock's face: a page that is active
-# when the hand comes by becomes inactive, and one that was not used since then goes.
-
-def shrink_mem_cgroup_page(page, sc):
-    """Frees an isolated page if it can and it is inactive; makes it inactive if not; puts it back."""
-    if PageActive(page):
-        # What tells that it was used is cleared: it has a turn to be used again.
-        page_referenced(page, False)
-        ClearPageActive(page)
-        count_vm_event(PGDEACTIVATE)
-    elif shrink_page(page, sc):
-        sc.nr_reclaimed += 1
-        free_hot_page(page)
-        return
-    putback_lru_page(page)
-
-
-def shrink_mem_cgroup(memcg, sc):
-    """One turn of a group's hand, or less when enough was freed.
-
-    The look at who is charged is unlocked.  A page that has just become another's may go as well: it
-    is as when memory is short."""
-    k = kernel()
-    anon = can_swap()
-    pfn = READ_ONCE64(addressof(memcg.reclaim_hand))
-    for passed in range(k.max_pfn):
-        pfn = pfn + 1 if pfn + 1 < k.max_pfn else 0
-        if READ_ONCE64(addressof(k.page_cgroup[pfn].mem_cgroup)) != cast(u64, memcg):
-            continue
-        page = pfn_to_page(pfn)
-        if (anon or page_is_file_cache(page)) and isolate_lru_page(page) == 0:
-            shrink_mem_cgroup_page(page, sc)
-            if sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
-                break
-    WRITE_ONCE64(addressof(memcg.reclaim_hand), pfn)
-
-
 def try_to_free_mem_cgroup_pages(memcg, gfp):
-    """Frees SWAP_CLUSTER_MAX pages, if it can, that a group is charged for, those of the groups below
-    it not among them.  Returns how many it freed.  The caller has a reference to the group, and sleeps
-    on nothing but the host's files."""
+    """do_try_to_free_pages of those pages in all zones that a group is charged for, those of the groups
+    below it not among them.  Returns how many it freed.  The caller has a reference to the group."""
     if READ_ONCE64(addressof(memcg.stat[MEM_CGROUP_STAT_CACHE])) == 0 and not can_swap():
         return 0
-    sc.nr_scanned = sc.nr_reclaimed = 0
     sc.gfp = gfp
-    sc.kswapd = 0
+    sc.mem_cgroup = memcg
     reclaim_begin()
-    for turn in range(MEM_CGROUP_TURNS):
-        # What it has just faulted in waits to enter a list.
-        lru_add_drain_all()
-        shrink_mem_cgroup(memcg, addressof(sc))
-        if sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
-            break
+    do_try_to_free_pages(numa_node_id(), NODE_MASK_ALL, addressof(sc))
     reclaim_end()
-    me = current()
-    me.vm_events[PGSCAN_DIRECT] += sc.nr_scanned
-    me.vm_events[PGSTEAL_DIRECT] += sc.nr_reclaimed
     return sc.nr_reclaimed
 
 
@@ -446,6 +438,7 @@ def balance_pgdat(pgdat):
     sc.nr_scanned = sc.nr_reclaimed = 0
     sc.gfp = GFP_KERNEL
     sc.kswapd = 1
+    sc.mem_cgroup = NULL
     reclaim_begin()
     priority = DEF_PRIORITY
     while priority >= 0 and not pgdat_balanced(pgdat):

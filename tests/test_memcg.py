@@ -67,7 +67,7 @@ def pcg(pfn):
 def charged(pfn):
     """(flags, id of the group charged or None) of a frame."""
     row = pcg(pfn)
-    return int(row.flags), layout.struct("MemCgroup", row.mem_cgroup).id if row.mem_cgroup else None
+    return int(row.flags), layout.struct("MemCgroup", row.mem_cgroup).id if row.flags & USED else None
 
 
 def prepare(old, new):
@@ -483,9 +483,11 @@ def test_a_page_that_lost_its_charge_in_the_air_is_charged_again_even_beyond_the
     touch(other, 0, 1, 2)
     assert usages(group) == (3,)
     getattr(flight, how)()
-    assert usages(group) == (4,) and group.failcnt == 1 and charged(pfn_at(one, va)) == (USED, group.id)
-    machine.audit().raise_if_broken()
-    fails(errno.ENOMEM, touch, other, 3)
+    frame, gone = (flight.new_pfn, flight.pfn) if how == "land" else (flight.pfn, flight.new_pfn)
+    assert charged(frame) == (USED | kind, group.id) and charged(gone) == (0, None)
+    assert usages(group) == (1,) and group.failcnt == before and group.max_usage == PAGE
+    assert one(lambda task: task.load64(va)) == 1 and pfn_at(one, va) == frame
+    roomy.audit().raise_if_broken()
 
 
 @pytest.mark.parametrize("how", ["land", "put_back"])
@@ -614,7 +616,7 @@ def test_the_audit_names_the_page_that_is_charged_wrongly(machine, tree, flags, 
     row = pcg(pfn_at(one, one.va))
     before = int(row.flags), int(row.mem_cgroup)
     row.flags = flags
-    row.mem_cgroup = {None: 0, "no group": before[1] + 8, "own": before[1], "other": row_of(b).address}[group]
+    row.mem_cgroup = {None: before[1], "no group": before[1] + 8, "own": before[1], "other": row_of(b).address}[group]
     audit = machine.audit()
     assert "memcg" in kinds(audit) and any(message in finding.message for finding in audit.findings), audit
     if group != "other":
@@ -651,6 +653,69 @@ def test_the_audit_finds_a_lock_that_is_held_and_an_address_space_without_group(
     mm.mem_cgroup = group
 
 
+def zone_of(group, node):
+    """struct MemCgroupPerZone of a group and a node, live."""
+    return layout.struct("MemCgroupPerZone", int(row_of(group).nodeinfo[node]))
+
+
+def lists(group):
+    """What is on a group's LRU lists: {(node, list): frames, newest first}, of those that are not empty."""
+    found = {}
+    for node in range(2):
+        for lru in range(C["NR_LRU_LISTS"]):
+            head = zone_of(group, node).address + layout.offsetof("MemCgroupPerZone", "lists") + lru * 16
+            at = int(layout.view("u64", head)[()])
+            while at != head:
+                pc = at - layout.offsetof("PageCgroup", "lru")
+                found.setdefault((node, lru), []).append(
+                    (pc - layout.kernel().page_cgroup) // layout.sizeof("PageCgroup"))
+                at = int(layout.view("u64", at)[()])
+            assert zone_of(group, node).count[lru] == len(found.get((node, lru), ()))
+    return found
+
+
+def drain(puppet):
+    """Puts what waits in pagevecs on its lists."""
+    puppet(lambda task: ksym.lru_add_drain_all())
+
+
+def put_on(group, pfn):
+    """Links a frame's page_cgroup, which is on no list, into a group's."""
+    head = zone_of(group, 0).address + layout.offsetof("MemCgroupPerZone", "lists") + C["LRU_ACTIVE_ANON"] * 16
+    link = pcg(pfn).address + layout.offsetof("PageCgroup", "lru")
+    layout.view("u64", link, 2)[:] = head, head
+    layout.view("u64", head, 2)[:] = link, link
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda a, b, pfn: pcg(pfn).lru.__setitem__("next", 0), "is not on the list of the group that is charged"),
+    (lambda a, b, pfn: pcg(pfn).lru.__setitem__("prev", pcg(pfn).address), "not followed by one that leads back"),
+    (lambda a, b, pfn: zone_of(a, 0).count.__setitem__(C["LRU_ACTIVE_ANON"], 5), "count is not the number of pages"),
+    (lambda a, b, pfn: put_on(b, pfn), "group 'a'"),
+    (lambda a, b, pfn: put_on(b, 1500), "a page is on a list of a group, and should be on none"),
+    (lambda a, b, pfn: row_of(a).nodeinfo.__setitem__(1, 8), "nodeinfo[1] lies outside the slab"),
+    (lambda a, b, pfn: row_of(a).nodeinfo.__setitem__(2, 8), "nodeinfo[2] is there"),
+])
+def test_the_audit_finds_what_is_wrong_with_a_groups_lists(machine, tree, damage, message):
+    parent, a, b = tree
+    one = member(machine, a)
+    one(lambda task: task.set_mempolicy(C["MPOL_BIND"], [0]))
+    touch(one, 0, 1)
+    drain(one)
+    machine.audit().raise_if_broken()
+    places = [(row_of(group).address, "MemCgroup") for group in (a, b)] + \
+        [(zone_of(group, node).address, "MemCgroupPerZone") for group in (a, b) for node in (0, 1)] + \
+        [(pcg(pfn).address, "PageCgroup") for pfn in (pfn_at(one, one.va), 1500)]
+    copies = [(layout.view("u64", at, layout.sizeof(name) // 8), layout.view("u64", at, layout.sizeof(name) // 8).copy())
+              for at, name in places]
+    damage(a, b, pfn_at(one, one.va))
+    found = machine.audit().findings
+    assert {finding.kind for finding in found} <= {"memcg", "slab"}, found
+    assert any(message in finding.message for finding in found), found
+    for live, copy in copies:
+        live[:] = copy
+
+
 def test_the_audit_survives_a_list_of_groups_that_goes_astray(machine, tree):
     parent, a, b = tree
     row = row_of(parent)
@@ -659,6 +724,105 @@ def test_the_audit_survives_a_list_of_groups_that_goes_astray(machine, tree):
         row.list["next"] = wrong
         assert "memcg" in kinds(machine.audit())
     row.list["next"] = before
+
+
+# ---- a group's LRU lists ---------------------------------------------------------------
+
+ACTIVE_ANON, INACTIVE_ANON, UNEVICTABLE = C["LRU_ACTIVE_ANON"], C["LRU_INACTIVE_ANON"], C["LRU_UNEVICTABLE"]
+
+
+def resident(machine, group):
+    """A task in a group whose memory is on node 0."""
+    puppet = member(machine, group)
+    puppet(lambda task: task.set_mempolicy(C["MPOL_BIND"], [0]))
+    return puppet
+
+
+def test_a_page_is_on_the_list_of_its_group_that_it_is_on_in_its_zone(machine, tree):
+    parent, a, b = tree
+    one, outside = resident(machine, a), member(machine, machine.root_cgroup)
+    touch(one, 0, 1, 2)
+    touch(outside, 0)
+    va, frames = one.va, [pfn_at(one, one.va + i * PAGE) for i in range(3)]
+    assert lists(a) == {}, "they wait in a pagevec"
+    drain(one)
+    assert lists(a) == {(0, ACTIVE_ANON): frames[::-1]} and lists(b) == lists(parent) == {}
+    pages = [page(frame).address for frame in frames]
+    one(lambda task: ksym.isolate_lru_page(pages[0]))
+    assert lists(a) == {(0, ACTIVE_ANON): [frames[2], frames[1]]}
+    page(frames[0]).flags &= ~(1 << C["PG_active"])
+    one(lambda task: (ksym.putback_lru_page(pages[0]), task.mlock(va + PAGE, PAGE)))
+    drain(one)
+    assert lists(a) == {(0, INACTIVE_ANON): [frames[0]], (0, ACTIVE_ANON): [frames[2]], (0, UNEVICTABLE): [frames[1]]}
+    b.attach(one.pid)
+    one(lambda task: task.munmap(va, PAGE))
+    assert lists(a) == {(0, ACTIVE_ANON): [frames[2]], (0, UNEVICTABLE): [frames[1]]} and lists(b) == {}
+    machine.audit().raise_if_broken()
+
+
+def test_emptying_a_group_moves_its_pages_to_the_parents_lists_or_with_the_root_to_none(machine, tree):
+    parent, a, b = tree
+    one = resident(machine, a)
+    touch(one, 0, 1)
+    frames = [pfn_at(one, one.va + i * PAGE) for i in range(2)]
+    machine.root_cgroup.attach(one.pid)
+    a.force_empty()
+    assert lists(a) == {} and sorted(lists(parent)[0, ACTIVE_ANON]) == sorted(frames)
+    machine.audit().raise_if_broken()
+    a.remove(), b.remove()
+    parent.force_empty()
+    assert lists(parent) == {} and [charged(frame) for frame in frames] == [(USED, machine.root_cgroup.id)] * 2
+    machine.audit().raise_if_broken()
+
+
+def test_a_page_that_has_moved_is_on_the_list_of_its_group_where_it_is(machine, tree):
+    parent, a, b = tree
+    one = resident(machine, a)
+    touch(one, 0)
+    va, pid = one.va, one.pid
+    assert machine.init.move_pages(pid, [va], [1]) == [1]
+    drain(one)
+    assert lists(a) == {(1, ACTIVE_ANON): [pfn_at(one, va)]}
+    machine.audit().raise_if_broken()
+
+
+def test_a_group_is_removed_with_a_page_on_its_list_that_it_is_no_longer_charged_for(machine, tree):
+    """Somebody has a reference to a page that nobody maps any more, so that it is still on its lists."""
+    parent, a, b = tree
+    one, other = resident(machine, a), Puppet(machine)
+    touch(one, 0)
+    drain(one)
+    va, frame = one.va, pfn_at(one, one.va)
+    address = page(frame).address
+    other(lambda task: ksym.get_page(address))
+    one(lambda task: task.munmap(va, PAGE))
+    assert charged(frame) == (0, None) and lists(a) == {(0, ACTIVE_ANON): [frame]}
+    b.attach(one.pid)
+    a.remove()
+    assert pcg(frame).lru["next"] == 0
+    other(lambda task: ksym.put_page(address))
+    machine.audit().raise_if_broken()
+
+
+def test_without_memory_for_its_lists_a_group_is_not_made(machine, tree):
+    parent, a, b = tree
+    other, parent_id = Puppet(machine), parent.id
+
+    def attempt(task, nth):
+        task.fail_nth(nth)
+        try:
+            task.cgroup_create("c", None, parent_id)
+        except OSError as error:
+            assert error.errno == errno.ENOMEM
+            task.fail_nth(0)
+            return True
+        return False
+
+    nth = 1
+    while other(lambda task: attempt(task, nth)):
+        machine.audit().raise_if_broken()
+        nth += 1
+    assert nth == 4, "one object for the group, and one for each of two nodes"
 
 
 # ---- pages of files ------------------------------------------------------------------

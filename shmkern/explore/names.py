@@ -26,7 +26,7 @@ SLAB_STRUCTS = {"vm_area_struct": ("VmAreaStruct", "vma"), "mm_struct": ("MmStru
                 "shared_policy_node": ("SpNode", "sp_node"),
                 "inode": ("Inode", "inode"), "filp": ("File", "file"), "files": ("FilesStruct", "files"),
                 "radix_tree_node": ("RadixTreeNode", "node"), "buffer_head": ("BufferHead", "bh"),
-                "mem_cgroup": ("MemCgroup", "memcg")}
+                "mem_cgroup": ("MemCgroup", "memcg"), "mem_cgroup_per_zone": ("MemCgroupPerZone", "mz")}
 PTE_LEVELS = (("pgd", C["PGDIR_SHIFT"]), ("pud", C["PUD_SHIFT"]), ("pmd", C["PMD_SHIFT"]), ("pte", C["PAGE_SHIFT"]))
 
 

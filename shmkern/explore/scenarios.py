@@ -13,10 +13,12 @@ PROT_READ, MREMAP_MAYMOVE, MREMAP_FIXED = C["PROT_READ"], C["MREMAP_MAYMOVE"], C
 OLD, NEW = 0x0123456789abcdef, 0xfedcba9876543210
 
 
-def one_page(room, value=OLD):
-    """A task with one page of its own that begins with a word, twice, and a migrator.  (user, va,
-    migrator)"""
+def one_page(room, value=OLD, group=None):
+    """A task with one page of its own that begins with a word, twice, and a migrator.  In a new control
+    group of that name.  (user, va, migrator)"""
     user = room.task()
+    if group:
+        user.cgroup_attach(user.cgroup_create(group))
     va = user.mmap(PAGE)
     user.store64(va, value)
     user.store64(va + 8, value)

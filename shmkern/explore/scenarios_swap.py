@@ -3,7 +3,9 @@
 
 May import: room, scenarios.
 """
-from shmkern import layout
+import errno
+
+from shmkern import layout, worker
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
 from shmkern.explore.scenarios import NEW, OLD, fork_while, is_stored, migrate, migrate_frame, one_page
@@ -12,12 +14,12 @@ GFP_KERNEL = C["GFP_KERNEL"]
 ANON = 0
 
 
-def swappable_page(room):
+def swappable_page(room, group=None):
     """As one_page, in a machine with a swap area; the page is on the inactive list, and nobody has
-    used it lately.  (user, va, migrator)"""
-    user, va, migrator = one_page(room)
+    used it lately.  Charged to a new group of that name.  (user, va, migrator)"""
+    user, va, migrator = one_page(room, group=group)
     room.swapon(user, 4)
-    user.kernel("shrink_active_list", zone_of(user, va), ANON, 1)
+    user.kernel("shrink_active_list", zone_of(user, va), ANON, 1, scan_control(room))
     return user, va, migrator
 
 
@@ -26,19 +28,26 @@ def zone_of(user, va):
     return layout.kernel().zones + user.frame_of(va) // FRAMES_PER_NODE * layout.sizeof("Zone")
 
 
-def reclaim(room, user, va):
-    """A program that frees the page at `va` of another task if it can, as kswapd does."""
-    zone = zone_of(user, va)
-    # struct ScanControl: nr_scanned, nr_reclaimed, gfp, kswapd.
-    control = room.stack_words(4)
-    layout.view("u64", control + 16)[()] = GFP_KERNEL
+def scan_control(room, memcg=0):
+    """The address of a struct ScanControl as kswapd's, for all pages or those of a group."""
+    # nr_scanned, nr_reclaimed, gfp, kswapd, mem_cgroup.
+    control = room.stack_words(5)
+    layout.view("u64", control, 5)[:] = 0, 0, GFP_KERNEL, 0, memcg
+    return control
+
+
+def reclaim(room, user, va, memcg=0):
+    """A program that frees the page at `va` of another task if it can, as kswapd does, or with `memcg`
+    as is done at that group's limit."""
+    zone, control = zone_of(user, va), scan_control(room, memcg)
     return lambda task: task.kernel("shrink_inactive_list", zone, ANON, 1, control)
 
 
-def in_swap_cache(room):
+def in_swap_cache(room, group=None):
     """A task with a page that only a swap entry leads to, and that is still in the swap cache, since
-    somebody had a reference when it was unmapped; and a migrator.  (user, va, page, migrator)"""
-    user, va, migrator = swappable_page(room)
+    somebody had a reference when it was unmapped; and a migrator.  Charged to a new group of that
+    name.  (user, va, page, migrator)"""
+    user, va, migrator = swappable_page(room, group)
     page = room.page_of(user, va)
     evict = reclaim(room, user, va)
     user.kernel("get_page", page)
@@ -47,10 +56,10 @@ def in_swap_cache(room):
     return user, va, page, migrator
 
 
-def swapped_out(room):
-    """A task with a page that is in its slot of the swap area and nowhere else, and a migrator.
-    (user, va, node, migrator), with the node that it will be read to."""
-    user, va, migrator = swappable_page(room)
+def swapped_out(room, group=None):
+    """A task with a page that is in its slot of the swap area and nowhere else, and a migrator; in a new
+    group of that name.  (user, va, node, migrator), with the node that it will be read to."""
+    user, va, migrator = swappable_page(room, group)
     node = user.frame_of(va) // FRAMES_PER_NODE
     reclaim(room, user, va)(user)
     return user, va, node, migrator
@@ -97,7 +106,7 @@ def reclaim_write(room):
     user, va, page, reclaimer = in_swap_cache(room)
     user.load64(va)
     evict = reclaim(room, user, va)
-    user.kernel("page_referenced", page, 1)
+    user.kernel("page_referenced", page, 1, 0)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(reclaimer, evict)
     room.check(lambda: is_stored(user, va))
@@ -196,7 +205,7 @@ def read_ahead(room):
     room.swapon(user, 4)
     layout.kernel().page_cluster = 2
     for at in (va, va + PAGE):
-        user.kernel("shrink_active_list", zone_of(user, at), ANON, 1)
+        user.kernel("shrink_active_list", zone_of(user, at), ANON, 1, scan_control(room))
         reclaim(room, user, at)(user)
     return user, va
 
@@ -271,17 +280,18 @@ def swapoff_munmap(room):
     room.program(other, lambda task: task.kernel("do_swapoff", 0))
 
 
-def charged_page(room):
-    """As one_page; the page is charged to a group that has no tasks any more.  (user, va, group,
+def group_of(user):
+    """(id, address) of the group that a task is in."""
+    memcg = layout.struct("MmStruct", worker.slot(user.cpu).mm).mem_cgroup
+    return layout.struct("MemCgroup", memcg).id, memcg
+
+
+def charged_page(room, page=one_page):
+    """As `page` says; the page is charged to a group that has no tasks any more.  (user, va, group,
     migrator)"""
-    user = room.task()
-    group = user.cgroup_create("group")
-    user.cgroup_attach(group)
-    va = user.mmap(PAGE)
-    user.store64(va, OLD)
+    user, va, migrator = page(room, group="group")
+    group, _memcg = group_of(user)
     user.cgroup_attach(1)
-    migrator = room.task()
-    migrator.migrate_prep()
     return user, va, group, migrator
 
 
@@ -312,3 +322,68 @@ def charged_munmap(room):
     room.program(user, lambda task: task.munmap(va, PAGE))
     room.program(migrator, migrate_frame(user, va))
     room.check(lambda: user.cgroup_stat(group)["usage"] == 0)
+
+
+@scenario(memcg=True)
+def empty_group_reclaim(room):
+    """A group without tasks is emptied while reclaim takes the page that it is charged for."""
+    user, va, migrator = swappable_page(room, "group")
+    group, memcg = group_of(user)
+    evict = reclaim(room, user, va, memcg)
+    user.cgroup_attach(1)
+
+    def empty(task):
+        try:
+            task.cgroup_force_empty(group)
+        except OSError as error:
+            return error.errno
+    room.program(user, empty)
+    room.program(migrator, evict)
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario(memcg=True)
+def reclaim_group_migrate(room):
+    """Reclaim at a group's limit takes the page that is being moved."""
+    user, va, migrator = swappable_page(room, "group")
+    room.program(user, reclaim(room, user, va, group_of(user)[1]))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario(memcg=True)
+def charged_swap_cache_store(room):
+    """As swap_cache_store, of a page that a group is charged for, and still is when its migration has come
+    to nothing."""
+    user, va, page, migrator = in_swap_cache(room, "group")
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate_page(user, page))
+    room.check(lambda: is_stored(user, va) and user.cgroup_stat(group_of(user)[0])["usage"] == PAGE)
+
+
+@scenario(memcg=True)
+def charged_swap_in(room):
+    """As swap_in: the page may be charged when its migration has begun, and then the new page must be."""
+    user, va, node, migrator = swapped_out(room, "group")
+    room.program(user, lambda task: task.load64(va))
+    room.program(migrator, migrate_node(node))
+    room.check(lambda seen, _stayed: seen == OLD and user.load64(va) == OLD and
+               user.cgroup_stat(group_of(user)[0])["usage"] == PAGE)
+
+
+@scenario(memcg=True)
+def remove_group(room):
+    """A group is removed while the page that it is charged for is put on its list, and unmapped."""
+    user, va, group, migrator = charged_page(room)
+    page = room.page_of(user, va)
+    migrator.kernel("isolate_lru_page", page)
+    migrator.kernel("putback_lru_page", page)
+
+    def remove(task):
+        try:
+            task.cgroup_remove(group)
+        except OSError as error:
+            assert error.errno == errno.EBUSY
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(migrator, lambda task: task.kernel("lru_add_drain"))
+    room.program(room.task(), remove)
