@@ -53,9 +53,9 @@ cdef inline bint mm_match_cgroup(MmStruct* mm, MemCgroup* memcg) noexcept nogil:
 
 cdef void res_counter_init(ResCounter* counter, ResCounter* parent) noexcept nogil
 @cython.locals(fits=bint)
-cdef bint res_counter_charge_one(ResCounter* counter, u64 val, bint force) noexcept nogil
+cdef bint res_counter_charge_one(ResCounter* counter, u64 val) noexcept nogil
 cdef void res_counter_uncharge_until(ResCounter* counter, ResCounter* top, u64 val) noexcept nogil
-cdef ResCounter* res_counter_charge(ResCounter* counter, u64 val, bint force) noexcept nogil
+cdef ResCounter* res_counter_charge(ResCounter* counter, u64 val) noexcept nogil
 cdef int res_counter_set_limit(ResCounter* counter, u64 limit) noexcept nogil
 
 # ---- groups ----
@@ -117,12 +117,11 @@ cdef u64 mem_cgroup_isolate_pages(MemCgroup* memcg, Zone* zone, int lru, u64 nr_
 
 cdef void mem_cgroup_charge_statistics(MemCgroup* memcg, u32 flags, bint charge) noexcept nogil
 @cython.locals(retries=cython.int, over=pointer_to_memcg)
-cdef int __mem_cgroup_try_charge(MemCgroup* memcg, u64 gfp) noexcept nogil
+cdef int __mem_cgroup_try_charge(MemCgroup* memcg, u64 gfp, bint patient) noexcept nogil
 cdef void __mem_cgroup_cancel_charge(MemCgroup* memcg) noexcept nogil
 cdef void mem_cgroup_set_charge(MemCgroup* memcg, PageCgroup* pc, u32 flags) noexcept nogil
 cdef void __mem_cgroup_commit_charge(MemCgroup* memcg, PageCgroup* pc, u32 flags) noexcept nogil
 cdef int mem_cgroup_charge_common(Page* page, MmStruct* mm, u64 gfp, u32 flags) noexcept nogil
-cdef int __mem_cgroup_charge(Page* page, MmStruct* mm, u64 gfp) noexcept nogil
 cdef void __mem_cgroup_uncharge_common(PageCgroup* pc, u32 unless) noexcept nogil
 cdef bint mem_cgroup_page_is_used(Page* page) noexcept nogil
 cdef void __mem_cgroup_uncharge_page(Page* page) noexcept nogil
@@ -139,12 +138,6 @@ cdef inline int mem_cgroup_cache_charge(Page* page, MmStruct* mm, u64 gfp) noexc
     if mem_cgroup_disabled():
         return 0
     return mem_cgroup_charge_common(page, mm, gfp, PCG_CACHE)
-
-# Charges for a page whose migration entry becomes a PTE, unless it is charged (seed line 136).
-cdef inline int mem_cgroup_charge(Page* page, MmStruct* mm, u64 gfp) noexcept nogil:
-    if mem_cgroup_disabled():
-        return 0
-    return __mem_cgroup_charge(page, mm, gfp)
 
 # Gives back the charge of an anonymous page when nobody maps it any more.
 cdef inline void mem_cgroup_uncharge_page(Page* page) noexcept nogil:
@@ -199,12 +192,20 @@ cdef inline int mem_cgroup_cache_charge_swapin(Page* page, MmStruct* mm, u64 gfp
 cdef int __mem_cgroup_prepare_migration(Page* page, Page* newpage) noexcept nogil
 cdef void __mem_cgroup_end_migration(Page* page, Page* newpage, bint moved) noexcept nogil
 cdef void mem_cgroup_release_hold(Page* page) noexcept nogil
-cdef void mem_cgroup_charge_late(PageCgroup* pc, PageCgroup* newpc) noexcept nogil
+cdef void __mem_cgroup_migrate(Page* page, Page* newpage) noexcept nogil
 
 cdef inline int mem_cgroup_prepare_migration(Page* page, Page* newpage) noexcept nogil:
     if mem_cgroup_disabled():
         return 0
     return __mem_cgroup_prepare_migration(page, newpage)
+
+cdef inline void mem_cgroup_migrate(Page* page, Page* newpage) noexcept nogil:
+    if not mem_cgroup_disabled():
+        __mem_cgroup_migrate(page, newpage)
+
+# Whether somebody is charged for a page, or nobody for any.
+cdef inline bint mem_cgroup_page_is_charged(Page* page) noexcept nogil:
+    return mem_cgroup_disabled() or (READ_ONCE32(&lookup_page_cgroup(page).flags) & PCG_USED) != 0
 
 cdef inline void mem_cgroup_end_migration(Page* page, Page* newpage, bint moved) noexcept nogil:
     if not mem_cgroup_disabled():

@@ -35,18 +35,17 @@ def res_counter_init(counter, parent):
     counter.parent = parent
 
 
-def res_counter_charge_one(counter, val, force):
-    """Counts `val` bytes more, if the limit allows it or with `force` in any case; says whether
-    it did.  Takes its lock."""
+def res_counter_charge_one(counter, val):
+    """Counts `val` bytes more if the limit allows it; says whether it did.  Takes its lock."""
     spin_lock(addressof(counter.lock))
     fits = counter.usage + val <= counter.limit
-    if not fits:
-        WRITE_ONCE64(addressof(counter.failcnt), counter.failcnt + 1)
-    if fits or force:
+    if fits:
         WRITE_ONCE64(addressof(counter.usage), counter.usage + val)
         WRITE_ONCE64(addressof(counter.max_usage), max(counter.max_usage, counter.usage))
+    else:
+        WRITE_ONCE64(addressof(counter.failcnt), counter.failcnt + 1)
     spin_unlock(addressof(counter.lock))
-    return fits or force
+    return fits
 
 
 def res_counter_uncharge_until(counter, top, val):
@@ -60,12 +59,12 @@ def res_counter_uncharge_until(counter, top, val):
         counter = counter.parent
 
 
-def res_counter_charge(counter, val, force):
+def res_counter_charge(counter, val):
     """Counts `val` bytes more in a counter and all its ancestors.  Returns NULL; or the one whose
     limit does not allow it, with nothing counted."""
     at = counter
     while at != NULL:
-        if not res_counter_charge_one(at, val, force):
+        if not res_counter_charge_one(at, val):
             res_counter_uncharge_until(counter, at, val)
             return at
         at = at.parent
@@ -466,21 +465,18 @@ def mem_cgroup_charge_statistics(memcg, flags, charge):
     atomic_add_return64(addressof(memcg.stat[event]), 1)
 
 
-def __mem_cgroup_try_charge(memcg, gfp):
+def __mem_cgroup_try_charge(memcg, gfp, patient):
     """Charges a group, and its ancestors, for a page.  At a limit pages of the group that has reached
     it are freed first, of nobody else.  Returns 0 or, when there was nothing to be freed, -ENOMEM.  The
-    caller has a reference, which from then on is the charge's.  With __GFP_WAIT it sleeps.
+    caller has a reference, which from then on is the charge's.  Sleeps.
 
     As when memory is short: as long as there is progress it goes on, for somebody else of the group
-    may take what was freed; without, others may have the pages in hand, reclaim or migration.
-
-    Without __GFP_WAIT the charge is for a page that is in use already: nothing can be undone,
-    and nobody may wait.  Then it goes beyond the limit, as in later kernels.  (The seed lets it fail,
-    and goes on with a page that nobody is charged for.)
+    may take what was freed; without, others may have the pages in hand, reclaim or migration, and who
+    is `patient` tries again.  (2.6.30's `oom`: nobody is killed here, but a program fails.)
     """
     retries = 0
     while True:
-        counter = res_counter_charge(addressof(memcg.res), PAGE_SIZE, not gfp & __GFP_WAIT)
+        counter = res_counter_charge(addressof(memcg.res), PAGE_SIZE)
         if counter == NULL:
             return 0
         over = mem_cgroup_of_counter(counter)
@@ -489,7 +485,7 @@ def __mem_cgroup_try_charge(memcg, gfp):
             return -ENOMEM
         if not mem_cgroup_hierarchical_reclaim(over, gfp, limit - PAGE_SIZE):
             # Without swap it is pages of files only that could come back into reach.
-            if retries == MEM_CGROUP_RECLAIM_RETRIES or not (congestion_wait() or can_reclaim()):
+            if not patient or retries == MEM_CGROUP_RECLAIM_RETRIES or not (congestion_wait() or can_reclaim()):
                 return -ENOMEM
             retries += 1
             cpu_yield()
@@ -523,24 +519,11 @@ def __mem_cgroup_commit_charge(memcg, pc, flags):
 def mem_cgroup_charge_common(page, mm, gfp, flags):
     """Charges the group of `mm` for a page.  Returns 0 or -ENOMEM."""
     memcg = get_mem_cgroup_from_mm(mm)
-    if __mem_cgroup_try_charge(memcg, gfp) != 0:
+    if __mem_cgroup_try_charge(memcg, gfp, True) != 0:
         css_put(memcg)
         return -ENOMEM
     __mem_cgroup_commit_charge(memcg, lookup_page_cgroup(page), flags)
     return 0
-
-
-def __mem_cgroup_charge(page, mm, gfp):
-    """Charges the group of `mm` for an anonymous page that is going to be mapped again, unless
-    it is charged.  Returns 0 or -ENOMEM.
-
-    Its charge is held, so that it does not go between the look and the mapping.
-    """
-    pc = lookup_page_cgroup(page)
-    VM_BUG_ON_PAGE(not READ_ONCE32(addressof(pc.flags)) & PCG_MIGRATION, page)
-    if READ_ONCE32(addressof(pc.flags)) & PCG_USED:
-        return 0
-    return mem_cgroup_charge_common(page, mm, gfp, 0)
 
 
 def mem_cgroup_page_is_used(page):
@@ -586,7 +569,7 @@ def __mem_cgroup_try_charge_swapin(page, mm, gfp, memcg):
     if READ_ONCE32(addressof(lookup_page_cgroup(page).flags)) & PCG_USED:
         return 0
     memcg[0] = get_mem_cgroup_from_mm(mm)
-    if __mem_cgroup_try_charge(memcg[0], gfp) == 0:
+    if __mem_cgroup_try_charge(memcg[0], gfp, True) == 0:
         return 0
     css_put(memcg[0])
     memcg[0] = NULL
@@ -665,7 +648,8 @@ def __mem_cgroup_prepare_migration(page, newpage):
     VM_BUG_ON_PAGE(newpc.flags != 0, newpage)
     WRITE_ONCE32(addressof(newpc.flags), PCG_MIGRATION)
     if memcg != NULL:
-        if __mem_cgroup_try_charge(memcg, GFP_KERNEL) != 0:
+        # A page that cannot be moved now can be moved another time.
+        if __mem_cgroup_try_charge(memcg, GFP_KERNEL, False) != 0:
             css_put(memcg)
             mem_cgroup_release_hold(newpage)
             mem_cgroup_release_hold(page)
@@ -684,19 +668,27 @@ def mem_cgroup_release_hold(page):
     __mem_cgroup_uncharge_page(page)
 
 
-def mem_cgroup_charge_late(pc, newpc):
-    """Charges the new page of a migration as the old one is, if that was not when
-    mem_cgroup_prepare_migration looked: it has been brought back from swap to the page cache since.
-    This must not fail.  Takes a page_cgroup's lock."""
-    memcg = cast(pointer(MemCgroup), NULL)
+def __mem_cgroup_migrate(page, newpage):
+    """Hands the old page's charge over to the new page, unless that has one of its own: the page was
+    not charged yet when mem_cgroup_prepare_migration looked, but has been since, by who brought it back
+    from swap.  The limit has nothing to do with it.  Takes a page_cgroup's lock, twice.
+
+    Both pages are locked and unmapped, and the new one has taken the old one's place.  (The seed charges
+    the new page again in remove_migration_pte, line 136, beyond the limit or not at all; since
+    Linux 3.17, "mm: memcontrol: rewrite uncharge API", every charge is handed over.)
+    """
+    pc = lookup_page_cgroup(page)
+    newpc = lookup_page_cgroup(newpage)
+    if READ_ONCE32(addressof(newpc.flags)) & PCG_USED:
+        return
     spin_lock(addressof(pc.lock))
-    if pc.flags & PCG_CACHE and not READ_ONCE32(addressof(newpc.flags)) & PCG_USED:
-        memcg = pc.mem_cgroup
-        css_get(memcg)
+    flags = pc.flags
+    memcg = pc.mem_cgroup
+    WRITE_ONCE32(addressof(pc.flags), flags & ~cast(u32, PCG_USED | PCG_CACHE))
     spin_unlock(addressof(pc.lock))
-    if memcg != NULL:
-        __mem_cgroup_try_charge(memcg, GFP_ATOMIC)
-        __mem_cgroup_commit_charge(memcg, newpc, PCG_CACHE)
+    # Now it is nobody's; whoever empties the group sees the reference.
+    if flags & PCG_USED:
+        mem_cgroup_set_charge(memcg, newpc, flags & PCG_CACHE)
 
 
 def __mem_cgroup_end_migration(page, newpage, moved):
@@ -707,11 +699,7 @@ def __mem_cgroup_end_migration(page, newpage, moved):
     and charges it again if it is to stay, for which there may be no room any more: Linux commit
     01b1ae63c227.  ac39cf8cb86c holds the old charge as here, but not the new one.)
     """
-    pc = lookup_page_cgroup(page)
-    newpc = lookup_page_cgroup(newpage)
-    if moved:
-        mem_cgroup_charge_late(pc, newpc)
-    __mem_cgroup_uncharge_common(pc if moved else newpc, 0)
+    __mem_cgroup_uncharge_common(lookup_page_cgroup(page if moved else newpage), 0)
     mem_cgroup_release_hold(page)
     mem_cgroup_release_hold(newpage)
 

@@ -63,10 +63,8 @@ def remove_migration_pte(vma, old, new):
     pte = READ_PTE(ptep)
     entry = pte_to_swp_entry(pte)
     if is_swap_pte(pte) and is_migration_entry(entry) and migration_entry_to_page(entry) == old:
-        if PageAnon(new):
-            # Usually it is charged, as mem_cgroup_prepare_migration saw to.  A failed charge is not an
-            # option: the entry has to go (lines 125-136).
-            mem_cgroup_charge(new, mm, GFP_ATOMIC)
+        # Lines 125-136: mem_cgroup_prepare_migration or mem_cgroup_migrate saw to it.
+        VM_BUG_ON_PAGE(PageAnon(new) and not mem_cgroup_page_is_charged(new), new)
         # mprotect may be at the area; then it comes to this PTE next, by the lock we hold.
         pte = pte_mkold(mk_pte(new, READ_ONCE64(addressof(vma.vm_page_prot))))
         if is_write_migration_entry(entry):
@@ -369,6 +367,8 @@ def move_to_new_page(newpage, page):
     else:
         rc = fallback_migrate_page(mapping, newpage, page)
     if rc == 0:
+        # Before anybody can map it, and unmap it again.
+        mem_cgroup_migrate(page, newpage)
         trace_migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, 0)
         remove_migration_ptes(page, newpage)
     else:

@@ -125,11 +125,9 @@ def lead(member, team):
 
 
 def check_limit(member, team):
-    """A team never had more than its limit, but for charges that may not fail: one page for whoever
-    migrates, if its page was brought back from swap just before."""
+    """A team never had more than its limit."""
     stat = member.task.cgroup_stat(int(member.run.plan.parent[team]))
-    options = member.run.options
-    if stat["max_usage"] > stat["limit"] + (options.workers + options.migrators) * PAGE:
+    if stat["max_usage"] > stat["limit"]:
         raise Broken("limit", f"team {team} was charged {stat['max_usage']} bytes, of {stat['limit']}")
 
 

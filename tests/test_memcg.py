@@ -80,17 +80,29 @@ def finish(old, new, moved):
     ksym.__mem_cgroup_end_migration(old, new, moved)
 
 
-class Flight:
-    """A page in the air, with what unmap_and_move does before and after."""
+def frame_of(address):
+    """The number of the frame of a struct Page."""
+    return (address - layout.kernel().mem_map) // layout.sizeof("Page")
 
-    def __init__(self, machine, owner, va, node=1):
+
+def depart(machine, owner, va):
+    """The Flight of the page at an address."""
+    return Flight(machine, page_at(owner, va).address)
+
+
+class Flight:
+    """A page in the air, with what unmap_and_move does before and after.  `meanwhile` is done while
+    the page is still to be locked."""
+
+    def __init__(self, machine, old, meanwhile=lambda: None):
         self.mover = Puppet(machine)
-        self.pfn = pfn_at(owner, va)
-        self.old = old = page_at(owner, va).address
+        self.pfn = frame_of(old)
+        self.old = old
         self.new = new = self.mover(lambda task: (ksym.migrate_prep(), ksym.isolate_lru_page(old),
-                                                  ksym.alloc_pages_node(node, GFP | C["__GFP_THISNODE"], 0))[2])
-        self.new_pfn = (new - layout.kernel().mem_map) // layout.sizeof("Page")
+                                                  ksym.alloc_pages_node(1, GFP | C["__GFP_THISNODE"], 0))[2])
+        self.new_pfn = frame_of(new)
         self.mover(lambda task: prepare(old, new))
+        meanwhile()
         self.mover(lambda task: (ksym.lock_page(old), ksym.rcu_read_lock(), ksym.try_to_unmap(old, 1)))
 
     def end(self, moved):
@@ -366,7 +378,7 @@ def test_both_pages_are_charged_while_one_is_in_the_air_and_one_afterwards(machi
     one = member(machine, a)
     va = one.va
     touch(one, 0, 1)
-    flight = Flight(machine, one, va)
+    flight = depart(machine, one, va)
     assert usages(parent, a) == (3, 3)
     assert charged(flight.pfn) == charged(flight.new_pfn) == (USED | MIGRATION, a.id)
     getattr(flight, how)()
@@ -431,7 +443,7 @@ def test_an_exit_while_the_page_is_in_the_air_ends_its_charge(machine, tree, how
     parent, a, b = tree
     one = member(machine, a)
     touch(one, 0)
-    flight = Flight(machine, one, one.va)
+    flight = depart(machine, one, one.va)
     one.exit()
     assert usages(parent, a) == (2, 2)
     getattr(flight, how)()
@@ -449,7 +461,7 @@ def test_a_sharer_that_unmaps_the_page_between_two_entries_does_not_uncharge_it(
     touch(one, 0)
     va, child, holder = one.va, one.fork(), Puppet(machine)
     b.attach(child.pid)
-    flight = Flight(machine, one, va)
+    flight = depart(machine, one, va)
     old, new, mm = flight.old, flight.new, worker.slot(child.cpu).mm
     holder(lambda task: ksym.spin_lock(ksym.pte_lockptr(ksym.walk_to_pmd(mm, va))))
     flight.mover.begin(lambda task: ksym.move_to_new_page(new, old) if how == "land" else
@@ -469,19 +481,29 @@ def test_a_sharer_that_unmaps_the_page_between_two_entries_does_not_uncharge_it(
 
 
 @pytest.mark.parametrize("how", ["land", "put_back"])
-def test_a_page_that_lost_its_charge_in_the_air_is_charged_again_even_beyond_the_limit(machine, how):
-    """Lines 125-136: the GFP_ATOMIC charge.  An entry has to become a PTE again, whatever the limit
-    says."""
-    group = machine.cgroup_create("group", limit=3 * PAGE)
-    one, other = member(machine, group), member(machine, group)
+@pytest.mark.parametrize("sharing, kind", [(MAP_PRIVATE, 0), (MAP_SHARED, C["PCG_CACHE"])])
+def test_a_charge_that_comes_before_the_page_is_locked_is_handed_over_within_the_limit(roomy, sharing, kind, how):
+    """Lines 125-136: the page was read from swap, and nobody was charged for it yet when its migration
+    began.  Then it is mapped and charged, and there is no room for a second charge."""
+    group = roomy.cgroup_create("group")
+    one, other = Puppet(roomy, cgroup=group), Puppet(roomy)
+    va = one.va = one(lambda task: task.mmap(PAGE, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS))
     touch(one, 0)
-    va = one.va
-    flight = Flight(machine, one, va)
-    for frame in (flight.pfn, flight.new_pfn):
-        address = pcg(frame).address
-        flight.mover(lambda task: ksym.__mem_cgroup_uncharge_common(address, 0))
-    touch(other, 0, 1, 2)
-    assert usages(group) == (3,)
+    group.limit = 0
+    assert usages(group) == (0,)
+    group.limit = PAGE
+    slots = layout.view("u16", int(layout.kernel().swap_info[0]["swap_map"]), 500)
+    [entry] = [offset << C["SWP_OFFSET_SHIFT"] for offset in range(1, 500) if slots[offset]]
+    old = other(lambda task: ksym.read_swap_cache_async(entry, GFP, 0, 0))
+    before = group.failcnt
+
+    def map_it():
+        other(lambda task: ksym.put_page(old))
+        assert charged(frame_of(old)) == (MIGRATION, None) and one(lambda task: task.load64(va)) == 1
+        assert charged(frame_of(old)) == (USED | MIGRATION | kind, group.id)
+
+    flight = Flight(roomy, old, map_it)
+    assert charged(flight.new_pfn) == (MIGRATION, None)
     getattr(flight, how)()
     frame, gone = (flight.new_pfn, flight.pfn) if how == "land" else (flight.pfn, flight.new_pfn)
     assert charged(frame) == (USED | kind, group.id) and charged(gone) == (0, None)
@@ -497,7 +519,7 @@ def test_a_group_emptied_and_removed_under_a_migration_leaves_the_charge_with_it
     one = member(machine, a)
     touch(one, 0, 1)
     va = one.va
-    flight = Flight(machine, one, va)
+    flight = depart(machine, one, va)
     b.attach(one.pid)
     a.force_empty()
     assert usages(parent, a, b) == (3, 0, 0)
@@ -515,7 +537,7 @@ def test_a_group_that_is_just_being_charged_is_not_removed(machine, tree):
     a_id = a.id
     address = other(lambda task: ksym.get_mem_cgroup(a_id))
     fails(errno.EBUSY, a.remove)
-    assert other(lambda task: ksym.__mem_cgroup_try_charge(address, C["GFP_KERNEL"])) == 0
+    assert other(lambda task: ksym.__mem_cgroup_try_charge(address, C["GFP_KERNEL"], 1)) == 0
     fails(errno.EBUSY, a.force_empty)
     fails(errno.EBUSY, a.remove)
     other(lambda task: ksym.__mem_cgroup_cancel_charge(address))

@@ -228,6 +228,18 @@ def test_memcg_notices_a_charge_that_nobody_has():
     assert_broken(result, "group '/'")
 
 
+def test_memcg_notices_a_group_that_had_one_page_more_than_its_limit():
+    """The first group below the root: a team's."""
+    def exceed(supervision):
+        groups = layout.kernel().mem_cgroups
+        root = layout.struct("MemCgroup", int(groups["next"]) - layout.offsetof("MemCgroup", "list"))
+        team = layout.struct("MemCgroup", int(root.list["next"]) - layout.offsetof("MemCgroup", "list"))
+        team.res["max_usage"] = team.res["limit"] + PAGE
+        return True
+    result = stress("memcg", tick=Once(exceed))
+    assert_broken(result, "team 0 was charged")
+
+
 def test_fork_holds_when_frames_run_out(monkeypatch):
     """Frames for a third of what the tasks want: -ENOMEM is theirs to bear, and nothing leaks."""
     monkeypatch.setattr(fork, "plan", lambda options: fork.PAGES_MAX)
