@@ -52,6 +52,7 @@ cdef struct HostFile:
     int fd
 
 cdef HostFile host_files[256]      # HOST_FILES
+cdef u32 nr_host_files             # of them in use
 
 cdef extern from "<fcntl.h>" nogil:
     int host_open "open"(const char* path, int flags)

@@ -540,7 +540,7 @@ cdef struct Task:
     i32 pid                    # one word with os_pid, see announce_process
     i32 os_pid                 # of the host; 0: not known yet
     i32 parent_pid
-    i32 _pad3
+    u32 nr_host_files          # descriptors of host files that its process keeps; inode.py
     u32 flags                  # PF_*
     u32 preempt_count          # spinlocks held
     MmStruct* mm

@@ -220,6 +220,8 @@ def start_task(task, pid, os_pid, start_time):
     VM_BUG_ON(task.state != TASK_EMBRYO)
     set_current(task)
     task.start_time = start_time
+    # A fork inherits them.
+    WRITE_ONCE32(addressof(task.nr_host_files), nr_host_files)
     if task.mm != NULL:
         activate_mm(task.mm)
     # Under alloc_lock, so that a cpuset that changes now finds the task before or after.

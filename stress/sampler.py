@@ -98,17 +98,17 @@ class Sampler:
     def _look_at(self, slots, named):
         """The rows of this process and of the tasks' processes; one that is just ending has none."""
         me = os.getpid()
-        rows = [self._row(me, 0, None, SUPERVISOR, 0, 0)]
+        rows = [self._row(me, 0, None, SUPERVISOR, 0, 0, 0)]
         for slot in slots:
             os_pid, cpu = int(slot["os_pid"]), int(slot["cpu"])
             events = slot["vm_events"]
             name = named.get(os_pid, "descendant")
-            rows.append(self._row(os_pid, int(slot["pid"]), cpu, name, int(events[C["FUTEX_WAIT"]]),
-                                  int(events[PROGRESS].sum())))
+            rows.append(self._row(os_pid, int(slot["pid"]), cpu, name, int(slot["nr_host_files"]),
+                                  int(events[C["FUTEX_WAIT"]]), int(events[PROGRESS].sum())))
         return [row for row in rows if row is not None]
 
     @staticmethod
-    def _row(os_pid, pid, cpu, name, futex_waits, progress):
+    def _row(os_pid, pid, cpu, name, host_files, futex_waits, progress):
         try:
             process = psutil.Process(os_pid)
             with process.oneshot():
@@ -117,8 +117,9 @@ class Sampler:
                 if memory.rss == 0:
                     # Its memory is gone already.
                     return None
-                return (os_pid, pid, cpu, name, memory.rss, memory.shared, process.num_fds(), process.num_threads(),
-                        times.user + times.system, switches.voluntary, switches.involuntary, futex_waits, progress)
+                return (os_pid, pid, cpu, name, memory.rss, memory.shared, process.num_fds(), host_files,
+                        process.num_threads(), times.user + times.system, switches.voluntary, switches.involuntary,
+                        futex_waits, progress)
         except psutil.Error:
             return None
 

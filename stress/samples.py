@@ -12,7 +12,7 @@ import sqlite3
 
 from shmkern import direct_map
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = b"SQLite format 3\0"
 # KiB of pages that SQLite keeps; its default of 2 MiB fills up slowly, which looks like a leak.
 CACHE_KIB = 256
@@ -24,8 +24,8 @@ CREATE TABLE turn (number INTEGER PRIMARY KEY, session INTEGER, scenario TEXT, o
     seconds REAL, state TEXT, result TEXT);
 CREATE TABLE sample (number INTEGER PRIMARY KEY, turn INTEGER, phase TEXT, t REAL, wall REAL);
 CREATE TABLE process (sample INTEGER, os_pid INTEGER, pid INTEGER, cpu INTEGER, name TEXT, rss INTEGER, shared INTEGER,
-    fds INTEGER, threads INTEGER, cpu_seconds REAL, voluntary INTEGER, involuntary INTEGER, futex_waits INTEGER,
-    progress INTEGER, PRIMARY KEY (sample, os_pid)) WITHOUT ROWID;
+    fds INTEGER, host_files INTEGER, threads INTEGER, cpu_seconds REAL, voluntary INTEGER, involuntary INTEGER,
+    futex_waits INTEGER, progress INTEGER, PRIMARY KEY (sample, os_pid)) WITHOUT ROWID;
 CREATE TABLE counter (sample INTEGER, name TEXT, value INTEGER, PRIMARY KEY (sample, name)) WITHOUT ROWID;
 CREATE TABLE node (sample INTEGER, node INTEGER, spanned INTEGER, free INTEGER, anon INTEGER, file INTEGER,
     pagetable INTEGER, PRIMARY KEY (sample, node)) WITHOUT ROWID;

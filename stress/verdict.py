@@ -90,7 +90,7 @@ def processes(samples, turn):
     """{(host pid, name): rows of t, memory, descriptors} while the turn ran."""
     found = {}
     for os_pid, pid, name, *row in samples.rows(
-            "SELECT os_pid, pid, name, t, rss - shared, fds FROM process JOIN sample ON sample = number "
+            "SELECT os_pid, pid, name, t, rss - shared, fds - host_files FROM process JOIN sample ON sample = number "
             "WHERE turn = ? AND phase = 'running' ORDER BY number", turn):
         who = name if name == SUPERVISOR else f"{name} (task {pid}, host pid {os_pid})"
         found.setdefault((os_pid, who), []).append(row)

@@ -10,7 +10,7 @@ import pytest
 import shmkern
 from helpers import (PAGE, Mapper, Puppet, counter, errno_of, flags, migration_entry, mm_of, node_at, page_at, pfn_at,
                      pte_of, until_waits)
-from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout
+from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout, vmstat
 from shmkern.kallsyms import ksym
 
 C = layout.constants
@@ -47,6 +47,26 @@ def test_a_shared_store_is_in_the_file_and_in_every_mapping(machine, path, fs):
     other.sync()
     assert on_disk(path, PAGE - 2, 6) == b"across"
     assert machine.vmstat()["nr_file_dirty"] == 0
+
+
+def test_what_a_process_keeps_of_host_files_is_counted(machine, tmp_path):
+    """So that a soak takes none of it for a leak: not what a fork inherits, nor what takes another's place."""
+    def others():
+        """Descriptors that the task's process has besides, and how many host files it keeps."""
+        pid = os.getpid()
+        slot = next(slot for slot in vmstat.tasks() if slot["os_pid"] == pid)
+        return len(os.listdir("/proc/self/fd")) - int(slot["nr_host_files"]), int(slot["nr_host_files"])
+
+    def program(task):
+        for number in range(3):
+            task.close(task.open(tmp_path / f"{number}", os.O_RDWR | os.O_CREAT))
+        child = task.fork(lambda child: others()).result()
+        before = others()
+        for number in range(3, 300):
+            task.close(task.open(tmp_path / f"{number}", os.O_RDWR | os.O_CREAT))
+        return before, child, others()
+    before, child, after = machine.spawn(program).result(timeout=30)
+    assert before[1] == child[1] == 3 and after == (before[0], 256)
 
 
 def test_a_private_store_is_nobody_elses(machine, path):
