@@ -236,10 +236,13 @@ def reclaim_begin():
     atomic_add_return32(address(kernel().nr_reclaimers), 1)
 
 
-def reclaim_end():
-    """It is done; who waits for memory looks again."""
+def reclaim_end(progress):
+    """It is done, and has freed `progress` pages; who waits for memory looks again."""
     k = kernel()
     current().flags &= ~cast(u32, PF_MEMALLOC)
+    if progress != 0:
+        # Before we are gone from nr_reclaimers: see alloc_pages_slowpath.
+        atomic_add_return64(address(k.reclaim_progress), 1)
     atomic_add_return32(address(k.nr_reclaimers), -1)
     atomic_add_return32(address(k.reclaim_sequence), 1)
     smp_mb__after_atomic()
@@ -270,10 +273,13 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
     """alloc_pages_nodemask below the low watermark: wakes kswapd, and frees memory itself when there
     is none and it may sleep.  Returns the block, not yet prepared, or NULL.
 
-    Somebody else may take what was freed; as long as there is progress it goes on.  Without
-    progress it waits for others who are at it, a few times, and then there is none.
+    Somebody else may take what was freed; as long as there is progress it goes on, be it others': what
+    this task looks at may be in use whenever it looks, if its CPU is slow, while others get on.  (Linux
+    never lets a single frame fail; where nobody gets on it kills a task.)  Without progress it waits for
+    others who are at it, a few times, and then there is none.
     """
     me = current()
+    k = kernel()
     wake_all_kswapd(nid, gfp, nodes)
     page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
     if page != NULL:
@@ -286,16 +292,22 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
     might_sleep()
     retries = 0
     while True:
+        before = READ_ONCE64(address(k.reclaim_progress))
         reclaim_begin()
         progress = try_to_free_pages_hook(nid, gfp, order, nodes)
-        reclaim_end()
+        reclaim_end(progress)
         page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
         if page != NULL:
             return page
         if progress == 0:
-            if retries == MAX_RECLAIM_RETRIES or not congestion_wait():
-                return NULL
-            retries += 1
+            waited = retries < MAX_RECLAIM_RETRIES and congestion_wait()
+            if READ_ONCE64(address(k.reclaim_progress)) != before:
+                retries = 0
+            elif waited:
+                retries += 1
+            else:
+                # Who has left, or given memory back, since we looked?
+                return get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
             if kernel_panicked():
                 wait_check()
 

@@ -667,6 +667,7 @@ cdef struct Kernel:
     AddressSpace swapper_space
     u32 nr_reclaimers          # tasks that are freeing memory
     u32 reclaim_sequence       # advanced when one is done
+    u64 reclaim_progress       # advanced when one has freed something
     u32 reclaim_waiters
     u32 page_cluster           # log2 of the slots that are read at once; 0 reads none ahead
     # RCU

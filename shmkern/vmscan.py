@@ -417,7 +417,7 @@ def try_to_free_mem_cgroup_pages(memcg, gfp):
     sc.mem_cgroup = memcg
     reclaim_begin()
     do_try_to_free_pages(numa_node_id(), NODE_MASK_ALL, addressof(sc))
-    reclaim_end()
+    reclaim_end(sc.nr_reclaimed)
     return sc.nr_reclaimed
 
 
@@ -444,7 +444,7 @@ def balance_pgdat(pgdat):
     while priority >= 0 and not pgdat_balanced(pgdat):
         shrink_zone(pgdat.node_zone, priority, addressof(sc))
         priority -= 1
-    reclaim_end()
+    reclaim_end(sc.nr_reclaimed)
 
 
 def kswapd_sleep(pgdat):

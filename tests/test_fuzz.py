@@ -185,7 +185,7 @@ def reclaim(task, node):
     ksym.kernel_enter()
     ksym.reclaim_begin()
     ksym.try_to_free_pages(node, C["GFP_HIGHUSER_MOVABLE"], 0, (1 << NODES) - 1)
-    ksym.reclaim_end()
+    ksym.reclaim_end(0)
     ksym.kernel_exit()
 
 

@@ -176,6 +176,28 @@ def test_kswapd_frees_before_anybody_has_to(boot, tmp_path):
     assert task(partial(wrong, va=va, pages=960, first=0)) == 0
 
 
+def test_memory_is_not_out_as_long_as_anybody_frees_some(small):
+    """Whoever finds every page in use has found them slowly, perhaps: others get on meanwhile."""
+    owner, late = Puppet(small), Puppet(small)
+    va = owner(lambda task: store_new(task, 300, 1))
+    owner(lambda task: task.mlock(va, 300 * PAGE))
+    late_va = late(lambda task: task.mmap(300 * PAGE))
+    kernel, late_slot = layout.kernel(), worker.slot(late.cpu)
+    # Somebody else is at it, always: this test.  There are no pages but locked ones.
+    kernel.nr_reclaimers += 1
+    try:
+        late.begin(lambda task: task.mlock(late_va, 300 * PAGE))
+        for _round in range(2 * C["MAX_RECLAIM_RETRIES"]):
+            kernel.reclaim_progress += 1
+            stalls = late_slot.vm_events[C["ALLOCSTALL"]]
+            until(lambda: late_slot.vm_events[C["ALLOCSTALL"]] > stalls, "another try", check=small.check)
+    finally:
+        kernel.nr_reclaimers -= 1
+    owner(lambda task: task.munlock(va, 300 * PAGE))
+    late.reply()
+    assert mm_of(late).locked_vm == 300 and late_slot.vm_events[C["PGFAULT_OOM"]] == 0
+
+
 def test_pages_in_use_stay(small):
     """Reclaim asks twice: what is used between the two looks is not taken."""
     small.page_cluster = 0
