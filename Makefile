@@ -36,8 +36,9 @@ help:
 build:
 	@flock --close Makefile $(MAKE) --silent --no-print-directory ready
 
+# Two tests at a time on two cores: most wait for processes, more than they work.
 test: build
-	@$(VENV)/bin/pytest $(ARGS)
+	@$(VENV)/bin/pytest --numprocesses logical --dist worksteal $(ARGS)
 
 stress: build
 	@$(VENV)/bin/shmkern stress anon $(ARGS)

@@ -14,7 +14,6 @@ grows: what fills up and then stays is no leak.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import theilslopes
 
 WARM_UP = 1 / 3
 BINS = 40
@@ -64,6 +63,9 @@ def steady(times, values):
 
 def fit(times, values):
     """The Trend of a series, or None when it is too short to tell."""
+    # Not above: who makes machines forks tasks, and with scipy in it each fork takes twice as long.
+    from scipy.stats import theilslopes
+
     times, values = np.asarray(times, float), np.asarray(values, float)
     if len(times) < BINS_MIN:
         return None

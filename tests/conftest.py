@@ -14,6 +14,16 @@ import shmkern
 from shmkern import direct_map, layout
 
 
+# Tests that bring scipy, matplotlib or a browser into this process.
+HEAVY = {"test_soak", "test_report_html"}
+
+
+def pytest_collection_modifyitems(items):
+    """The heavy ones come last: a fork of this process, of which the tests make thousands, takes three
+    times as long after them."""
+    items.sort(key=lambda item: item.module.__name__ in HEAVY)
+
+
 # Processes that serve more than one test: they and their descendants are not left behind.
 serving = []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shmkern import cli, html_report
+from shmkern import cli
 from shmkern_stress import common, run_report, samples
 from shmkern_stress.recording import result_of
 
@@ -160,6 +160,8 @@ def test_report_that_cannot_be_written_is_a_sentence_and_the_result_is_kept(tmp_
 
 def test_colours_are_all_named(tmp_path):
     """None of the values that stand for a name is left in a plot."""
+    from shmkern import html_report
+
     figure, axes = html_report.plot(1)
     axes[0].plot([1, 2], [3, 4], color=html_report.SERIES[7])
     axes[0].set_title("a < b")

@@ -10,18 +10,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent import futures
 from pathlib import Path
 
 import pexpect
 import pyte
 import pytest
-from textual.app import App
 
 from helpers import PAGE, Puppet, mm_of, page_at, pfn_at, until_waits
-from shmkern import cli, direct_map, layout, peek, report, top, top_screen
+from shmkern import cli, direct_map, layout, peek, report, top
 from shmkern.kallsyms import ksym
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 TOP = ["-m", "shmkern.cli", "top"]
 LINES, COLUMNS = 40, 150
@@ -34,8 +34,10 @@ class Terminal:
     def __init__(self, *args):
         self.screen = pyte.Screen(COLUMNS, LINES)
         self._stream = pyte.ByteStream(self.screen)
+        # The size is the terminal's, and not what another one's was.
+        environment = {name: value for name, value in os.environ.items() if name not in ("LINES", "COLUMNS")}
         self.process = pexpect.spawn(sys.executable, [*TOP, *args], dimensions=(LINES, COLUMNS),
-                                     env={**os.environ, "TERM": "xterm-256color"})
+                                     env={**environment, "TERM": "xterm-256color"})
         self.output = b""
 
     @property
@@ -56,7 +58,7 @@ class Terminal:
 
     def until(self, pattern, what=None):
         """Returns the match of a pattern on the screen, when it is there."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (found := re.search(pattern, self.text, re.M)):
             assert self.read() and time.monotonic() < deadline, f"{what or pattern} is not on the screen:\n{self.text}"
         return found
@@ -70,7 +72,7 @@ class Terminal:
 
     def end(self):
         """Waits for the end; the exit status."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.read():
             assert time.monotonic() < deadline, self.text
         self.process.close()
@@ -80,6 +82,12 @@ class Terminal:
         """The pids of the tasks in the order of the screen."""
         rows = re.search(r"^ ?PID.*\n((?: *\d+ .*\n)*)", self.text, re.M)
         return [int(line.split()[0]) for line in rows.group(1).splitlines()]
+
+
+@pytest.fixture
+def machine(boot):
+    """A small machine, some of whose tasks wait for as long as somebody looks at them."""
+    return boot(hung_task_timeout=120.0)
 
 
 @pytest.fixture
@@ -202,6 +210,10 @@ def test_a_task_and_a_page_can_be_opened(tasks, terminal):
 
 def test_a_look_while_details_come_or_go_is_no_error():
     """The next one is due when it is due: the details may not be on the screen yet, or not any more."""
+    from textual.app import App
+
+    from shmkern import top_screen
+
     async def script():
         app = App()
         async with app.run_test() as pilot:
@@ -214,7 +226,9 @@ def test_a_look_while_details_come_or_go_is_no_error():
             details.refresh_details()
             await pilot.pause()
             details.refresh_details()
-    asyncio.run(script())
+    # In a thread of its own: in this one a browser's loop may run.
+    with futures.ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, script()).result()
 
 
 def test_it_fits_the_terminal_after_a_resize(tasks, terminal):
