@@ -480,7 +480,8 @@ def find_caches(m):
     them lead into Kernel.caches, and the objects are large enough for their structs."""
     addresses = m.cache_addresses()
     known = [("VmAreaStruct", "vm_area_cachep"), ("MmStruct", "mm_cachep"), ("AnonVma", "anon_vma_cachep"),
-             ("Mempolicy", "policy_cachep"), ("SpNode", "sp_cachep"), ("RadixTreeNode", "radix_tree_node_cachep"), ("Inode", "inode_cachep"),
+             ("Mempolicy", "policy_cachep"), ("SpNode", "sp_cachep"),
+             ("RadixTreeNode", "radix_tree_node_cachep"), ("Inode", "inode_cachep"),
              ("File", "filp_cachep"), ("FilesStruct", "files_cachep"), ("BufferHead", "buffer_head_cachep")]
     if m.kernel.page_cgroup:
         known += [("MemCgroup", "mem_cgroup_cachep"), ("MemCgroupPerZone", "mem_cgroup_per_zone_cachep")]
@@ -620,8 +621,9 @@ def find_rcu_pending(m):
 def check_slab_usage(m):
     """Every object that is not free was reached: a VMA by its address space, an address
     space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue, a policy by a task, a VMA
-    or a range of an inode's, such a range by the inode, an open file by a descriptor or a VMA, a node of a page tree by the tree, a task's preloads
-    or the RCU queue, a buffer by its page, a group by the list.  More is a leak."""
+    or a range of an inode's, such a range by the inode, an open file by a descriptor or a VMA, a node
+    of a page tree by the tree, a task's preloads or the RCU queue, a buffer by its page, a group by
+    the list.  More is a leak."""
     reached = {"VmAreaStruct": len(m.vma), "MmStruct": len(m.mm),
                "AnonVma": len(m.rcu_pending.union(m.anon_vmas)), "Mempolicy": len(m.policies),
                "SpNode": len(m.shared_policies),

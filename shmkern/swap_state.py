@@ -110,8 +110,8 @@ def free_swap_cache(page):
 
 
 def reuse_swap_page(page):
-    """Whether the one who maps a page is its only user, and may write it.  The page is locked.  Takes it out of the cache then, for the slot will no
-    longer say what is in it."""
+    """Whether the one who maps a page is its only user, and may write it.  The page is locked.  Takes it
+    out of the cache then, for the slot will no longer say what is in it."""
     VM_BUG_ON_PAGE(not PageLocked(page), page)
     users = page_mapcount(page)
     if users <= 1 and PageSwapCache(page):
