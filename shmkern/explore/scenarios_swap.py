@@ -295,17 +295,21 @@ def charged_page(room, page=one_page):
     return user, va, group, migrator
 
 
-@scenario(memcg=True)
-def force_empty(room):
-    """A group without tasks is emptied while a page that it is charged for is being moved."""
-    user, va, group, migrator = charged_page(room)
-
+def force_empty_of(group):
+    """A program that empties a group; it returns the errno for which that was not done, or None."""
     def empty(task):
         try:
             task.cgroup_force_empty(group)
         except OSError as error:
             return error.errno
-    room.program(user, empty)
+    return empty
+
+
+@scenario(memcg=True)
+def force_empty(room):
+    """A group without tasks is emptied while a page that it is charged for is being moved."""
+    user, va, group, migrator = charged_page(room)
+    room.program(user, force_empty_of(group))
     room.program(migrator, migrate_frame(user, va))
 
     def paid_for(error, _stayed):
@@ -331,13 +335,7 @@ def empty_group_reclaim(room):
     group, memcg = group_of(user)
     evict = reclaim(room, user, va, memcg)
     user.cgroup_attach(1)
-
-    def empty(task):
-        try:
-            task.cgroup_force_empty(group)
-        except OSError as error:
-            return error.errno
-    room.program(user, empty)
+    room.program(user, force_empty_of(group))
     room.program(migrator, evict)
     room.check(lambda: user.load64(va) == OLD)
 
