@@ -57,8 +57,10 @@ def _nodes(what, nodes, count):
 def _signals_later():
     """Ctrl-C and its like have their effect when this is over: while a block is being made there is
     nobody yet who would remove it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        # Within: a signal that came just before has its effect in this call, with the others blocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
