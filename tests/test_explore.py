@@ -691,6 +691,8 @@ def test_ctrl_c_at_a_terminal_keeps_what_jobs_have_done(tmp_path, scenario, monk
     (["explore", "fault", "store", "--html", "x"], "are for one scenario"),
     (["explore", "fault", "--output", "nowhere/x"], "nowhere/x cannot be written: No such file or directory"),
     (["explore", "fault", "--seconds", "-1"], "'-1' is not a time in seconds"),
+    (["explore", "fault", "--preemptions", "63"], "'63' is not a whole number from -1 to 62"),
+    (["explore", "fault", "--preemptions", "many"], "'many' is not a whole number"),
     (["replay", "nowhere"], "there is no file nowhere"),
     (["replay", __file__], "is no schedule"),
     (["replay", "."], ". cannot be read: Is a directory"),
@@ -767,6 +769,10 @@ def test_bugs_that_linux_had_are_found_and_nothing_without_them(tmp_path):
     verdicts = json.loads((tmp_path / "verdicts").read_text())
     assert [verdict["right"] for verdict in verdicts] == [True], text
     assert "without the patches nothing fails (1 scenarios)" in text
+
+
+def test_no_more_preemptions_are_claimed_than_are_counted(tmp_path):
+    assert "exhausted at 62 preemptions" in explore(tmp_path, "buffer_lock", "--preemptions", -1)[1]
 
 
 def test_scenarios_are_explored_with_the_bugs_that_they_show(tmp_path):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from shmkern.cli import BAD_USE, DONE, Parser, UsageError, _command
 from shmkern.command import check_writable, duration, positive, write_json
+from shmkern.explore.engine import PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import scenarios, scenarios_files, scenarios_swap  # noqa: F401
 
@@ -159,9 +160,7 @@ def verdict(result):
         return f"held; each schedule would have met a bug of depth {options.depth} with probability 1/{chance:,}"
     if options.strategy == "random":
         return "held"
-    bounds = [text for value, text in ((options.preemptions, f"{options.preemptions} preemptions"),
-                                       (options.steps, f"{options.steps} steps")) if value is not None]
-    bound = " and ".join(bounds) or "no bound"
+    bound = f"{options.preemptions} preemptions" + (f" and {options.steps} steps" if options.steps is not None else "")
     return f"held; exhausted at {bound}" if result.exhausted else f"held; not exhausted at {bound}"
 
 
@@ -173,6 +172,13 @@ def row(result):
 
 
 HEAD = f"{'scenario':<18}{'schedules':>10}{'cut':>10}{'points':>7}{'states':>7}{'s':>8}{'a second':>9}"
+
+
+def preemption_bound(text):
+    """For argparse: a bound that the engine can keep to, or -1."""
+    if text.lstrip("-").isdecimal() and -1 <= int(text) <= PREEMPTIONS_MAX:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from -1 to {PREEMPTIONS_MAX}")
 
 
 def run_explore(args):
@@ -189,8 +195,8 @@ def run_explore(args):
         raise UsageError("--html and --output are for one scenario")
     if args.resume:
         names = from_interrupted(names)
-    options = search.Options(args.strategy, None if args.preemptions < 0 else args.preemptions, args.steps, args.runs,
-                             args.depth, args.seed, args.seconds)
+    preemptions = args.preemptions if args.preemptions >= 0 else PREEMPTIONS_MAX
+    options = search.Options(args.strategy, preemptions, args.steps, args.runs, args.depth, args.seed, args.seconds)
     file = os.path.abspath(args.file) if args.file else None
     # Before an hour of exploring, what cannot be done.
     need_places(args.output, args.html, args.json)
@@ -314,8 +320,9 @@ def make_parser():
     explore.add_argument("--strategy", choices=("dpor", "all", "pct", "random"), default="dpor",
                          help="dpor: all schedules, equivalent ones seldom twice; all: each of them; pct, random: --runs of "
                               "them (default dpor)")
-    explore.add_argument("--preemptions", type=int, default=2, metavar="N",
-                         help="bound dpor by this many switches that no task asked for; -1: no bound (default 2)")
+    explore.add_argument("--preemptions", type=preemption_bound, default=2, metavar="N",
+                         help="bound dpor by this many switches that no task asked for; -1: as many as are counted, "
+                              f"{PREEMPTIONS_MAX} (default 2)")
     explore.add_argument("--steps", type=positive, metavar="N", help="bound dpor to switches in the first N accesses")
     explore.add_argument("--runs", type=positive, default=10000, metavar="N", help="of pct and random (default 10000)")
     explore.add_argument("--depth", type=positive, default=3, metavar="D", help="bug depth of pct (default 3)")

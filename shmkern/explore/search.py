@@ -42,11 +42,11 @@ KERNEL = Path(__file__).resolve().parent.parent
 
 @dataclass
 class Options:
-    """How to explore.  `strategy` is dpor, all, pct or random; `preemptions` (None: any number) and
-    `steps` bound dpor; `runs` is the number of schedules of the others, `depth` the bug depth of
-    pct; `seconds` ends any of them (None: no end)."""
+    """How to explore.  `strategy` is dpor, all, pct or random; `preemptions` (up to
+    engine.PREEMPTIONS_MAX) and `steps` (None: no bound) bound dpor; `runs` is the number of schedules
+    of the others, `depth` the bug depth of pct; `seconds` ends any of them (None: no end)."""
     strategy: str = "dpor"
-    preemptions: int | None = 2
+    preemptions: int = 2
     steps: int | None = None
     runs: int = 10000
     depth: int = 3
@@ -210,9 +210,8 @@ class Search:
 
     def _set_strategy(self, strategy, seed=1, points=0):
         options = self.options
-        bound = engine_module.NO_BOUND if options.preemptions is None else options.preemptions
         steps = RUN_ON if options.steps is None else options.steps
-        self.engine.strategy(strategy, bound, steps, seed, options.depth, points)
+        self.engine.strategy(strategy, options.preemptions, steps, seed, options.depth, points)
 
     def _set_exhaustive(self):
         self._set_strategy(engine_module.ALL if self.options.strategy == "all" else engine_module.EXHAUSTIVE)
