@@ -3,6 +3,7 @@
 migration entries, and each kind of damage, planted from outside or in a worker, is found
 and named.  All with real processes."""
 import argparse
+import contextlib
 import errno
 import io
 import json
@@ -102,19 +103,25 @@ def frame(pfn):
     return layout.view("u8", layout.kernel().frames_base + pfn * PAGE, PAGE)
 
 
-def flip_bytes(supervision):
-    """Changes bytes all over the tasks' memory, as a lost write would.  Nobody is in the kernel
-    meanwhile: a frame may become a page table there."""
+@contextlib.contextmanager
+def nobody_in_kernel(supervision):
+    """Nobody takes, drops or moves a page meanwhile: a damage does just what is told of it."""
     freezer.freeze()
     try:
         while freezer.tasks_in_kernel():
             supervision.machine.check()
             time.sleep(0.001)
+        yield
+    finally:
+        freezer.thaw()
+
+
+def flip_bytes(supervision):
+    """Changes bytes all over the tasks' memory, as a lost write would."""
+    with nobody_in_kernel(supervision):
         frames = mapped_frames()
         for pfn in frames:
             frame(pfn)[::64] ^= 0x55
-    finally:
-        freezer.thaw()
     return len(frames) > 8
 
 
@@ -408,12 +415,13 @@ def test_killed_migrator_breaks_the_run():
 
 def test_audit_finding_breaks_the_run():
     """A reference that nobody has, given to some mapped pages."""
-    def raise_counts(_supervision):
+    def raise_counts(supervision):
         kernel = layout.kernel()
         pages = layout.view("Page", kernel.mem_map, kernel.max_pfn)
-        frames = mapped_frames()[:4]
-        for pfn in frames:
-            pages["_count"][pfn] += 1
+        with nobody_in_kernel(supervision):
+            frames = mapped_frames()[:4]
+            for pfn in frames:
+                pages["_count"][pfn] += 1
         return len(frames) == 4
     result = stress("anon", tick=Once(raise_counts))
     assert result["audit"] and {"kind", "message", "page", "expected", "found"} <= result["audit"][0].keys()
