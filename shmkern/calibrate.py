@@ -9,6 +9,8 @@ def memcpy_frames(sources, targets):
     """Nanoseconds for copying frames, one memcpy of 4 KiB each, from those numbered in the u64
     array `sources` to those in `targets`.  The targets must be free; they are poisoned again
     afterwards."""
+    for index in range(targets.shape[0]):
+        BUG_ON(page_count(pfn_to_page(targets[index])) != 0)
     began = ktime_get_ns()
     for index in range(sources.shape[0]):
         memcpy(pfn_to_kaddr(targets[index]), pfn_to_kaddr(sources[index]), PAGE_SIZE)

@@ -91,11 +91,20 @@ class Init:
 
     def request(self, name, *args):
         """Has init call task.name(*args); returns or raises what that does."""
+        self._calls += 1
+        return self._answer((self._calls, name, args))
+
+    def wait_for_start(self):
+        """Waits until it runs and has its address space; worker.init says so unasked."""
+        self._answer(None)
+
+    def _answer(self, request):
+        """Sends a request, if there is one; what the answer to the last one says."""
         self.busy = True
         try:
-            self._calls += 1
-            self._connection.send((self._calls, name, args))
-            answered = 0
+            if request is not None:
+                self._connection.send(request)
+            answered = None
             # The answer to a call that was interrupted may come first.
             while answered != self._calls:
                 while not self._connection.poll(worker.POLL_SECONDS):
@@ -195,6 +204,8 @@ class Machine:
             boot.boot(nodes, frames_per_node, max_tasks, int(hung_task_timeout * 1e9), bool(poison),
                       bool(memcg), memoryless, movable)
             self.init = Init(self)
+            # What it takes for itself is taken before anybody counts, or uses, free frames.
+            self.init.wait_for_start()
         except BaseException:
             self.close()
             raise

@@ -290,6 +290,7 @@ def init(task, connection):
     """Does on request what its supervisor, who is no task, cannot do itself; and keeps the
     descriptors of the host files that tasks open."""
     keeper = host_files.keeper = host_files.Keeper(task)
+    hand_over(connection, (0, True, None), 0)
     while True:
         ready = multiprocess.connection.wait([connection, keeper], keeper.patience())
         keeper.tidy()

@@ -91,10 +91,8 @@ class Puppet:
         child = machine.spawn(_obey, strings, **rights)
         strings.close()
         self.cpu, self.pid, self.os_pid = child.cpu, child.pid, child.os_pid
-        # So that it is a task for sure, and not only a process that is going to be one; and so
-        # is init, whose memory would else appear in the middle of a count.
+        # So that it is a task for sure, and not only a process that is going to be one.
         self(lambda task: None)
-        machine.init.munmap(PAGE, PAGE)
 
     def begin(self, function):
         """Sends it off to do function(task)."""

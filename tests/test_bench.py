@@ -10,8 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pexpect
 import pytest
+
+from shmkern import calibrate, layout
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 pytestmark = pytest.mark.timeout(120)
@@ -38,6 +41,17 @@ def run(kernel, monkeypatch, tmp_path, capsys):
             signal.signal(number, handler)
         return json.loads((tmp_path / "k.json").read_text()), capsys.readouterr().out
     return run
+
+
+def test_a_copy_onto_a_frame_in_use_stops_the_machine(machine, stops):
+    """It would be a page, or a table, of a task that knows nothing of the bench."""
+    def program(task):
+        task.store(task.mmap(4096), b"mine")
+        kernel = layout.kernel()
+        used = np.flatnonzero(layout.view("Page", kernel.mem_map, kernel.max_pfn)["mapping"]).astype(np.uint64)
+        assert len(used) == 1
+        calibrate.memcpy_frames(used, used)
+    assert "calibrate.py" in stops(machine, program)
 
 
 def test_kernel_bench_without_root_says_so_and_measures_the_rest(run, kernel, monkeypatch, tmp_path):
