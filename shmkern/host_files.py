@@ -11,8 +11,6 @@ import socket
 import stat
 import struct
 
-import numpy as np
-
 from shmkern import layout
 
 C = layout.constants
@@ -63,8 +61,7 @@ class Keeper:
         """Closes what is not needed any more."""
         if not self._kept:
             return
-        fds = np.empty(len(self._kept) + 64, np.int32)
-        used = set(fds[:self._task._host_fds(fds)].tolist())
+        used = set(self._task._host_fds(len(self._kept) + 64))
         for fd in self._kept - used:
             os.close(fd)
         self._kept &= used

@@ -3,6 +3,7 @@
 # and below.
 
 cimport cython
+from cpython.buffer cimport Py_buffer
 from shmkern.uaccess cimport *
 from shmkern.read_write cimport *
 from shmkern.populate cimport *
@@ -22,10 +23,12 @@ cdef u64 word(value) except? 0xffffffffffffffff
 @cython.locals(size=u64)
 cdef u64 page_counter(value) except? 0xffffffffffffffff
 
+cdef int take_bytes(Py_buffer* view, source) except -1
+
 cdef class Syscalls:
     @cython.locals(rc=cython.int, va=u64, size=u64, left=u64, cbuf=cython.p_char)
     cpdef bytes load(self, address, length)
-    @cython.locals(rc=cython.int, va=u64, left=u64, view=bytes_view)
+    @cython.locals(rc=cython.int, va=u64, size=u64, left=u64, view=Py_buffer)
     cpdef store(self, address, data)
     @cython.locals(rc=cython.int, va=u64, left=u64, value=u64, frame=cython.p_char)
     cpdef load64(self, address)
@@ -43,7 +46,8 @@ cdef class Syscalls:
     cpdef _open(self, dev, ino, u32 flags, u32 kind, u32 blkbits, int host_fd)
     @cython.locals(rc=cython.int, arg0=u64, arg1=u64, arg2=u64)
     cpdef _register_host_file(self, dev, ino, size, u32 kind, u32 blkbits, int fd, bint writable)
-    cpdef _host_fds(self, int[::1] fds)
+    @cython.locals(buffer=bytes, fds=cython.p_int, count=Py_ssize_t, index=Py_ssize_t)
+    cpdef list _host_fds(self, Py_ssize_t room)
     @cython.locals(rc=cython.int, arg=cython.int)
     cpdef close(self, fd)
     @cython.locals(rc=cython.int, arg=cython.int)
@@ -54,11 +58,11 @@ cdef class Syscalls:
     cpdef fstat_size(self, fd)
     @cython.locals(rc=i64, arg=cython.int, size=u64, place=u64)
     cpdef bytes pread(self, fd, count, offset)
-    @cython.locals(rc=i64, arg=cython.int, place=u64, view=bytes_view)
+    @cython.locals(rc=i64, arg=cython.int, place=u64, view=Py_buffer)
     cpdef pwrite(self, fd, data, offset)
     @cython.locals(rc=i64, arg=cython.int, size=u64)
     cpdef bytes read(self, fd, count)
-    @cython.locals(rc=i64, arg=cython.int, view=bytes_view)
+    @cython.locals(rc=i64, arg=cython.int, view=Py_buffer)
     cpdef write(self, fd, data)
     @cython.locals(rc=i64, arg=cython.int, place=i64, how=cython.int)
     cpdef lseek(self, fd, offset, whence=*)
@@ -84,8 +88,10 @@ cdef class Syscalls:
     cpdef munlockall(self)
     @cython.locals(rc=cython.int, args=MovePagesArgs, target=i32, how=cython.int)
     cpdef sys_move_pages(self, pid, nr_pages, pages, nodes, status, flags)
-    @cython.locals(rc=cython.int, args=MovePagesArgs)
-    cpdef move_arrays(self, i32 pid, u64[::1] pages, int[::1] nodes, int[::1] status, int flags)
+    @cython.locals(rc=cython.int, args=MovePagesArgs, target=i32, how=cython.int, addresses=list, count=Py_ssize_t,
+                   index=Py_ssize_t, page_array=bytes, node_array=bytes, status_array=bytes,
+                   words=pointer_to_u64, ints=cython.p_int, status=cython.p_int)
+    cpdef list move_pages(self, pid, pages, nodes=*, flags=*)
     @cython.locals(rc=cython.int, arg0=u32, arg1=u32, arg2=u32)
     cpdef setresuid(self, ruid, euid, suid)
     @cython.locals(rc=cython.int, done=u64, first=u64, last=u64, target=u64)
@@ -113,5 +119,3 @@ cdef class Syscalls:
     cpdef _exit(self)
     cpdef _reap(self, u32 cpu, i32 pid)
     cpdef fail_nth(self, u32 nth)
-
-ctypedef const unsigned char[::1] bytes_view

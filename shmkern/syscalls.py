@@ -10,6 +10,7 @@ import errno
 import os
 
 from cython import NULL, address as addressof, cast, pointer, sizeof
+from cython.cimports.cpython.buffer import PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cython.cimports.cpython.long import PyLong_AsLongLong, PyLong_AsUnsignedLong
 from cython.cimports.cpython.number import PyNumber_Index
@@ -70,6 +71,12 @@ def page_counter(value):
     return RESOURCE_MAX if size > RESOURCE_MAX - PAGE_SIZE else (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
 
 
+def take_bytes(view, source):
+    """Takes hold of the contiguous bytes of a memoryview, until PyBuffer_Release.  TypeError for one that
+    has none.  (Cython's typed memoryviews would double what there is to compile here.)"""
+    PyObject_GetBuffer(source.cast("B"), view, PyBUF_SIMPLE)
+
+
 class Syscalls:
     """System calls and memory instructions of the current task.
 
@@ -101,11 +108,13 @@ class Syscalls:
         source = memoryview(data)
         if source.nbytes == 0:
             return
-        view = source.cast("B")
+        take_bytes(addressof(view), source)
+        size = view.len
         rc = 0
-        left = copy_to_user(va, addressof(view[0]), view.shape[0], addressof(rc))
+        left = copy_to_user(va, view.buf, size, addressof(rc))
+        PyBuffer_Release(addressof(view))
         if left:
-            user_fault(va + (view.shape[0] - left), 1, rc)
+            user_fault(va + (size - left), 1, rc)
 
     def load64(self, address):
         """The 64-bit word at `address`, in one piece when it is aligned."""
@@ -275,12 +284,14 @@ class Syscalls:
         kernel_exit()
         return check_errno(rc)
 
-    def _host_fds(self, fds):
-        """Fills an int array with init's descriptors that inodes use; returns how many there are."""
+    def _host_fds(self, room):
+        """Init's descriptors that inodes use, a list; there are no more than `room`."""
+        buffer = PyBytes_FromStringAndSize(NULL, room * sizeof(cython.int))
+        fds = cast(pointer(cython.int), PyBytes_AS_STRING(buffer))
         kernel_enter()
-        count = host_fds_in_use(addressof(fds[0]), fds.shape[0])
+        count = host_fds_in_use(fds, room)
         kernel_exit()
-        return count
+        return [fds[index] for index in range(count)]
 
     def close(self, fd):
         """close(2)."""
@@ -332,12 +343,13 @@ class Syscalls:
         """pwrite(2) of bytes, or anything that has contiguous ones, into the page cache.  Returns how many
         were written."""
         arg, place = descriptor(fd), unsigned(offset)
-        view = memoryview(data).cast("B")
+        take_bytes(addressof(view), memoryview(data))
         kernel_enter()
         current().addr_limit = KERNEL_DS
-        rc = do_pwrite(arg, cast(u64, addressof(view[0])) if view.shape[0] else 0, view.shape[0], place)
+        rc = do_pwrite(arg, cast(u64, view.buf), view.len, place)
         current().addr_limit = USER_DS
         kernel_exit()
+        PyBuffer_Release(addressof(view))
         return check_errno(rc)
 
     def read(self, fd, count):
@@ -355,12 +367,13 @@ class Syscalls:
     def write(self, fd, data):
         """write(2): as pwrite, at the file's position, which moves."""
         arg = descriptor(fd)
-        view = memoryview(data).cast("B")
+        take_bytes(addressof(view), memoryview(data))
         kernel_enter()
         current().addr_limit = KERNEL_DS
-        rc = do_write(arg, cast(u64, addressof(view[0])) if view.shape[0] else 0, view.shape[0])
+        rc = do_write(arg, cast(u64, view.buf), view.len)
         current().addr_limit = USER_DS
         kernel_exit()
+        PyBuffer_Release(addressof(view))
         return check_errno(rc)
 
     def lseek(self, fd, offset, whence=SEEK_SET):
@@ -404,7 +417,7 @@ class Syscalls:
     def sys_move_pages(self, pid, nr_pages, pages, nodes, status, flags):
         """move_pages(2) as a program in this address space would call it: `pages`, `nodes` (0 to
         ask) and `status` are addresses of arrays of u64, int and int in the task's own memory.
-        worker.Task.move_pages takes lists.
+        move_pages takes lists.
 
         Raises OSError: EINVAL, EPERM, ESRCH, EACCES, ENODEV, E2BIG, EFAULT, ENOMEM.
         """
@@ -416,24 +429,40 @@ class Syscalls:
         kernel_exit()
         check_errno(rc)
 
-    def move_arrays(self, pid, pages, nodes, status, flags):
-        """sys_move_pages on arrays of this process: u64 addresses, int nodes (or None to ask), int
-        statuses.  ValueError when they differ in length."""
-        if status.shape[0] != pages.shape[0] or (nodes is not None and nodes.shape[0] != pages.shape[0]):
-            raise ValueError("the arrays differ in length")
-        args.nr_pages = pages.shape[0]
-        args.pages = args.nodes = args.status = 0
-        if args.nr_pages:
-            args.pages, args.status = cast(u64, addressof(pages[0])), cast(u64, addressof(status[0]))
-        if nodes is not None:
-            # An address, even of an array that has no elements.
-            args.nodes = cast(u64, addressof(nodes[0])) if args.nr_pages else 8
+    def move_pages(self, pid, pages, nodes=None, flags=MPOL_MF_MOVE):
+        """move_pages(2): moves the pages at the addresses `pages` of task `pid` (0: this one)
+        to `nodes`, one each; with nodes=None only asks.
+
+        Returns a list with a node or a negative errno for each page.  Raises ValueError when there are
+        not as many nodes as pages, and OSError for what fails the whole call: EINVAL, EPERM, ESRCH,
+        EACCES, ENODEV, ENOMEM.  sys_move_pages takes arrays in the task's memory, as a program would.
+        """
+        target, how = PyNumber_Index(pid), PyNumber_Index(flags)
+        addresses = list(pages)
+        nodes = list(nodes) if nodes is not None else None
+        count = len(addresses)
+        if nodes is not None and len(nodes) != count:
+            raise ValueError(f"{count} pages and {len(nodes)} nodes")
+        page_array = PyBytes_FromStringAndSize(NULL, count * sizeof(u64))
+        node_array = PyBytes_FromStringAndSize(NULL, count * sizeof(cython.int))
+        status_array = PyBytes_FromStringAndSize(NULL, count * sizeof(cython.int))
+        words = cast(pointer(u64), PyBytes_AS_STRING(page_array))
+        ints = cast(pointer(cython.int), PyBytes_AS_STRING(node_array))
+        status = cast(pointer(cython.int), PyBytes_AS_STRING(status_array))
+        for index in range(count):
+            words[index] = unsigned(addresses[index])
+            status[index] = 0
+            if nodes is not None:
+                ints[index] = PyNumber_Index(nodes[index])
+        args.nr_pages, args.pages, args.status = count, cast(u64, words), cast(u64, status)
+        args.nodes = cast(u64, ints) if nodes is not None else 0
         kernel_enter()
         current().addr_limit = KERNEL_DS
-        rc = do_move_pages(pid, addressof(args), flags)
+        rc = do_move_pages(target, addressof(args), how)
         current().addr_limit = USER_DS
         kernel_exit()
         check_errno(rc)
+        return [status[index] for index in range(count)]
 
     def migrate_frames(self, pfn, end, node):
         """Moves up to 256 movable pages of the frames [pfn, end), of one node, to `node`, as taking memory

@@ -7,8 +7,6 @@ which is its supervisor's business, and dies with its supervisor, however that e
 """
 import multiprocess
 import multiprocess.connection
-import numpy as np
-import operator
 import os
 import random
 import stat
@@ -125,35 +123,6 @@ class Task(NumaSyscalls):
     def exit(self, value=None):
         """Ends this task at once; `value` is what its result() returns."""
         raise TaskExit(value)
-
-    def move_pages(self, pid, pages, nodes=None, flags=C["MPOL_MF_MOVE"]):
-        """move_pages(2): moves the pages at the addresses `pages` of task `pid` (0: this one)
-        to `nodes`, one each; with nodes=None only asks.
-
-        Returns a list with a node or a negative errno for each page.  Raises OSError for what
-        fails the whole call: EINVAL, EPERM, ESRCH, EACCES, ENODEV, ENOMEM.  sys_move_pages takes
-        arrays in the task's memory, as a program would.
-        """
-        pid, flags = operator.index(pid), operator.index(flags)
-        addrs = _array(pages, np.uint64)
-        status = np.zeros(len(addrs), np.int32)
-        targets = None
-        if nodes is not None:
-            targets = _array(nodes, np.int32)
-            if len(targets) != len(addrs):
-                raise ValueError(f"{len(addrs)} pages and {len(targets)} nodes")
-        self.move_arrays(pid, addrs, targets, status, flags)
-        return status.tolist()
-
-
-def _array(values, dtype):
-    """Whole numbers as a contiguous, writable array.  TypeError for what is none, OverflowError
-    for what does not fit."""
-    if isinstance(values, np.ndarray):
-        if values.dtype.kind not in "iu":
-            raise TypeError(f"an array of {values.dtype} is no array of whole numbers")
-        values = values.tolist()
-    return np.array([operator.index(value) for value in values], dtype)
 
 
 def slot(cpu):

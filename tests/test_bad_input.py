@@ -239,19 +239,6 @@ def test_lists_of_different_lengths_are_refused(machine):
     assert run(machine, program) == ["ValueError"] * 4
 
 
-def test_arrays_of_different_lengths_never_reach_the_kernel(machine):
-    """move_arrays takes them as they are."""
-    def program(task):
-        va = task.mmap(PAGE)
-        task.store(va, b"x")
-        pages, nodes, status = np.full(8, va, np.uint64), np.zeros(8, np.int32), np.full(8, 77, np.int32)
-        seen = [outcome(lambda: task.move_arrays(0, pages, nodes[:3], status, 2)),
-                outcome(lambda: task.move_arrays(0, pages, nodes, status[:3], 2)),
-                outcome(lambda: task.move_arrays(0, pages, None, status[:3], 2))]
-        return seen, status.tolist()
-    assert run(machine, program) == (["ValueError"] * 3, [77] * 8)
-
-
 def test_what_is_no_list_of_numbers_is_a_type_error(machine):
     def program(task):
         va = task.mmap(PAGE)

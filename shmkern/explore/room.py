@@ -62,13 +62,6 @@ class Cpu(NumaSyscalls):
         self.cpu, self._by_hand = cpu, by_hand
         self.pid = worker.slot(cpu).pid
 
-    def move_pages(self, pid, pages, nodes=None, flags=C["MPOL_MF_MOVE"]):
-        """move_pages(2), as shmkern.Task.move_pages."""
-        status = np.zeros(len(pages), np.int32)
-        targets = None if nodes is None else np.array(nodes, np.int32)
-        self.move_arrays(pid, np.array(pages, np.uint64), targets, status, flags)
-        return status.tolist()
-
     def fork(self):
         """A child with a copy of this address space, that does nothing.  Its slot."""
         return self._copy_process(False)
