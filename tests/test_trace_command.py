@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`shmkern trace`: what it writes can be read, however the run ends, and what is missing in it
-is told.  Perfetto's trace processor would answer SQL, but its Python package fetches the binary
-when it is first used; so the protobuf is read back here."""
+is told.  The protobuf is read back here; where Perfetto's own trace processor can be had, its SQL
+has to say the same."""
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from perfetto.prebuilts.manifests.trace_processor_shell import TRACE_PROCESSOR_SHELL_MANIFEST
+from perfetto.prebuilts.perfetto_prebuilts import get_perfetto_prebuilt
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
+from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
 
 from helpers import PAGE, Puppet, page_at, until, until_asleep
 from shmkern import cli, cli_trace, direct_map, layout, perfetto_trace, tracing
@@ -82,13 +87,19 @@ def recorded(machine, tracer):
     return record
 
 
+@pytest.fixture(scope="module")
+def stress_trace(tmp_path_factory):
+    """The trace of a second of stress, and the command that wrote it."""
+    # On a busy host one task fills the first tens of thousands of events alone, and others come late.
+    path = tmp_path_factory.mktemp("trace") / "anon.pftrace"
+    done = shmkern_trace("-o", path, "--limit", 120_000, "--", "stress", "anon", "--seconds", "1", "--workers", "3")
+    return path, done
+
 
 # ---- the trace ------------------------------------------------------------------------
 
-def test_a_stress_run_becomes_a_trace_with_tracks_slices_flows_and_counters(tmp_path):
-    # On a busy host one task fills the first tens of thousands alone, and others come late.
-    path = tmp_path / "anon.pftrace"
-    done = shmkern_trace("-o", path, "--limit", 120_000, "--", "stress", "anon", "--seconds", "1", "--workers", "3")
+def test_a_stress_run_becomes_a_trace_with_tracks_slices_flows_and_counters(stress_trace):
+    path, done = stress_trace
     assert done.returncode == 0 and "anon held" in done.stdout, done
     assert "limit of 120,000 events" in done.stderr and "120,000 events of" in done.stderr and str(path) in done.stderr
     read = Read(path)
@@ -105,6 +116,21 @@ def test_a_stress_run_becomes_a_trace_with_tracks_slices_flows_and_counters(tmp_
         assert free and all(0 <= value <= 4096 for value in free)
     for flow, (track, ended) in read.flow_end.items():
         assert read.flow_begin[flow][0] != track and read.flow_begin[flow][1] <= ended
+
+
+def test_sql_of_perfettos_trace_processor_answers(stress_trace):
+    """The package fetches the program once, over the network, and keeps it in the user's home."""
+    try:
+        host = urlsplit(TRACE_PROCESSOR_SHELL_MANIFEST[0]["url"]).hostname
+        socket.create_connection((host, 443), timeout=5).close()
+        program = get_perfetto_prebuilt(TRACE_PROCESSOR_SHELL_MANIFEST)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"Perfetto's trace processor cannot be had here: {error}")
+    path, _done = stress_trace
+    with TraceProcessor(trace=str(path), config=TraceProcessorConfig(bin_path=program)) as processor:
+        counted = {row.name: row.n for row in processor.query("select name, count(*) as n from slice group by name")}
+    read = Read(path)
+    assert counted == Counter(name for _track, name, *_rest in read.slices) + Counter(name for _track, name, _time in read.instants)
 
 
 def test_an_arrow_leads_from_an_unlock_to_each_task_that_it_woke(machine, tmp_path):
