@@ -593,7 +593,7 @@ def rcu_object(m, head):
 
 def find_rcu_pending(m):
     """The RCU queue, from rcu_head to rcu_tail, has rcu_pending entries, each inside the object
-    that it is going to free."""
+    that it is going to free; and nobody is freeing any."""
     kernel = m.kernel
     m.rcu_pending, m.rcu_nodes, head, last = set(), set(), kernel.rcu_head, 0
     cachep = {"AnonVma": kernel.anon_vma_cachep, "RadixTreeNode": kernel.radix_tree_node_cachep}
@@ -616,6 +616,8 @@ def find_rcu_pending(m):
     if len(m.rcu_pending) + len(m.rcu_nodes) != kernel.rcu_pending:
         m.report.add("rcu", "the RCU queue is not as long as rcu_pending",
                      expected=len(m.rcu_pending) + len(m.rcu_nodes), found=kernel.rcu_pending)
+    if kernel.rcu_freers:
+        m.report.add("rcu", "rcu_freers is not 0, and nobody is in the kernel", expected=0, found=kernel.rcu_freers)
 
 
 def check_slab_usage(m):

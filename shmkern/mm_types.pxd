@@ -674,6 +674,8 @@ cdef struct Kernel:
     u64 rcu_epoch
     Spinlock rcu_lock
     u32 rcu_pending
+    u32 rcu_freers             # tasks that have taken some off the queue and are freeing them
+    u64 rcu_freed              # objects that have been freed in all
     RcuHead* rcu_head
     RcuHead* rcu_tail
     # counters of tasks that are gone

@@ -23,11 +23,6 @@ def radix_tree_preload():
     while me.nr_preloads < RADIX_TREE_PRELOAD_SIZE:
         node = cast(pointer(RadixTreeNode), kmem_cache_alloc(kernel().radix_tree_node_cachep))
         if node == NULL:
-            # Many that were taken out of trees may be waiting for a reader that lost its CPU.
-            synchronize_rcu()
-            rcu_process_callbacks()
-            node = cast(pointer(RadixTreeNode), kmem_cache_alloc(kernel().radix_tree_node_cachep))
-        if node == NULL:
             return -ENOMEM
         me.radix_tree_preloads[me.nr_preloads] = node
         me.nr_preloads += 1

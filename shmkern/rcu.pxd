@@ -12,9 +12,12 @@ cdef enum:
 
 @cython.locals(due=bint)
 cdef void call_rcu(RcuHead* head, KmemCache* cache, void* obj) noexcept nogil
+@cython.locals(freed=u64)
 cdef void rcu_process_callbacks() noexcept nogil
 cdef void synchronize_rcu() noexcept nogil
 cdef u64 rcu_oldest_reader() noexcept nogil
+@cython.locals(before=u64)
+cdef bint rcu_reclaim() noexcept nogil
 
 # Entering publishes the epoch with a full fence, so that whoever looks for readers
 # either sees this one or is seen by it.

@@ -27,7 +27,7 @@ def call_rcu(head, cache, obj):
     else:
         k.rcu_head = head
     k.rcu_tail = head
-    k.rcu_pending += 1
+    WRITE_ONCE32(address(k.rcu_pending), k.rcu_pending + 1)
     due = k.rcu_pending >= RCU_BATCH
     spin_unlock(address(k.rcu_lock))
     if due:
@@ -58,17 +58,25 @@ def rcu_process_callbacks():
     while k.rcu_head != NULL and k.rcu_head.epoch <= oldest:
         last = k.rcu_head
         k.rcu_head = last.next
-        k.rcu_pending -= 1
+        # Marked, here and below: rcu_reclaim looks without the lock.
+        WRITE_ONCE32(address(k.rcu_pending), k.rcu_pending - 1)
     if k.rcu_head == NULL:
         k.rcu_tail = NULL
+    if last != NULL:
+        # Before the lock goes: who finds the queue empty sees that they are in our hands.
+        atomic_add_return32(address(k.rcu_freers), 1)
     spin_unlock(address(k.rcu_lock))
     if last == NULL:
         return
     last.next = NULL
+    freed = 0
     while done != NULL:
         following = done.next
         kmem_cache_free(done.cache, done.object)
         done = following
+        freed += 1
+    atomic_add_return64(address(k.rcu_freed), freed)
+    atomic_add_return32(address(k.rcu_freers), -1)
 
 
 def synchronize_rcu():
@@ -80,3 +88,26 @@ def synchronize_rcu():
         cpu_yield()
         wait_check()
     wait_end()
+
+
+def rcu_reclaim():
+    """Waits until some of what was retired has been freed.  Says whether it was, or more may be: False
+    when nothing waits to be freed.
+
+    Another task may have taken all of the queue, and lost its CPU before it has freed it.
+    """
+    k = kernel()
+    before = smp_load_acquire64(address(k.rcu_freed))
+    synchronize_rcu()
+    rcu_process_callbacks()
+    wait_begin(WAIT_RCU, address(k.rcu_freers))
+    while smp_load_acquire32(address(k.rcu_freers)) != 0 and READ_ONCE64(address(k.rcu_freed)) == before:
+        cpu_yield()
+        wait_check()
+    wait_end()
+    # In the order in which an object goes, so that none is overlooked.
+    return READ_ONCE32(address(k.rcu_pending)) != 0 or smp_load_acquire32(address(k.rcu_freers)) != 0 or \
+        READ_ONCE64(address(k.rcu_freed)) != before
+
+
+set_slab_reclaim(rcu_reclaim)

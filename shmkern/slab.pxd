@@ -10,6 +10,7 @@ from shmkern.fault_inject cimport should_fail
 
 cdef enum:
     POISON_FREE = 0x6b         # include/linux/poison.h
+    MAX_SLAB_RETRIES = 16
 
 cdef extern from *:
     """
@@ -25,7 +26,12 @@ cdef inline u64 slab_address(Slab* slab) noexcept nogil:
     return kernel().slab_base + (<u64>(slab - kernel().slabs) << PAGE_SHIFT)
 
 cdef KmemCache* kmem_cache_create(const char* name, u32 object_size) noexcept nogil
+ctypedef bint (*slab_reclaim_t)() noexcept nogil
+cdef slab_reclaim_t slab_reclaim_hook
+cdef void set_slab_reclaim(slab_reclaim_t reclaim) noexcept nogil
+@cython.locals(retries=cython.int, more=bint)
 cdef void* kmem_cache_alloc(KmemCache* cache) noexcept nogil
+cdef void* __kmem_cache_alloc(KmemCache* cache) noexcept nogil
 cdef void kmem_cache_free(KmemCache* cache, void* obj) noexcept nogil
 cdef Slab* slab_page_alloc() noexcept nogil
 cdef Slab* cache_grow(KmemCache* cache) noexcept nogil

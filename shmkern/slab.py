@@ -32,10 +32,35 @@ def kmem_cache_create(name, object_size):
     return cache
 
 
+def set_slab_reclaim(reclaim):
+    """Tells this process how objects come back that somebody has freed already; see rcu_reclaim."""
+    global slab_reclaim_hook
+    slab_reclaim_hook = reclaim
+
+
 def kmem_cache_alloc(cache):
-    """A zeroed object, or NULL when the arena is used up.  Takes cache->lock."""
+    """A zeroed object, or NULL when the arena is used up.  May sleep; takes cache->lock.
+
+    Used up is not what waits for a grace period: a reader that has lost its CPU may keep thousands of
+    objects from coming back.
+    """
+    might_sleep()
     if should_fail():
         return NULL
+    obj = __kmem_cache_alloc(cache)
+    retries = 0
+    while obj == NULL and retries < MAX_SLAB_RETRIES:
+        # Others may take what comes back.  After so many rounds this is not bad luck.
+        retries += 1
+        more = slab_reclaim_hook()
+        obj = __kmem_cache_alloc(cache)
+        if not more:
+            break
+    return obj
+
+
+def __kmem_cache_alloc(cache):
+    """A zeroed object of those that are free now, or NULL.  Takes cache->lock."""
     spin_lock(address(cache.lock))
     if not list_empty(address(cache.slabs_partial)):
         slab = list_entry_slab(cache.slabs_partial.next)

@@ -1411,6 +1411,11 @@ def rcu_queue_is_miscounted(s):
 
 
 @damage("rcu")
+def rcu_freer_never_came_back(s):
+    s.kernel.rcu_freers = 1
+
+
+@damage("rcu")
 def rcu_tail_is_wrong(s):
     s.kernel.rcu_tail = 0
 

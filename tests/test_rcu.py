@@ -5,6 +5,7 @@ import time
 import pytest
 from multiprocess import get_context
 
+from helpers import Puppet, until_waits
 from shmkern import layout
 from shmkern.kallsyms import ksym
 from shmkern.layout import constants as C
@@ -236,3 +237,64 @@ def test_readers_of_what_is_replaced_all_the_time_never_see_a_freed_object(machi
     results = [child.result(timeout=40) for child in children]
     assert [wrong for wrong, _seen in results[:2]] == [0, 0]
     assert all(seen > 10 for _wrong, seen in results[:2])
+
+
+# ---- memory that is still to come -----------------------------------------------------
+
+def all_of(task, cache):
+    """All the objects of a cache that there are."""
+    taken = []
+    while found := ksym.kmem_cache_alloc(cache):
+        taken.append(found)
+    return taken
+
+
+def test_who_needs_an_object_waits_for_those_that_another_task_is_freeing(machine):
+    """Their task has taken them off the queue and lost its CPU; they are nowhere to be found."""
+    kernel, holder, other = layout.kernel(), Puppet(machine), Puppet(machine)
+    cache = kernel.radix_tree_node_cachep
+    taken = holder(lambda task: all_of(task, cache))
+    assert len(taken) > 100 and other(lambda task: ksym.kmem_cache_alloc(cache)) == 0
+    kernel.rcu_freers += 1
+    other.begin(lambda task: ksym.kmem_cache_alloc(cache))
+    until_waits(other, "WAIT_RCU")
+    holder(lambda task: ksym.kmem_cache_free(cache, taken[-1]))
+    kernel.rcu_freed += 1
+    kernel.rcu_freers -= 1
+    assert other.reply() == taken[-1]
+    holder(lambda task: [ksym.kmem_cache_free(cache, each) for each in taken] and None)
+
+
+def test_who_needs_an_object_waits_for_a_reader_that_holds_it_up(machine):
+    cache, holder, other = layout.kernel().anon_vma_cachep, Puppet(machine), Puppet(machine)
+    taken = holder(lambda task: all_of(task, cache))
+    reader = Reader(machine)
+    holder(lambda task: ksym.anon_vma_free(taken[-1]))
+    other.begin(lambda task: ksym.anon_vma_alloc())
+    until_waits(other, "WAIT_RCU")
+    assert not is_freed(taken[-1])
+    reader.leave()
+    assert other.reply() == taken[-1]
+    holder(lambda task: [ksym.kmem_cache_free(cache, each) for each in taken] and None)
+    reader.child.result(timeout=20)
+
+
+def test_a_queue_that_never_empties_keeps_nobody_from_hearing_that_there_is_no_memory(machine):
+    """Others free and take objects of their own for ever; of those none is for who waits."""
+    cache, anon_vmas, holder = layout.kernel().radix_tree_node_cachep, layout.kernel().anon_vma_cachep, Puppet(machine)
+    spare = holder(lambda task: ksym.anon_vma_alloc())
+    taken = holder(lambda task: all_of(task, cache))
+    stop = mp.Event()
+
+    def churn(task):
+        rounds = 0
+        while not stop.is_set():
+            ksym.anon_vma_free(ksym.anon_vma_alloc())
+            rounds += 1
+        return rounds
+    others = [machine.spawn(churn) for _ in range(2)]
+    assert holder(lambda task: [ksym.kmem_cache_alloc(cache) for _ in range(5)]) == [0] * 5
+    stop.set()
+    assert all(other.result(timeout=20) > 0 for other in others)
+    holder(lambda task: [ksym.kmem_cache_free(cache, each) for each in taken] and None)
+    holder(lambda task: ksym.kmem_cache_free(anon_vmas, spare))

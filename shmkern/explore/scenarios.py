@@ -6,6 +6,7 @@ May import: room.
 """
 import errno
 
+from shmkern import layout
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
 
@@ -313,6 +314,28 @@ def anon_vma(room):
         task.kernel("rcu_process_callbacks")
     room.program(user, program)
     room.program(migrator, migrate_frame(user, va))
+
+
+@scenario
+def slab_reclaim(room):
+    """A task wants an object when the arena is used up, but for one that waits for its grace period;
+    another task takes that one off the queue, to free it."""
+    freer, other, kernel = room.task(), room.task(), layout.kernel()
+    cache = kernel.radix_tree_node_cachep
+    taken = [freer.kernel("kmem_cache_alloc", cache)]
+    kernel.slab_end = kernel.slab_next
+    while node := freer.kernel("kmem_cache_alloc", cache):
+        taken.append(node)
+    last = taken.pop()
+    freer.kernel("radix_tree_node_free", last)
+    room.begins_whole = False
+
+    def want(task):
+        assert task.kernel("kmem_cache_alloc", cache) == last
+        for each in (*taken, last):
+            task.kernel("kmem_cache_free", cache, each)
+    room.program(freer, lambda task: task.kernel("rcu_process_callbacks"))
+    room.program(other, want)
 
 
 @scenario
