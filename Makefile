@@ -36,9 +36,9 @@ help:
 build:
 	@flock --close Makefile $(MAKE) --silent --no-print-directory ready
 
-# Two tests at a time on two cores: most wait for processes, more than they work.
+# Three tests at a time on two cores: most wait for processes, more than they work.
 test: build
-	@$(VENV)/bin/pytest --numprocesses logical --dist worksteal $(ARGS)
+	@$(VENV)/bin/pytest --numprocesses $$(($$(nproc) * 3 / 2)) --dist worksteal $(ARGS)
 
 stress: build
 	@$(VENV)/bin/shmkern stress anon $(ARGS)

@@ -63,9 +63,11 @@ cdef int res_counter_set_limit(ResCounter* counter, u64 limit) noexcept nogil
 cdef void mem_cgroup_init(PageCgroup* page_cgroup) noexcept nogil
 cdef bint alloc_mem_cgroup_per_zone_info(MemCgroup* memcg, i32 nid) noexcept nogil
 cdef void __mem_cgroup_free(MemCgroup* memcg) noexcept nogil
-cdef MemCgroup* mem_cgroup_alloc(MemCgroup* parent, const char* name, u64 limit) noexcept nogil
+cdef MemCgroup* mem_cgroup_alloc(bint with_lists) noexcept nogil
+cdef void mem_cgroup_online(MemCgroup* memcg, MemCgroup* parent, const char* name, u64 limit) noexcept nogil
 cdef MemCgroup* find_mem_cgroup(i32 id) noexcept nogil
 cdef MemCgroup* find_child(MemCgroup* parent, const char* name) noexcept nogil
+@cython.locals(rc=i32)
 cdef i32 mem_cgroup_create(i32 parent_id, const char* name, u64 limit) noexcept nogil
 cdef int mem_cgroup_remove(i32 id) noexcept nogil
 cdef MemCgroup* get_mem_cgroup(i32 id) noexcept nogil

@@ -91,8 +91,9 @@ def mem_cgroup_init(page_cgroup):
     k.mem_cgroup_cachep = kmem_cache_create(b"mem_cgroup", sizeof(MemCgroup))
     k.mem_cgroup_per_zone_cachep = kmem_cache_create(b"mem_cgroup_per_zone", sizeof(MemCgroupPerZone))
     INIT_LIST_HEAD(addressof(k.mem_cgroups))
-    k.root_mem_cgroup = mem_cgroup_alloc(cast(pointer(MemCgroup), NULL), b"/", RESOURCE_MAX)
+    k.root_mem_cgroup = mem_cgroup_alloc(False)
     BUG_ON(k.root_mem_cgroup == NULL)
+    mem_cgroup_online(k.root_mem_cgroup, cast(pointer(MemCgroup), NULL), b"/", RESOURCE_MAX)
     k.page_cgroup = page_cgroup
 
 
@@ -116,17 +117,24 @@ def __mem_cgroup_free(memcg):
     kmem_cache_free(k.mem_cgroup_cachep, memcg)
 
 
-def mem_cgroup_alloc(parent, name, limit):
-    """A new group on the list of all; NULL without memory.  Holds cgroup_lock (or boots)."""
+def mem_cgroup_alloc(with_lists):
+    """The memory of a group, with lists in the zones of all nodes or (the root's) without; NULL without
+    memory.  May sleep."""
     k = kernel()
     memcg = cast(pointer(MemCgroup), kmem_cache_alloc(k.mem_cgroup_cachep))
     if memcg == NULL:
         return NULL
-    if parent != NULL:
-        for nid in range(k.nr_nodes):
-            if not alloc_mem_cgroup_per_zone_info(memcg, nid):
-                __mem_cgroup_free(memcg)
-                return NULL
+    for nid in range(k.nr_nodes if with_lists else 0):
+        if not alloc_mem_cgroup_per_zone_info(memcg, nid):
+            __mem_cgroup_free(memcg)
+            return NULL
+    return memcg
+
+
+def mem_cgroup_online(memcg, parent, name, limit):
+    """Makes that memory a group below `parent` (NULL: the root), on the list of all.  Holds cgroup_lock
+    (or boots)."""
+    k = kernel()
     res_counter_init(addressof(memcg.res), cast(pointer(ResCounter), NULL))
     if parent != NULL:
         memcg.res.parent = addressof(parent.res)
@@ -138,7 +146,6 @@ def mem_cgroup_alloc(parent, name, limit):
     memcg.id = k.next_css_id
     strncpy(memcg.name, name, MEM_CGROUP_NAME_LEN - 1)
     list_add_tail(addressof(memcg.list), addressof(k.mem_cgroups))
-    return memcg
 
 
 def find_mem_cgroup(id):
@@ -171,16 +178,22 @@ def mem_cgroup_create(parent_id, name, limit):
     (no such parent), -EEXIST or -ENOMEM.  Takes cgroup_lock."""
     if mem_cgroup_disabled():
         return -ENODEV
+    memcg = mem_cgroup_alloc(True)
+    if memcg == NULL:
+        return -ENOMEM
     k = kernel()
-    rc = -ENOENT
     spin_lock(addressof(k.cgroup_lock))
     parent = find_mem_cgroup(parent_id)
-    if parent != NULL:
+    if parent == NULL:
+        rc = -ENOENT
+    elif find_child(parent, name) != NULL:
         rc = -EEXIST
-        if find_child(parent, name) == NULL:
-            memcg = mem_cgroup_alloc(parent, name, limit)
-            rc = memcg.id if memcg != NULL else -ENOMEM
+    else:
+        mem_cgroup_online(memcg, parent, name, limit)
+        rc = memcg.id
     spin_unlock(addressof(k.cgroup_lock))
+    if rc < 0:
+        __mem_cgroup_free(memcg)
     return rc
 
 

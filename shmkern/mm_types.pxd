@@ -675,6 +675,7 @@ cdef struct Kernel:
     Spinlock rcu_lock
     u32 rcu_pending
     u32 rcu_freers             # tasks that have taken some off the queue and are freeing them
+    u32 _pad3
     u64 rcu_freed              # objects that have been freed in all
     RcuHead* rcu_head
     RcuHead* rcu_tail

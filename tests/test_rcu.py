@@ -284,17 +284,17 @@ def test_a_queue_that_never_empties_keeps_nobody_from_hearing_that_there_is_no_m
     cache, anon_vmas, holder = layout.kernel().radix_tree_node_cachep, layout.kernel().anon_vma_cachep, Puppet(machine)
     spare = holder(lambda task: ksym.anon_vma_alloc())
     taken = holder(lambda task: all_of(task, cache))
-    stop = mp.Event()
+    at_it, stop = mp.Semaphore(0), mp.Event()
 
     def churn(task):
-        rounds = 0
         while not stop.is_set():
             ksym.anon_vma_free(ksym.anon_vma_alloc())
-            rounds += 1
-        return rounds
+            at_it.release()
     others = [machine.spawn(churn) for _ in range(2)]
+    assert all(at_it.acquire(timeout=20) for _ in range(100))
     assert holder(lambda task: [ksym.kmem_cache_alloc(cache) for _ in range(5)]) == [0] * 5
     stop.set()
-    assert all(other.result(timeout=20) > 0 for other in others)
+    for other in others:
+        other.result(timeout=20)
     holder(lambda task: [ksym.kmem_cache_free(cache, each) for each in taken] and None)
     holder(lambda task: ksym.kmem_cache_free(anon_vmas, spare))
