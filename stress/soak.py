@@ -169,7 +169,7 @@ def left_behind(children):
 def summary(result):
     """The result in words, a list of lines."""
     findings = [f"  {finding['text']}" for finding in result["findings"]]
-    found = f"{len(findings)} findings" if findings else "no growth, nobody stalled, nothing lost"
+    found = ("1 finding" if len(findings) == 1 else f"{len(findings)} findings") if findings else "no growth, nobody stalled, nothing lost"
     state = state_of(result)
     lines = [f"soak {state.upper() if state == 'broken' else state}: {len(result['turns'])} turns, {result['seconds']:,.0f} of "
              f"{result['planned_seconds']:,.0f} s, {found}, seed {result['seed']}", *findings]

@@ -780,7 +780,7 @@ def test_scenarios_are_explored_with_the_bugs_that_they_show(tmp_path):
     text = shmkern("explore", "first_touch", "--preemptions", 1, "--with-museum", "--jobs", 2, "--json", "both", cwd=tmp_path)
     both = json.loads((tmp_path / "both").read_text())
     assert [result["scenario"] for result in both["scenarios"]] == ["first_touch"] and both["museum"] == []
-    assert "exhausted at 1 preemptions" in text and "0 of 0 found" in text
+    assert "exhausted at 1 preemption\n" in text and "0 of 0 found" in text
 
 
 def test_every_patch_of_the_museum_fits_todays_source(tmp_path):

@@ -148,6 +148,11 @@ def show_progress(result, done, of):
     print(f"\r\033[K{result.scenario}: {text}", end="", file=sys.stderr, flush=True)
 
 
+def counted(number, noun):
+    """As "1 step", "2 steps"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def verdict(result):
     """What a Result says, in a few words."""
     options = result.options
@@ -160,7 +165,8 @@ def verdict(result):
         return f"held; each schedule would have met a bug of depth {options.depth} with probability 1/{chance:,}"
     if options.strategy == "random":
         return "held"
-    bound = f"{options.preemptions} preemptions" + (f" and {options.steps} steps" if options.steps is not None else "")
+    bound = counted(options.preemptions, "preemption") + \
+        (f" and {counted(options.steps, 'step')}" if options.steps is not None else "")
     return f"held; exhausted at {bound}" if result.exhausted else f"held; not exhausted at {bound}"
 
 
