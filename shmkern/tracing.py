@@ -214,9 +214,10 @@ class Tracing:
         kernel.trace_owner_start = direct_map.process_start(os.getpid())
         kernel.trace_owner = os.getpid()
         kernel.trace_ring_events = size
-        self.names = {int(task["pid"]): task["comm"].decode(errors="replace") for task in report.running()}
         self._reader = Reader()
         kernel.trace_events = self._mask
+        # After that: who comes later says so.
+        self.names = {int(task["pid"]): task["comm"].decode(errors="replace") for task in report.running()}
         return self
 
     def read(self):

@@ -178,6 +178,19 @@ def test_a_task_has_its_name_in_the_trace_when_it_has_gone(machine):
     assert trace.names[child.pid] == "short_lived"
 
 
+def test_a_task_that_begins_while_tracing_begins_has_its_name(machine, monkeypatch):
+    late, running = [], tracing.report.running
+
+    def look():
+        tasks = running()
+        late.append(Puppet(machine))
+        return tasks
+    monkeypatch.setattr(tracing.report, "running", look)
+    with tracing.Tracing() as trace:
+        trace.read()
+    assert late[0].pid in trace.names
+
+
 def test_text_is_ftraces(machine, owner):
     mover = Puppet(machine)
     with tracing.Tracing() as trace:
