@@ -91,7 +91,7 @@ def measure(line, value, seconds):
         else:
             roots = [machine.spawn(family, flags, pages, at["sharers"])]
         flags.wait_for(tasks)
-        moved, elapsed, cpu = pace(machine, at["migrators"], seconds)
+        moved, elapsed, cpu = pace(machine, at["migrators"], seconds, 2 * pages)
         flags.stop[0] = 1
         for root in roots:
             root.result(timeout=120)
@@ -100,10 +100,11 @@ def measure(line, value, seconds):
             "pages_per_second": moved / elapsed}
 
 
-def pace(machine, count, seconds):
-    """(pages moved, seconds, seconds of CPU) of `count` migrators, once the first has moved some."""
+def pace(machine, count, seconds, first):
+    """(pages moved, seconds, seconds of CPU) of `count` migrators, once they have moved `first` pages: all of
+    them there and back, for the host gives a frame its memory when it is first written."""
     migrators = [machine.start_migrator(seed=number) for number in range(count)]
-    while machine.vmstat()["pgmigrate_success"] == 0:
+    while machine.vmstat()["pgmigrate_success"] < first:
         machine.check()
         time.sleep(0.001)
     processes = [psutil.Process(migrator.child.os_pid) for migrator in migrators]
