@@ -124,10 +124,11 @@ def mem_cgroup_alloc(with_lists):
     memcg = cast(pointer(MemCgroup), kmem_cache_alloc(k.mem_cgroup_cachep))
     if memcg == NULL:
         return NULL
-    for nid in range(k.nr_nodes if with_lists else 0):
-        if not alloc_mem_cgroup_per_zone_info(memcg, nid):
-            __mem_cgroup_free(memcg)
-            return NULL
+    if with_lists:
+        for nid in range(k.nr_nodes):
+            if not alloc_mem_cgroup_per_zone_info(memcg, nid):
+                __mem_cgroup_free(memcg)
+                return NULL
     return memcg
 
 
