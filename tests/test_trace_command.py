@@ -103,7 +103,7 @@ def worker(task, touched, stop):
         task.load64(va)
 
 def migrator(task):
-    for turn in range(30):
+    for turn in range(15):
         task.migrate_prep()
         pfn = begin = turn % 2 * 1024
         while pfn < begin + 1024:
@@ -126,9 +126,9 @@ print("moved")
 
 @pytest.fixture(scope="module")
 def trace_of_moves(tmp_path_factory):
-    """The first 40,000 events of PROGRAM, and the command that wrote them."""
+    """The first 20,000 events of PROGRAM, and the command that wrote them."""
     path = tmp_path_factory.mktemp("trace") / "moves.pftrace"
-    return path, shmkern_trace("-o", path, "--limit", 40_000, "--", sys.executable, "-c", PROGRAM)
+    return path, shmkern_trace("-o", path, "--limit", 20_000, "--", sys.executable, "-c", PROGRAM)
 
 
 # ---- the trace ------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def trace_of_moves(tmp_path_factory):
 def test_a_run_becomes_a_trace_with_tracks_slices_flows_and_counters(trace_of_moves):
     path, done = trace_of_moves
     assert done.returncode == 0 and done.stdout == "moved\n", done
-    assert "limit of 40,000 events" in done.stderr and "40,000 events of" in done.stderr and str(path) in done.stderr
+    assert "limit of 20,000 events" in done.stderr and "20,000 events of" in done.stderr and str(path) in done.stderr
     assert "lost" not in done.stderr
     read = Read(path)
     names = [re.sub(r" \d+$", "", name) for name in read.threads.values()]
