@@ -55,6 +55,9 @@ def rcu_process_callbacks():
     done = k.rcu_head
     last = cast(pointer(RcuHead), NULL)
     oldest = rcu_oldest_reader()
+    if done != NULL and done.epoch <= oldest:
+        # Before the first leaves the queue: who finds it empty sees that they are in our hands.
+        atomic_add_return32(address(k.rcu_freers), 1)
     while k.rcu_head != NULL and k.rcu_head.epoch <= oldest:
         last = k.rcu_head
         k.rcu_head = last.next
@@ -62,9 +65,6 @@ def rcu_process_callbacks():
         WRITE_ONCE32(address(k.rcu_pending), k.rcu_pending - 1)
     if k.rcu_head == NULL:
         k.rcu_tail = NULL
-    if last != NULL:
-        # Before the lock goes: who finds the queue empty sees that they are in our hands.
-        atomic_add_return32(address(k.rcu_freers), 1)
     spin_unlock(address(k.rcu_lock))
     if last == NULL:
         return
@@ -106,7 +106,7 @@ def rcu_reclaim():
         wait_check()
     wait_end()
     # In the order in which an object goes, so that none is overlooked.
-    return READ_ONCE32(address(k.rcu_pending)) != 0 or smp_load_acquire32(address(k.rcu_freers)) != 0 or \
+    return smp_load_acquire32(address(k.rcu_pending)) != 0 or smp_load_acquire32(address(k.rcu_freers)) != 0 or \
         READ_ONCE64(address(k.rcu_freed)) != before
 
 
