@@ -169,7 +169,8 @@ def left_behind(children):
 def summary(result):
     """The result in words, a list of lines."""
     findings = [f"  {finding['text']}" for finding in result["findings"]]
-    found = ("1 finding" if len(findings) == 1 else f"{len(findings)} findings") if findings else "no growth, nobody stalled, nothing lost"
+    found = "no growth, nobody stalled, nothing lost" if not findings else \
+        "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
     state = state_of(result)
     lines = [f"soak {state.upper() if state == 'broken' else state}: {len(result['turns'])} turns, {result['seconds']:,.0f} of "
              f"{result['planned_seconds']:,.0f} s, {found}, seed {result['seed']}", *findings]
