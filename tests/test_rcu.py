@@ -280,21 +280,11 @@ def test_who_needs_an_object_waits_for_a_reader_that_holds_it_up(machine):
 
 
 def test_a_queue_that_never_empties_keeps_nobody_from_hearing_that_there_is_no_memory(machine):
-    """Others free and take objects of their own for ever; of those none is for who waits."""
-    cache, anon_vmas, holder = layout.kernel().radix_tree_node_cachep, layout.kernel().anon_vma_cachep, Puppet(machine)
-    spare = holder(lambda task: ksym.anon_vma_alloc())
+    """Whenever it looks, others have retired more; of that nothing is for who waits."""
+    kernel, holder = layout.kernel(), Puppet(machine)
+    cache = kernel.radix_tree_node_cachep
     taken = holder(lambda task: all_of(task, cache))
-    at_it, stop = mp.Semaphore(0), mp.Event()
-
-    def churn(task):
-        while not stop.is_set():
-            ksym.anon_vma_free(ksym.anon_vma_alloc())
-            at_it.release()
-    others = [machine.spawn(churn) for _ in range(2)]
-    assert all(at_it.acquire(timeout=20) for _ in range(100))
-    assert holder(lambda task: [ksym.kmem_cache_alloc(cache) for _ in range(5)]) == [0] * 5
-    stop.set()
-    for other in others:
-        other.result(timeout=20)
+    kernel.rcu_pending += 1
+    assert holder(lambda task: ksym.kmem_cache_alloc(cache)) == 0
+    kernel.rcu_pending -= 1
     holder(lambda task: [ksym.kmem_cache_free(cache, each) for each in taken] and None)
-    holder(lambda task: ksym.kmem_cache_free(anon_vmas, spare))
