@@ -29,9 +29,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif !defined(__aarch64__)
+#if !defined(__x86_64__) && !defined(__aarch64__)
 #error "shmkern runs on x86-64 and aarch64"
 #endif
 
@@ -295,7 +293,10 @@ static inline int kill_me_when_pipe_closes(int fd)
 	return 0;
 }
 
-/* Asks for a cache line that is going to be written. */
+/* Asks for a cache line that is going to be read, soon but not at once; it may be at any address. */
+static inline void prefetch(const void *line) { __builtin_prefetch(line, 0, 2); }
+
+/* The same for one that is going to be written. */
 static inline void prefetchw(const void *line)
 {
 #if defined(__x86_64__)
@@ -309,70 +310,13 @@ static inline void prefetchw(const void *line)
 static inline void flush_cache_line(const void *line)
 {
 #if defined(__x86_64__)
-	_mm_clflush(line);
+	__builtin_ia32_clflush(line);
 #else
 	__asm__ volatile("dc civac, %0" : : "r"(line) : "memory");
 #endif
 }
 
-/* ---- the widest copy --------------------------------------------------- */
-
-/*
- * Copies one page with the widest registers the CPU has, and meanwhile asks for the lines of
- * the pages that will probably be copied next.  Hints may be any addresses.
- *
- * Why not memcpy: no hardware prefetcher goes beyond a page, so every copy would start from
- * cold; and the first locked instruction after it would wait until the last of the lines it
- * overwrites has come.  In a loop of nothing but memcpy the next copy hides both; between two
- * steps of a migration nothing does.  Measured in bench/migrate.py.
- */
-#if defined(__x86_64__)
-static __attribute__((target("avx512f"), noinline, unused)) void
-copy_page_avx512(char *to, const char *from, const char *next_to, const char *next_from)
-{
-	for (int i = 0; i < 4096; i += 64) {
-		_mm_prefetch(next_from + i, _MM_HINT_T1);
-		prefetchw(next_to + i);
-		_mm512_store_si512((void *)(to + i), _mm512_load_si512((const void *)(from + i)));
-	}
-}
-
-static __attribute__((target("avx2"), noinline, unused)) void
-copy_page_avx2(char *to, const char *from, const char *next_to, const char *next_from)
-{
-	for (int i = 0; i < 4096; i += 64) {
-		__m256i low = _mm256_load_si256((const __m256i *)(from + i));
-		__m256i high = _mm256_load_si256((const __m256i *)(from + i + 32));
-
-		_mm_prefetch(next_from + i, _MM_HINT_T1);
-		prefetchw(next_to + i);
-		_mm256_store_si256((__m256i *)(to + i), low);
-		_mm256_store_si256((__m256i *)(to + i + 32), high);
-	}
-}
-#endif
-
-static inline void
-copy_page_ahead(void *to, const void *from, const void *next_to, const void *next_from)
-{
-#if defined(__x86_64__)
-	if (__builtin_cpu_supports("avx512f")) {
-		copy_page_avx512(to, from, next_to, next_from);
-		return;
-	}
-	if (__builtin_cpu_supports("avx2")) {
-		copy_page_avx2(to, from, next_to, next_from);
-		return;
-	}
-#endif
-	for (int i = 0; i < 4096; i += 64) {
-		__builtin_prefetch((const char *)next_from + i, 0, 2);
-		__builtin_prefetch((const char *)next_to + i, 1, 2);
-	}
-	memcpy(to, from, 4096);
-}
-
-/* For a single copy; libc knows the widest way by itself. */
+/* The widest copy that the CPU has: libc finds out which. */
 static inline void copy_page(void *to, const void *from) { memcpy(to, from, 4096); }
 
 #endif

@@ -96,6 +96,6 @@ cdef extern from "atomics.h" nogil:
     int kill_me_when_pipe_closes(int fd)
 
     void flush_cache_line(const void* line)
+    void prefetch(const void* line)
     void prefetchw(const void* line)
-    void copy_page_ahead(void* to, const void* source, const void* next_to, const void* next_source)
     void copy_page(void* to, const void* source)

@@ -13,6 +13,9 @@ ctypedef Page* (*new_page_t)(Page* page, u64 private, int** result) noexcept nog
 cdef enum:
     NR_MIGRATE_PASSES = 10
     NR_OFFLINE_AT_ONCE_PAGES = 256     # mm/memory_hotplug.c
+    CACHE_LINE = 64                    # bytes; where a line is longer, some hints are for nothing
+    PAGE_LINES = 64
+    LINES_A_STAGE = 12                 # see prefetch_upcoming; a move has seven stages
 
 # What migrate_page_copy does to the flags (seed lines 346-379): the new page takes these
 # over, and the old page loses those.
@@ -25,6 +28,12 @@ cdef inline u64 page_flags_stripped() noexcept nogil:
     return <u64>1 << PG_active | <u64>1 << PG_unevictable | <u64>1 << PG_dirty | \
         <u64>1 << PG_mlocked | <u64>1 << PG_swapcache | <u64>1 << PG_private
 
+# A stage of a move begins.  `rc` is the outcome so far.
+cdef inline void migrate_stage(int stage, Page* page, Page* newpage, int rc) noexcept nogil:
+    trace_migrate_stage(stage, page, newpage, rc)
+    if current().upcoming_line < PAGE_LINES:
+        prefetch_upcoming()
+
 cdef void migrate_prep() noexcept nogil
 cdef int putback_lru_pages(ListHead* pagelist) noexcept nogil
 @cython.locals(pte=pte_t)
@@ -34,6 +43,9 @@ cdef void remove_file_migration_ptes(Page* old, Page* new) noexcept nogil
 cdef void remove_migration_ptes(Page* old, Page* new) noexcept nogil
 cdef void migration_entry_wait(MmStruct* mm, u64* pmd, u64 address) noexcept nogil
 cdef int migrate_page_move_mapping(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
+cdef void expect_copy(Page* target) noexcept nogil
+@cython.locals(first=u64, last=u64, line=u64)
+cdef void prefetch_upcoming() noexcept nogil
 cdef void migrate_page_copy(Page* newpage, Page* page) noexcept nogil
 cdef int fail_migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 cdef int migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil

@@ -58,6 +58,8 @@ def remove_migration_pte(vma, old, new):
     # Acquire: who has zapped it was done with `old` before, and when we are done that is free.
     if not is_swap_pte(smp_load_acquire64(ptep)):
         return
+    # The pages behind this one will probably be next, and their PTEs stand behind this one.
+    prefetchw(ptep + CACHE_LINE // 8)
     ptl = pte_lockptr(pmd)
     spin_lock(ptl)
     pte = READ_PTE(ptep)
@@ -204,14 +206,38 @@ def migrate_page_move_mapping(mapping, newpage, page):
     return 0
 
 
+def expect_copy(target):
+    """From here on migrate_stage asks for the lines of the page that this migrator moves next, and
+    of `target`, where it will probably go to."""
+    me = current()
+    me.upcoming_target = target
+    me.upcoming_line = 0
+    prefetchw(target)
+
+
+def prefetch_upcoming():
+    """Asks for a few more cache lines of the page that is copied next, and of where to.
+
+    A copy waits for memory, and what is done between two copies does not: it is lock after lock.  So
+    memory works for the next copy meanwhile.  (No hardware prefetcher goes beyond a page.)  Only a few
+    lines at a time, for a CPU has only so many on their way, and what comes next has its own.
+    """
+    me = current()
+    source = cast(pointer(char), page_address(me.upcoming))
+    target = cast(pointer(char), page_address(me.upcoming_target))
+    first = me.upcoming_line
+    last = min(first + LINES_A_STAGE, cast(u64, PAGE_LINES))
+    for line in range(first, last):
+        prefetch(source + line * CACHE_LINE)
+        prefetchw(target + line * CACHE_LINE)
+    me.upcoming_line = last
+
+
 def migrate_page_copy(newpage, page):
     """Copies contents and state to the new page and strips the old one.  Lines 337-394.
     Both are locked and unmapped."""
-    # Hints: what this migrator will probably copy next, and where to.
-    upcoming = current().upcoming
-    target = next_free_page(page_zone(newpage))
-    prefetchw(target)
-    copy_page_ahead(page_address(newpage), page_address(page), page_address(target), page_address(upcoming))
+    copy_page(page_address(newpage), page_address(page))
+    expect_copy(next_free_page(page_zone(newpage)))
     VM_BUG_ON_PAGE(PageActive(page) and PageUnevictable(page), page)
     # The seed goes flag by flag.  Here all go at once, for each would be a locked
     # instruction: what the new page takes over, and what the old page loses, whose waiters may
@@ -359,7 +385,7 @@ def move_to_new_page(newpage, page):
     if PageSwapBacked(page):
         __SetPageSwapBacked(newpage)
     mapping = page_mapping(page)
-    trace_migrate_stage(MIGRATE_STAGE_MOVE, page, newpage, 0)
+    migrate_stage(MIGRATE_STAGE_MOVE, page, newpage, 0)
     if mapping == NULL:
         rc = migrate_page(mapping, newpage, page)
     elif a_ops(mapping).migratepage != NULL:
@@ -369,7 +395,7 @@ def move_to_new_page(newpage, page):
     if rc == 0:
         # Before anybody can map it, and unmap it again.
         mem_cgroup_migrate(page, newpage)
-        trace_migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, 0)
+        migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, 0)
         remove_migration_ptes(page, newpage)
     else:
         newpage.mapping = NULL
@@ -379,13 +405,13 @@ def move_to_new_page(newpage, page):
 
 def unmap_and_move_mapped(newpage, page):
     """Unmaps a locked page and moves it.  Lines 692-699.  Returns as unmap_and_move_locked."""
-    trace_migrate_stage(MIGRATE_STAGE_UNMAP, page, newpage, 0)
+    migrate_stage(MIGRATE_STAGE_UNMAP, page, newpage, 0)
     try_to_unmap(page, 1)
     rc = -EAGAIN
     if not page_mapped(page):
         rc = move_to_new_page(newpage, page)
     if rc:
-        trace_migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, rc)
+        migrate_stage(MIGRATE_STAGE_REMAP, page, newpage, rc)
         remove_migration_ptes(page, page)
     return rc
 
@@ -445,10 +471,10 @@ def unmap_and_move(get_new_page, private, page, force):
     moved.  But for -ENOMEM and -EAGAIN the page is off its list and put back.
     """
     result = NULL
-    trace_migrate_stage(MIGRATE_STAGE_NEW_PAGE, page, NULL, 0)
+    migrate_stage(MIGRATE_STAGE_NEW_PAGE, page, NULL, 0)
     newpage = get_new_page(page, private, addressof(result))
     if newpage == NULL:
-        trace_migrate_stage(MIGRATE_STAGE_DONE, page, NULL, -ENOMEM)
+        migrate_stage(MIGRATE_STAGE_DONE, page, NULL, -ENOMEM)
         return -ENOMEM
     rc = 0
     if page_count(page) == 1:
@@ -459,9 +485,9 @@ def unmap_and_move(get_new_page, private, page, force):
     elif mem_cgroup_prepare_migration(page, newpage) == -ENOMEM:
         rc = -ENOMEM
     else:
-        trace_migrate_stage(MIGRATE_STAGE_LOCK, page, newpage, 0)
+        migrate_stage(MIGRATE_STAGE_LOCK, page, newpage, 0)
         rc = lock_and_move(newpage, page, force)
-        trace_migrate_stage(MIGRATE_STAGE_PUTBACK, page, newpage, rc)
+        migrate_stage(MIGRATE_STAGE_PUTBACK, page, newpage, rc)
         if rc == 0:
             count_vm_event(PGMIGRATE_SUCCESS)
         # While it cannot be freed and be somebody else's.
@@ -474,7 +500,7 @@ def unmap_and_move(get_new_page, private, page, force):
     nid = page_to_nid(newpage)
     # To the LRU when it has become the page; freed otherwise.
     putback_lru_page(newpage)
-    trace_migrate_stage(MIGRATE_STAGE_DONE, page, newpage, rc)
+    migrate_stage(MIGRATE_STAGE_DONE, page, newpage, rc)
     if result != NULL:
         result[0] = rc if rc else nid
     return rc
@@ -485,6 +511,9 @@ def unmap_and_move(get_new_page, private, page, force):
 def migrate_list(pagelist, get_new_page, private):
     """The passes of migrate_pages.  Returns how many pages were not moved, or -ENOMEM; what
     could not be moved now is still on the list.  Lines 765-790."""
+    me = current()
+    # Nothing is asked for ahead of the first copy.
+    me.upcoming_line = PAGE_LINES
     nr_failed = 0
     retry = 1
     for attempt in range(NR_MIGRATE_PASSES):
@@ -496,7 +525,7 @@ def migrate_list(pagelist, get_new_page, private):
             # The page may leave the list.
             page = list_entry_page(node)
             node = node.next
-            current().upcoming = list_entry_page(node) if node != pagelist else page
+            me.upcoming = list_entry_page(node) if node != pagelist else page
             rc = unmap_and_move(get_new_page, private, page, attempt > 2)
             if rc == -ENOMEM:
                 return -ENOMEM
@@ -505,7 +534,7 @@ def migrate_list(pagelist, get_new_page, private):
                 count_vm_event(PGMIGRATE_RETRY)
             elif rc != 0:
                 nr_failed += 1
-    current().vm_events[PGMIGRATE_FAIL] += nr_failed + retry
+    me.vm_events[PGMIGRATE_FAIL] += nr_failed + retry
     return nr_failed + retry
 
 

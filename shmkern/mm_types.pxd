@@ -544,7 +544,9 @@ cdef struct Task:
     u32 flags                  # PF_*
     u32 preempt_count          # spinlocks held
     MmStruct* mm
-    Page* upcoming             # a hint for the copy: what this migrator moves next
+    Page* upcoming             # a hint: what this migrator moves next,
+    Page* upcoming_target      # where to,
+    u64 upcoming_line          # and how many cache lines of the two it has asked for; migrate.py
     u32 in_kernel              # shared with the freezer
     u32 rcu_nesting
     u64 rcu_epoch              # shared: 0 outside, else the epoch it entered in
