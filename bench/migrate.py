@@ -6,9 +6,9 @@ then sleeps.  One migrator moves all of them to the other node and back, again a
 each move the same process copies them back to the frames they came from, which are free now,
 with memcpy, 4 KiB a call: the least that a move could cost.
 The ratio is taken between a move and the copy right after it, so that it holds when the
-host's speed drifts.  Before each of the two all frames are dropped from the caches: a page
-that is worth moving was not used a moment ago, and a thousand pages would otherwise stay in
-the cache where a million cannot.
+host's speed drifts; and the rows take turns, so that they can be compared.  Before each of the two
+all frames are dropped from the caches: a page that is worth moving was not used a moment ago, and
+a thousand pages would otherwise stay in the cache where a million cannot.
 """
 import multiprocess
 import tempfile
@@ -24,6 +24,7 @@ from shmkern.kallsyms import ksym
 FLAT_SIZES = [1_000, 10_000, 200_000, 1_000_000]
 # What the pages are.  The last are moved by buffer_migrate_page, all others by migrate_page.
 KINDS = ["anonymous", "swap cache", "page cache", "buffers"]
+TURNS = 3
 
 
 def owner(task, connection, pages, kind):
@@ -112,9 +113,9 @@ def migrator(task, pages, rounds):
     return found
 
 
-def measure(pages, rounds, kind="anonymous"):
-    """One row: a machine of its own with `pages` mapped pages of that kind."""
-    common.progress(f"{pages:,} pages, {kind}: moved {rounds + 2} times")
+def measure(pages, rounds, kind):
+    """(ns a page moved, ns a page copied) of each round, on a machine of its own with `pages` mapped pages of
+    that kind."""
     # Room for the page tables, and for the watermarks.
     frames = pages + pages // 16 + 2048
     with shmkern.Machine(nodes=2, frames_per_node=frames, max_tasks=16) as machine:
@@ -128,6 +129,22 @@ def measure(pages, rounds, kind="anonymous"):
         machine.audit(check_poison=True).raise_if_broken()
         here.send("go")
         sleeper.result()
+    return found
+
+
+def measure_in_turns(kinds, rounds):
+    """The rows: of each (kind, pages) `rounds` moves there or back, more where they are short."""
+    found = {row: [] for row in kinds}
+    for turn in range(TURNS):
+        for kind, pages in kinds:
+            share = -(-max(rounds, min(100, 200_000 // pages)) // TURNS)
+            common.progress(f"turn {turn + 1} of {TURNS}: {pages:,} pages, {kind}, moved {share + 2} times")
+            found[kind, pages] += measure(pages, share, kind)
+    return [summary(kind, pages, rounds) for (kind, pages), rounds in found.items()]
+
+
+def summary(kind, pages, found):
+    """One row."""
     ratios = [copy / move for move, copy in found]
     move = common.median([move for move, _ in found])
     return {"kind": kind, "pages": pages, "move_ns": move,
@@ -137,14 +154,16 @@ def measure(pages, rounds, kind="anonymous"):
 
 def main():
     parser = common.parser(__doc__.splitlines()[0], "shmkern bench migrate --pages 200000")
-    parser.add_argument("--pages", type=common.positive, default=200_000, help="mapped pages of the main row (200000)")
-    parser.add_argument("--rounds", type=common.positive, default=10, help="moves measured a row (10)")
-    parser.add_argument("--flat", action="store_true", help="also 1,000 to 1,000,000 pages (8 GiB of /dev/shm)")
+    parser.add_argument("--pages", type=common.positive, default=200_000, help="mapped pages of each row (200000)")
+    parser.add_argument("--rounds", type=common.positive, default=10, help="moves measured a row, at least (10)")
+    parser.add_argument("--flat", action="store_true",
+                        help="1,000 to 1,000,000 anonymous pages instead, beside --pages of them (8 GiB of /dev/shm)")
     options = parser.parse_args()
-    sizes = sorted({options.pages, *(FLAT_SIZES if options.flat else ())})
-    # A small row is over in no time, and so is what disturbs it.
-    rows = [measure(pages, max(options.rounds, min(100, 200_000 // pages))) for pages in sizes]
-    rows += [measure(options.pages, options.rounds, kind) for kind in KINDS[1:]]
+    if options.flat:
+        kinds = [("anonymous", pages) for pages in sorted({options.pages, *FLAT_SIZES})]
+    else:
+        kinds = [(kind, options.pages) for kind in KINDS]
+    rows = measure_in_turns(kinds, options.rounds)
     columns = {"kind": "pages of", "pages": "pages", "move_ns": "ns a move", "copy_ns": "ns a copy",
                "pages_per_second": "moves/s", "ratio": "copy/move", "ratio_min": "lowest", "ratio_max": "highest"}
     common.show("a page moved, against a memcpy of 4 KiB", columns, rows)
