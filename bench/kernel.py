@@ -378,9 +378,6 @@ def main():
     parser.add_argument("--rounds", type=common.positive, default=5, help="rounds (5)")
     options = parser.parse_args()
     skipped, notes = {}, []
-    # Ctrl-C and its like end it by way of `finally`.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
     rows, ratio = migration_rows(options, skipped, notes)
     rows += fault_rows(options, notes)
     columns = {"what": "", "host": "the host kernel", "ours": "shmkern", "unit": "unit", "ratio": "times better"}

@@ -9,15 +9,13 @@ Supervision is polling, four or five times a second and only while the superviso
 something: it has no threads, since it forks.
 """
 import atexit
-import contextlib
 import numbers
 import os
-import signal
 import time
 
 from shmkern import audit as audit_module
 from shmkern.cgroup import Cgroup
-from shmkern import boot, direct_map, freezer, host_files, layout, lifeline, report, vmstat, worker
+from shmkern import boot, direct_map, freezer, host_files, interrupts, layout, lifeline, report, vmstat, worker
 from shmkern.errors import KernelBug, TaskDied
 from shmkern.tracing import end_tracing, tracer_gone
 
@@ -51,19 +49,6 @@ def _mask_of(what, names, known):
 def _nodes(what, nodes, count):
     """A mask of node numbers, or ValueError."""
     return sum(1 << node for node in {_whole(f"a node of {what}", node, 0, count - 1) for node in nodes})
-
-
-@contextlib.contextmanager
-def _signals_later():
-    """Ctrl-C and its like have their effect when this is over: while a block is being made there is
-    nobody yet who would remove it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        # Within: a signal that came just before has its effect in this call, with the others blocked.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Init:
@@ -196,7 +181,7 @@ class Machine:
         self.kswapds = []
         atexit.register(self.close)
         try:
-            with _signals_later():
+            with interrupts.later():
                 self._block = direct_map.create(size, metadata, address_size)
             self.name = self._block.name
             lifeline.open_lifeline()

@@ -9,11 +9,12 @@ import multiprocess
 import multiprocess.connection
 import os
 import random
+import signal
 import stat
 import time
 from multiprocess.pool import ExceptionWithTraceback
 
-from shmkern import boot, direct_map, host_files, layout, lifeline, replay, swapoff, vmscan
+from shmkern import boot, direct_map, host_files, interrupts, layout, lifeline, replay, swapoff, vmscan
 from shmkern.errors import TaskDied
 from shmkern.numa import NumaSyscalls
 
@@ -203,9 +204,10 @@ def start_process(cpu, program, args, watch=lambda at_once: None):
     gives no process."""
     receive, send = _fork.Pipe(duplex=False)
     pid = slot(cpu).pid
-    process = _fork.Process(target=_main, args=(cpu, pid, program, args, receive, send), name=f"task-{pid}")
     try:
-        process.start()
+        with interrupts.later() as mask:
+            process = _fork.Process(target=_main, args=(mask, cpu, pid, program, args, receive, send), name=f"task-{pid}")
+            process.start()
     except OSError:
         receive.close()
         raise
@@ -217,10 +219,11 @@ def start_process(cpu, program, args, watch=lambda at_once: None):
     return Child(cpu, pid, process, receive, watch)
 
 
-def _main(cpu, pid, program, args, receive, send):
-    """The life of a task's process."""
+def _main(mask, cpu, pid, program, args, receive, send):
+    """The life of a task's process; `mask` are the signals that its maker had blocked."""
     receive.close()
     lifeline.start_task_process()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         outcome = True, _run(cpu, pid, program, args)
     except Exception as error:

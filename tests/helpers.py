@@ -44,6 +44,12 @@ def until(condition, what, timeout=TIMEOUT, check=None):
         time.sleep(0.0005)
 
 
+def blocks_of(pid):
+    """The names of the blocks that a process has made."""
+    records = {name: direct_map.read_header(name) for name in direct_map.blocks()}
+    return [name for name, record in records.items() if record is not None and record["supervisor_pid"] == pid]
+
+
 def run(machine, program, *args, timeout=TIMEOUT):
     """Runs a program as a task of its own and returns its result."""
     return machine.spawn(program, *args).result(timeout)

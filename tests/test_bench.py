@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pexpect
+import psutil
 import pytest
+from helpers import blocks_of, until
 
 from shmkern import calibrate, layout
 
@@ -35,10 +37,7 @@ def run(kernel, monkeypatch, tmp_path, capsys):
     def run():
         monkeypatch.setattr(sys, "argv", ["kernel.py", "--pages", "300", "--rounds", "2", "--json", str(tmp_path / "k.json"),
                                           "--html", str(tmp_path / "k.html")])
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         kernel.main()
-        for number, handler in before.items():
-            signal.signal(number, handler)
         return json.loads((tmp_path / "k.json").read_text()), capsys.readouterr().out
     return run
 
@@ -139,6 +138,21 @@ def test_migrate_bench_has_a_row_for_each_kind_of_page(tmp_path):
     rows = json.loads((tmp_path / "m.json").read_text())["rows"]
     assert [row["kind"] for row in rows] == ["anonymous", "swap cache", "page cache", "buffers"]
     assert all(0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"] and row["copy_ns"] > 50 for row in rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_bench_that_is_told_to_end_leaves_nothing(number):
+    bench = subprocess.Popen([sys.executable, BENCH / "migrate.py", "--pages", "300", "--rounds", "1000000"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = psutil.Process(bench.pid)
+    # Init, the owner of the pages, the migrator.
+    until(lambda: blocks_of(bench.pid) and len(process.children()) == 3, "the migrator", 60)
+    children = process.children()
+    bench.send_signal(number)
+    said = bench.communicate(timeout=60)
+    assert (bench.returncode, *said) == (128 + number, "", "")
+    assert blocks_of(bench.pid) == []
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 def test_a_terminal_is_told_what_is_measured():

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import shmkern
-from helpers import PAGE, Puppet, free_frames, is_running, mm_of, run, until, until_waits
+from helpers import PAGE, Puppet, blocks_of, free_frames, is_running, mm_of, run, until, until_waits
 from shmkern import direct_map, freezer, layout, lifeline, report, vmstat, worker
 from shmkern.kallsyms import ksym
 
@@ -413,12 +413,6 @@ def alive(pid):
     return direct_map.process_stat(pid)[0] not in ("", "Z", "X")
 
 
-def blocks_of(pid):
-    """The names of the blocks that a process has made."""
-    records = {name: direct_map.read_header(name) for name in direct_map.blocks()}
-    return [name for name, record in records.items() if record is not None and record["supervisor_pid"] == pid]
-
-
 SUPERVISOR = textwrap.dedent("""
     import os, signal, sys
     import shmkern
@@ -476,6 +470,30 @@ def test_ctrl_c_ends_all_processes_and_removes_the_block(supervisor):
     assert text.count(b"Traceback") == 1
     until(lambda: not any(alive(pid) for pid in pids), "the end of all processes", 5)
     assert name not in direct_map.blocks()
+
+
+def test_ctrl_c_in_the_middle_of_a_fork_is_not_lost():
+    """Python drops what a handler raises in the callbacks of a fork."""
+    program = textwrap.dedent("""
+        import os, signal
+        import shmkern
+        with shmkern.Machine(frames_per_node=512) as machine:
+            os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+            machine.spawn(lambda task: signal.pause()).result()
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, start_new_session=True,
+                               env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    try:
+        _, text = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT and b"ignored" not in text
+    assert blocks_of(process.pid) == []
+
+
+def test_a_task_has_the_signals_of_its_maker(machine):
+    """They are blocked while it is forked."""
+    assert run(machine, lambda task: signal.pthread_sigmask(signal.SIG_BLOCK, ())) == set()
 
 
 @pytest.mark.parametrize("step", ["_new_object", "write_header"])

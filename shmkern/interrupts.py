@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ctrl-C and its like, put off."""
+import contextlib
+import signal
+
+
+@contextlib.contextmanager
+def later():
+    """SIGINT, SIGTERM and SIGHUP have their effect when this is over.  Gives the mask of signals from
+    before, for a child that is forked within and does not come to the end of this.
+
+    A handler that raises must not run where nobody would clean up what is half made; nor in the
+    callbacks of a fork, for Python drops what is raised there.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        # Within: a signal that came just before has its effect in this call, with the others blocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
