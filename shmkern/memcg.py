@@ -486,7 +486,8 @@ def __mem_cgroup_try_charge(memcg, gfp, patient):
 
     As when memory is short: as long as there is progress it goes on, for somebody else of the group
     may take what was freed; without, others may have the pages in hand, reclaim or migration, and who
-    is `patient` tries again.  (2.6.30's `oom`: nobody is killed here, but a program fails.)
+    is `patient` tries again, as long as they get on and a few times more.  (2.6.30's `oom`: nobody is
+    killed here, but a program fails.)
     """
     retries = 0
     while True:
@@ -497,11 +498,20 @@ def __mem_cgroup_try_charge(memcg, gfp, patient):
         limit = READ_ONCE64(addressof(counter.limit))
         if limit < PAGE_SIZE:
             return -ENOMEM
-        if not mem_cgroup_hierarchical_reclaim(over, gfp, limit - PAGE_SIZE):
+        before = READ_ONCE64(addressof(over.reclaim_progress))
+        if mem_cgroup_hierarchical_reclaim(over, gfp, limit - PAGE_SIZE):
+            atomic_add_return64(addressof(over.reclaim_progress), 1)
+        elif not patient:
+            return -ENOMEM
+        else:
             # Without swap it is pages of files only that could come back into reach.
-            if not patient or retries == MEM_CGROUP_RECLAIM_RETRIES or not (congestion_wait() or can_reclaim()):
+            waited = retries < MEM_CGROUP_RECLAIM_RETRIES and (congestion_wait() or can_reclaim())
+            if READ_ONCE64(addressof(over.reclaim_progress)) != before:
+                retries = 0
+            elif waited:
+                retries += 1
+            else:
                 return -ENOMEM
-            retries += 1
             cpu_yield()
         if kernel_panicked():
             wait_check()

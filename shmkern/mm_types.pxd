@@ -268,6 +268,7 @@ cdef struct MemCgroup:
     u64 nr_mms                 # address spaces that are charged to it
     i32 last_scanned_child     # the group below it (or itself) that was reclaimed from last
     u32 _pad0
+    u64 reclaim_progress       # how often somebody has made room for a charge below its limit
     u64 stat[4]                # MEM_CGROUP_STAT_NSTATS, without the children's
     char name[32]              # MEM_CGROUP_NAME_LEN
     MemCgroupPerZone* nodeinfo[64]  # MAX_NUMNODES, each node has one zone; NULL for the root

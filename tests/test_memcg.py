@@ -1004,6 +1004,29 @@ def test_locked_pages_of_a_group_stay_and_its_limit_holds(roomy):
     roomy.audit().raise_if_broken()
 
 
+def test_a_group_is_not_out_of_memory_as_long_as_anybody_makes_room(roomy):
+    """Whoever finds all of its pages in use has found them slowly, perhaps: others get on meanwhile."""
+    group = roomy.cgroup_create("small", limit=4 * PAGE)
+    one, late = member(roomy, group, 4), member(roomy, group, 1)
+    va, late_va = one.va, late.va
+    one(lambda task: task.mlock(va, 4 * PAGE))
+    kernel, memcg = layout.kernel(), layout.struct("MemCgroup", pcg(pfn_at(one, va)).mem_cgroup)
+    # Somebody else is at it, always: this test.
+    kernel.nr_reclaimers += 1
+    try:
+        late.begin(lambda task: task.store64(late_va, 1))
+        for _round in range(2 * C["MEM_CGROUP_RECLAIM_RETRIES"]):
+            memcg.reclaim_progress += 1
+            failures = group.failcnt
+            until(lambda: group.failcnt > failures, "another try", check=roomy.check)
+    finally:
+        kernel.nr_reclaimers -= 1
+    one(lambda task: task.munlock(va, 4 * PAGE))
+    late.reply()
+    assert intact(late, 1) and group.usage <= group.limit
+    roomy.audit().raise_if_broken()
+
+
 def test_the_limit_of_a_parent_is_kept_by_all_below_it(roomy):
     parent = roomy.cgroup_create("parent", limit=24 * PAGE)
     a, b = (roomy.cgroup_create(name, parent=parent) for name in "ab")
