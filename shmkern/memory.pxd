@@ -6,7 +6,7 @@ from shmkern.vma cimport *
 from shmkern.swap_state cimport *
 
 cdef Page* follow_page(VmAreaStruct* vma, u64 address, bint write) noexcept nogil
-cdef void zap_pte(MmuGather* tlb, VmAreaStruct* vma, pte_t* ptep) noexcept nogil
+cdef void zap_pte(MmuGather* tlb, VmAreaStruct* vma, u64 address, pte_t* ptep) noexcept nogil
 cdef u64* rss_of(MmStruct* mm, Page* page) noexcept nogil
 cdef bint is_file_pte(pte_t pte) noexcept nogil
 cdef void zap_pte_range(MmuGather* tlb, VmAreaStruct* vma, u64* pmd, u64 address, u64 end, bint even_cows) noexcept nogil

@@ -62,7 +62,7 @@ def rss_of(mm, page):
 
 # ---- unmap -------------------------------------------------------------------
 
-def zap_pte(tlb, vma, ptep):
+def zap_pte(tlb, vma, address, ptep):
     """Takes one entry away; the page it mapped goes to the gather.  Holds the split lock."""
     mm = vma.vm_mm
     pte = READ_PTE(ptep)
@@ -79,6 +79,12 @@ def zap_pte(tlb, vma, ptep):
             return
         page = pte_page(pte)
         if pte_dirty(pte):
+            if not PageAnon(page):
+                # Not with the rest of the gather: a CPU may go on storing until then, and once the page
+                # does not count as mapped any more writeback would clean it and not ask that CPU.  (Linux
+                # commits 1cf35d47712d and 5df397dec7c4.)
+                smp_mb__after_atomic()
+                shoot_down(mm, address, address + PAGE_SIZE)
             set_page_dirty(page)
         # A page of a file outlives its mapping, and so must what the mapping knew of its use.
         if not PageAnon(page) and pte_young(pte):
@@ -112,7 +118,7 @@ def zap_pte_range(tlb, vma, pmd, address, end, even_cows):
         if not pte_none(pte) and (even_cows or is_file_pte(pte)):
             # For each entry anew: a full gather is flushed on the way and forgets.
             tlb_note_range(tlb, address, address + PAGE_SIZE)
-            zap_pte(tlb, vma, ptep)
+            zap_pte(tlb, vma, address, ptep)
         ptep += 1
         address += PAGE_SIZE
     spin_unlock(ptl)

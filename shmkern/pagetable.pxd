@@ -184,6 +184,20 @@ cdef inline u64* walk_to_pmd(MmStruct* mm, u64 address) noexcept nogil:
         return NULL
     return entry
 
+# The PTE of `address` for who holds nothing that keeps the tables hooked in, as a CPU; NULL where there
+# is none.  Each entry is read once: at a second look it may be gone, and lead to frame 0.
+cdef inline pte_t* walk_once(MmStruct* mm, u64 address) noexcept nogil:
+    cdef u64 entry = READ_ONCE64(pgd_offset(mm, address))
+    if not table_present(entry):
+        return NULL
+    entry = READ_ONCE64(table_of(entry) + (address >> PUD_SHIFT & (PTRS_PER_TABLE - 1)))
+    if not table_present(entry):
+        return NULL
+    entry = READ_ONCE64(table_of(entry) + (address >> PMD_SHIFT & (PTRS_PER_TABLE - 1)))
+    if not table_present(entry):
+        return NULL
+    return table_of(entry) + (address >> PAGE_SHIFT & (PTRS_PER_TABLE - 1))
+
 # The split lock of the table that a pmd entry points to.
 cdef inline Spinlock* pte_lockptr(u64* pmd) noexcept nogil:
     return <Spinlock*>&pfn_to_page(pte_pfn(READ_ONCE64(pmd))).ptl

@@ -32,10 +32,9 @@ def tlb_fill(me, mm, address, write):
     """
     while True:
         flush_seq = smp_load_acquire32(addressof(me.flush_seq))
-        pmd = walk_to_pmd(mm, address)
-        if pmd == NULL:
+        ptep = walk_once(mm, address)
+        if ptep == NULL:
             return FAULT_NOT_PRESENT
-        ptep = pte_offset(pmd, address)
         pte = READ_PTE(ptep)
         while True:
             if not pte & _PAGE_PRESENT:

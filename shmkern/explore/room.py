@@ -45,12 +45,12 @@ KERNEL = Path(__file__).resolve().parent.parent
 scenarios = {}
 
 
-def scenario(function=None, *, memcg=False):
+def scenario(function=None, *, memcg=False, frames=FRAMES_PER_NODE):
     """Registers a scenario under the name of its function; `memcg`: its machine has memory control
-    groups."""
+    groups; `frames`: of each node.  (Frame 0 is the zero page only where those are a power of two.)"""
     def register(function):
         scenarios[function.__name__] = function
-        function.memcg = memcg
+        function.memcg, function.frames = memcg, frames
         return function
     return register(function) if function is not None else register
 
@@ -150,8 +150,8 @@ class Room:
 
     def __init__(self, build):
         self.engine, self.build = Engine(), build
-        memcg = build.memcg
-        metadata, block, address_size = boot.block_size(NODES, FRAMES_PER_NODE, MAX_TASKS, memcg)
+        memcg, frames = build.memcg, build.frames
+        metadata, block, address_size = boot.block_size(NODES, frames, MAX_TASKS, memcg)
         # The host's files lie where trace rings would be, were there tracing.
         self.size = block + engine_module.HOST_FILES * engine_module.HOST_FILE_SIZE
         direct_map.map_private(max(address_size, self.size))
@@ -159,7 +159,7 @@ class Room:
         if self.engine.open(direct_map.BASE, self.size, metadata, block) != 0:
             raise MemoryError("the host has no memory for the explorer")
         self.engine.on_exit(lambda: print(f"{build.__name__}: {panic_text()}", file=sys.stderr, flush=True))
-        boot.boot(NODES, FRAMES_PER_NODE, MAX_TASKS, HUNG_TASK_NS, True, memcg, 0, 0)
+        boot.boot(NODES, frames, MAX_TASKS, HUNG_TASK_NS, True, memcg, 0, 0)
         self.programs, self.checks, self.resets, self._kept = [], [], [], []
         self._host_files = 0
         self.known = {}
@@ -251,7 +251,7 @@ class Room:
         file = self._host_file([0] * (slots + 1))
         layout.kernel().page_cluster = 0
         self.become(task.cpu)
-        area = layout.kernel().swap_info[vmscan.swapon(file.host_fd, slots)]
+        area = layout.kernel().swap_info[vmscan.swapon(file.host_fd, slots, 0, file.host_fd)]
         ksym.host_fd_install(int(area["swap_file"]["i_id"]), file.host_fd)
         return file
 

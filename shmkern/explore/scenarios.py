@@ -382,3 +382,36 @@ def load_freed(room):
     room.program(other, lambda task: task.munmap(va, PAGE))
     room.program(migrator, migrate_frame(user, va))
     room.check(lambda seen, _none, _stayed: seen in (0, OLD))
+
+
+@scenario(frames=96)
+def load_unhooked(room):
+    """A CPU walks the tables while munmap unhooks them.  Where it would go if it looked at an entry
+    twice, in frame 0, stands what another task wants it to find: that it may write to a third one's page."""
+    third, spy = room.task(), room.task()
+    secret = third.mmap(PAGE)
+    third.store64(secret, OLD)
+    at = spy.mmap(60 * PAGE)
+    spy.store64(at, 0)
+    while spy.frame_of(at) != 0:
+        at += PAGE
+        spy.store64(at, 0)
+    for place in range(0, PAGE, 8):
+        spy.store64(at + place, spy_word(third, secret))
+    user = room.task()
+    va = user.mmap(PAGE)
+    user.store64(va, OLD)
+
+    def store(task):
+        try:
+            task.store64(va, NEW)
+        except SegmentationFault:
+            pass
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(room.task(shares=user), store)
+    room.check(lambda *_: third.load64(secret) == OLD)
+
+
+def spy_word(task, va):
+    """What a PTE would be that lets a program write to the page of a task's."""
+    return task.frame_of(va) * PAGE | C["_PAGE_PRESENT"] | C["_PAGE_RW"] | C["_PAGE_ACCESSED"] | C["_PAGE_DIRTY"]

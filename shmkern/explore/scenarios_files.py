@@ -4,7 +4,7 @@
 May import: room, scenarios.
 """
 from shmkern import layout
-from shmkern.errors import BusError
+from shmkern.errors import BusError, SegmentationFault
 from shmkern.explore.room import C, PAGE, scenario
 from shmkern.explore.scenarios import MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, is_stored, migrate_frame
 
@@ -378,3 +378,49 @@ def writeback_buffers(room):
     room.program(user, lambda task: task.writeback())
     room.program(migrator, migrate_frame(user, va))
     room.check(lambda: is_kept(user, va, file))
+
+
+@scenario
+def munmap_writeback(room):
+    """A page is unmapped while a thread stores to it by the translation that it has, and written
+    back.  A store that has succeeded is in the file after an fsync."""
+    user, va, file, flusher = cached_page(room, dirty=True)
+    other = room.task(shares=user)
+    other.store64(va, NEW)
+
+    def store(task):
+        try:
+            task.store64(va, NEWER)
+        except SegmentationFault:
+            return NEW
+        return NEWER
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(other, store)
+    room.program(flusher, lambda task: task.writeback())
+
+    def is_written(_none, stored, _written):
+        user.fsync(file.fd)
+        return file.word(0) == stored
+    room.check(is_written)
+
+
+@scenario
+def read_migrate(room):
+    """A page is read, without its lock, while it is moved."""
+    user, file, _page, move, migrator = unmapped_page(room)
+    room.program(user, lambda task: task.pread(file.fd, 8, 0))
+    room.program(migrator, move)
+    room.check(lambda read, _stayed: int.from_bytes(read, "little") == OLD)
+
+
+@scenario
+def read_extend(room):
+    """A file is read while a write makes it longer."""
+    user = room.task()
+    file = room.file(user, [OLD])
+    user.ftruncate(file.fd, 8)
+    user.pread(file.fd, 8, 0)
+    room.program(user, lambda task: task.pwrite(file.fd, NEW.to_bytes(8, "little"), 8))
+    room.program(room.forked(user), lambda task: task.pread(file.fd, 16, 0))
+    old, new = (word.to_bytes(8, "little") for word in (OLD, NEW))
+    room.check(lambda _count, read: read in (old, old + new))
