@@ -121,7 +121,8 @@ def measure(pages, rounds, kind):
     with shmkern.Machine(nodes=2, frames_per_node=frames, max_tasks=16) as machine:
         if kind == "swap cache":
             # Every page gets a slot, and none is ever written.
-            machine.swapon("/dev/full", pages)
+            with tempfile.NamedTemporaryFile() as file:
+                machine.swapon(file.name, pages)
         here, there = multiprocess.Pipe()
         sleeper = machine.spawn(owner, there, pages, kind)
         here.recv()

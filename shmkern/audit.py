@@ -191,7 +191,7 @@ class _Machine:
                                                 rows and their addresses
         vma, vma_address, vma_mm                VmAreaStruct rows, by address space and order
         absent                                  which frames are not there: their node has no memory
-        anon_vmas, rcu_pending, rcu_nodes       addresses of AnonVma objects, and of page-tree nodes
+        anon_vmas, rcu_pending                  addresses of AnonVma objects, and by struct of what waits for RCU
         inode, inode_address, file_address      rows and addresses of inodes, addresses of open files
         files, vma_mapping                      users of descriptor tables; mapping of each VMA's file
         cached, tagged, accounts                which pages are in a page tree, are tagged dirty
@@ -582,8 +582,8 @@ def check_object_poison(m, name, size, addresses):
 
 def rcu_object(m, head):
     """(struct, address) of the object that an entry of the RCU queue lies in; what is freed by RCU
-    are anon_vmas and nodes of page trees.  (None, why not) when it lies in neither."""
-    for struct in ("RadixTreeNode", "AnonVma"):
+    are anon_vmas, inodes and nodes of page trees.  (None, why not) when it lies in none of them."""
+    for struct in m.rcu_pending:
         address = head - layout.offsetof(struct, "rcu")
         fault = m.object_fault(address, struct)
         if not fault:
@@ -595,12 +595,13 @@ def find_rcu_pending(m):
     """The RCU queue, from rcu_head to rcu_tail, has rcu_pending entries, each inside the object
     that it is going to free; and nobody is freeing any."""
     kernel = m.kernel
-    m.rcu_pending, m.rcu_nodes, head, last = set(), set(), kernel.rcu_head, 0
-    cachep = {"AnonVma": kernel.anon_vma_cachep, "RadixTreeNode": kernel.radix_tree_node_cachep}
+    cachep = {"RadixTreeNode": kernel.radix_tree_node_cachep, "Inode": kernel.inode_cachep,
+              "AnonVma": kernel.anon_vma_cachep}
+    m.rcu_pending, head, last = {struct: set() for struct in cachep}, kernel.rcu_head, 0
     while head:
         struct, address = rcu_object(m, head)
         fault = address if struct is None else \
-            "is queued twice" if address in m.rcu_pending | m.rcu_nodes else None
+            "is queued twice" if address in m.rcu_pending[struct] else None
         if fault:
             m.report.add("rcu", f"an entry of the RCU queue {fault}", address=head)
             return
@@ -608,14 +609,14 @@ def find_rcu_pending(m):
         if (entry.object, entry.cache) != (address, cachep[struct]):
             m.report.add("rcu", f"an entry of the RCU queue frees something else than the {struct} it lies in",
                          address=head, found=hex(entry.object), expected=hex(address))
-        (m.rcu_pending if struct == "AnonVma" else m.rcu_nodes).add(address)
+        m.rcu_pending[struct].add(address)
         last, head = head, entry.next
     if last != kernel.rcu_tail:
         m.report.add("rcu", "rcu_tail is not the end of the RCU queue", expected=hex(last),
                      found=hex(kernel.rcu_tail))
-    if len(m.rcu_pending) + len(m.rcu_nodes) != kernel.rcu_pending:
-        m.report.add("rcu", "the RCU queue is not as long as rcu_pending",
-                     expected=len(m.rcu_pending) + len(m.rcu_nodes), found=kernel.rcu_pending)
+    queued = sum(len(addresses) for addresses in m.rcu_pending.values())
+    if queued != kernel.rcu_pending:
+        m.report.add("rcu", "the RCU queue is not as long as rcu_pending", expected=queued, found=kernel.rcu_pending)
     if kernel.rcu_freers:
         m.report.add("rcu", "rcu_freers is not 0, and nobody is in the kernel", expected=0, found=kernel.rcu_freers)
 
@@ -627,9 +628,10 @@ def check_slab_usage(m):
     of a page tree by the tree, a task's preloads or the RCU queue, a buffer by its page, a group by
     the list.  More is a leak."""
     reached = {"VmAreaStruct": len(m.vma), "MmStruct": len(m.mm),
-               "AnonVma": len(m.rcu_pending.union(m.anon_vmas)), "Mempolicy": len(m.policies),
+               "AnonVma": len(m.rcu_pending["AnonVma"].union(m.anon_vmas)), "Mempolicy": len(m.policies),
                "SpNode": len(m.shared_policies),
-               "RadixTreeNode": len(m.tree_nodes | m.rcu_nodes), "Inode": len(m.inode),
+               "RadixTreeNode": len(m.tree_nodes | m.rcu_pending["RadixTreeNode"]),
+               "Inode": len(m.inode) + len(m.rcu_pending["Inode"]),
                "File": len(m.file_address), "FilesStruct": len(m.files), "BufferHead": m.nr_buffers,
                "MemCgroup": len(m.mem_cgroup), "MemCgroupPerZone": len(set(m.mem_cgroup_zones))}
     for struct, index in m.cache_of.items():
@@ -845,7 +847,7 @@ def check_anon_vmas(m):
     good = {}
     for address in np.unique(pointer[has]).tolist():
         fault = m.object_fault(address, "AnonVma") or \
-            ("waits for RCU to free it" if address in m.rcu_pending else None)
+            ("waits for RCU to free it" if address in m.rcu_pending["AnonVma"] else None)
         good[address] = not fault
         if fault:
             i = has[pointer[has] == address][0]
@@ -1063,7 +1065,7 @@ def walk_page_tree(m, inode, address, parent, height, base, pages, entries=None)
     """Adds (frame, index, tags) of all pages below a node, whose height must be `height` (None: any),
     and the swap entries to `entries` (None: there may be none).  Returns which tags are set below it."""
     fault = m.object_fault(address, "RadixTreeNode") or \
-        ("is in use elsewhere" if address in m.tree_nodes | m.rcu_nodes else None)
+        ("is in use elsewhere" if address in m.tree_nodes | m.rcu_pending["RadixTreeNode"] else None)
     if fault:
         m.report.add("page_tree", f"a node of the tree of inode {inode} {fault}", address=address)
         return 0

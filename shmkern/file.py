@@ -9,7 +9,7 @@ that who opens the file again finds what the host has.
 Locks: i_mutex, then those of truncate.  file_lock and inode_lock are leaves.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EBADF, EBUSY, EINVAL, EMFILE, ENOMEM, ENXIO
+from cython.cimports.libc.errno import EBADF, EBUSY, EINVAL, EMFILE, ENOMEM, ENXIO, ETXTBSY
 
 
 def file_may_write(file):
@@ -60,8 +60,11 @@ def evict_inode(inode):
 
 def register_host_file(dev, ino, size, kind, blkbits, fd, writable):
     """Makes a host file known, for which init has the descriptor `fd`, or gives it a descriptor
-    that may write.  Run by init.  Returns 1 when it keeps `fd`, 0 when it need not, -ENOMEM."""
+    that may write.  Run by init.  Returns 1 when it keeps `fd`, 0 when it need not, -ENOMEM, or
+    -ETXTBSY when it is to be written and is a swap area."""
     k = kernel()
+    if writable and is_swap_file(dev, ino):
+        return -ETXTBSY
     new = inode_alloc(kind, size)
     if new == NULL:
         return -ENOMEM

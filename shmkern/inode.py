@@ -146,10 +146,11 @@ def inode_alloc(kind, size):
 
 
 def inode_free(inode):
-    """Frees an inode without pages that is in no list any more."""
+    """Frees an inode without pages that is in no list any more, when nobody can be looking at its
+    tree_lock: who has just taken the last page out gives that back."""
     VM_BUG_ON(inode.i_data.nrpages != 0 or inode.i_data.page_tree.rnode != NULL)
     VM_BUG_ON(inode.i_data.i_mmap.rb_node != NULL)
-    kmem_cache_free(kernel().inode_cachep, inode)
+    call_rcu(addressof(inode.rcu), kernel().inode_cachep, inode)
 
 
 def inode_hash(inode):

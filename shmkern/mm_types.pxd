@@ -376,6 +376,7 @@ cdef struct Inode:
     u32 i_writable             # whether that may write
     u32 i_blkbits              # log2 of the size of its buffers
     RwSem i_mutex              # writing, truncating, fsync: only ever taken for writing
+    RcuHead rcu
 
 # A swap area: slots of one page each in a host file (include/linux/swap.h).
 cdef enum:

@@ -5,7 +5,7 @@
 # nobody else changes the flags yet (or any more).  They may look, though: whoever frees
 # a page asks its neighbour whether it is PG_buddy.
 
-from shmkern.atomics cimport u64, READ_ONCE64, WRITE_ONCE64, fetch_or64, fetch_and64
+from shmkern.atomics cimport u64, READ_ONCE64, smp_load_acquire64, WRITE_ONCE64, fetch_or64, fetch_and64
 from shmkern.mm_types cimport *
 
 cdef inline bint PageLocked(Page* page) noexcept nogil:
@@ -32,8 +32,9 @@ cdef inline void ClearPageReferenced(Page* page) noexcept nogil:
 cdef inline bint TestClearPageReferenced(Page* page) noexcept nogil:
     return (fetch_and64(&page.flags, ~(<u64>1 << PG_referenced)) & (<u64>1 << PG_referenced)) != 0
 
+# Acquire: what was read into the page before the bit was set is there (Linux commit 0ed361dec369).
 cdef inline bint PageUptodate(Page* page) noexcept nogil:
-    return (READ_ONCE64(&page.flags) & (<u64>1 << PG_uptodate)) != 0
+    return (smp_load_acquire64(&page.flags) & (<u64>1 << PG_uptodate)) != 0
 
 cdef inline void SetPageUptodate(Page* page) noexcept nogil:
     fetch_or64(&page.flags, (<u64>1 << PG_uptodate))

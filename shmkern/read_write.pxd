@@ -14,6 +14,7 @@ cdef int find_uptodate_page(AddressSpace* mapping, u64 index, Page** out) noexce
 @cython.locals(done=u64, part=u64, left=u64, size=u64, prev_pos=u64, page=pointer_to_page)
 cdef i64 generic_file_read(File* file, u64 buf, u64 count, u64 pos) noexcept nogil
 cdef int extend_file(Inode* inode, u64 end) noexcept nogil
+cdef void forget_behind_end(AddressSpace* mapping, Page* page) noexcept nogil
 @cython.locals(page=pointer_to_page, copied=u64, rc=cython.int)
 cdef i64 write_into_page(AddressSpace* mapping, u64 buf, u64 count, u64 pos) noexcept nogil
 cdef Page* hold_user_page(u64 address, int* rc) noexcept nogil

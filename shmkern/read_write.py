@@ -17,6 +17,7 @@ Locks: i_mutex for a write; then mmap_sem, in faults; PG_locked.
 """
 from cython import NULL, address as addressof, cast, pointer
 from cython.cimports.libc.errno import EBADF, EFAULT, EFBIG, EINVAL, ENOMEM
+from cython.cimports.libc.string import memset
 
 
 # ---- reading -----------------------------------------------------------------
@@ -46,8 +47,9 @@ def generic_file_read(file, buf, count, pos):
         rc = find_uptodate_page(mapping, pos >> PAGE_SHIFT, addressof(page))
         if rc != 0:
             return done if done else rc
-        # The size again: the file may have become shorter, and the page be zeros.
-        size = READ_ONCE64(addressof(mapping.host.i_size))
+        # The size again: the file may have become shorter, and the page be zeros.  Acquire: the bytes
+        # before a new end were there first, see extend_file.
+        size = smp_load_acquire64(addressof(mapping.host.i_size))
         offset = pos & (PAGE_SIZE - 1)
         part = min(min(PAGE_SIZE - offset, count - done), size - pos if size > pos else 0)
         # Who goes on in the middle of a page is still at the same use of it.
@@ -78,6 +80,17 @@ def extend_file(inode, end):
     return rc
 
 
+def forget_behind_end(mapping, page):
+    """Takes back what was written behind the end of a file that could not become longer: it would be
+    there when somebody else makes the file longer.  Holds i_mutex; the page is locked."""
+    start = page.index << PAGE_SHIFT
+    size = mapping.host.i_size
+    if start >= size:
+        truncate_complete_page(mapping, page)
+    elif size - start < PAGE_SIZE:
+        memset(cast(pointer(char), page_address(page)) + (size - start), 0, PAGE_SIZE - (size - start))
+
+
 def write_into_page(mapping, buf, count, pos):
     """Copies `count` bytes, which lie within one page of the file, from the program's `buf` to it, and
     moves the file's end if they lie behind.  Returns how many were copied: fewer, or none, when a
@@ -96,6 +109,8 @@ def write_into_page(mapping, buf, count, pos):
         if copied:
             rc = extend_file(mapping.host, pos + copied)
         mark_page_accessed(page)
+        if rc != 0:
+            forget_behind_end(mapping, page)
     unlock_page(page)
     put_page(page)
     return rc if rc != 0 else copied
@@ -112,8 +127,6 @@ def hold_user_page(address, rc):
     if vma != NULL and address >= vma.vm_start and not access_error(vma, False):
         page = get_user_page(vma, address, False, rc)
     up_read(addressof(mm.mmap_sem))
-    if page == NULL and rc[0] != -ENOMEM:
-        rc[0] = -EFAULT
     return page
 
 

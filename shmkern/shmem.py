@@ -95,6 +95,8 @@ def shmem_writepage(page, wbc):
     entry = page.private
     # The tree's use.
     BUG_ON(not swap_duplicate(entry))
+    # Once the page is out of the tree nothing but this keeps the mapping.
+    rcu_read_lock()
     spin_lock(addressof(mapping.tree_lock))
     slot = radix_tree_lookup_slot(addressof(mapping.page_tree), page.index)
     VM_BUG_ON_PAGE(slot == NULL or slot[0] != page, page)
@@ -104,6 +106,7 @@ def shmem_writepage(page, wbc):
     WRITE_ONCE64(addressof(mapping.host.i_swapped), mapping.host.i_swapped + 1)
     dec_zone_page_state(page, NR_FILE_PAGES)
     spin_unlock(addressof(mapping.tree_lock))
+    rcu_read_unlock()
     put_page(page)      # The page tree's reference.
     ClearPageDirty(page)
     return swap_writepage(page, wbc)

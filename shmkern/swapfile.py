@@ -12,7 +12,7 @@ Lock: swap_lock, for all of it.  (Linux gives it back during long searches.  Her
 two bytes a slot, and is over before a waiter would have parked.)
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EINVAL, ENOMEM, EPERM
+from cython.cimports.libc.errno import EBUSY, EINVAL, ENOMEM, EPERM
 from cython.cimports.libc.string import memset
 
 
@@ -122,7 +122,8 @@ def swap_duplicate(entry):
     BUG_ON(type >= READ_ONCE32(addressof(k.nr_swapfiles)))
     si = addressof(k.swap_info[type])
     spin_lock(addressof(k.swap_lock))
-    used = offset < si.max and si.swap_map[offset] != 0
+    # The area may have been given back since the entry was seen, and its map be another's.
+    used = si.flags & SWP_USED and offset < si.max and si.swap_map[offset] != 0
     if used:
         # One for each task at most, and they are not so many.
         BUG_ON(si.swap_map[offset] >= SWAP_MAP_MAX)
@@ -201,14 +202,36 @@ def find_swap_map(size):
     return k.swap_maps + start
 
 
-def do_swapon(host_fd, pages):
+def find_swap_file(dev, ino):
+    """Whether a host file is that of an area.  Holds swap_lock."""
+    k = kernel()
+    for type in range(k.nr_swapfiles):
+        si = addressof(k.swap_info[type])
+        if si.flags & SWP_USED and si.swap_file.i_dev == dev and si.swap_file.i_ino == ino:
+            return True
+    return False
+
+
+def is_swap_file(dev, ino):
+    """find_swap_file, with swap_lock taken for it (IS_SWAPFILE)."""
+    spin_lock(addressof(kernel().swap_lock))
+    found = find_swap_file(dev, ino)
+    spin_unlock(addressof(kernel().swap_lock))
+    return found
+
+
+def do_swapon(host_fd, pages, dev, ino):
     """Makes an area of `pages` slots in init's open host file, which has room for them and for
-    slot 0.  Returns its number, -EINVAL (no slots), -EPERM (there are MAX_SWAPFILES areas) or
-    -ENOMEM (no room for the map).  Takes swap_lock."""
+    slot 0; `dev` and `ino` tell it from others.  Returns its number, -EINVAL (no slots), -EBUSY (the
+    file is an area already), -EPERM (there are MAX_SWAPFILES areas) or -ENOMEM (no room for the map).
+    Takes swap_lock."""
     k = kernel()
     if pages == 0 or pages >= cast(u64, 1) << SWP_INDEX_TYPE_SHIFT:
         return -EINVAL
     spin_lock(addressof(k.swap_lock))
+    if find_swap_file(dev, ino):
+        spin_unlock(addressof(k.swap_lock))
+        return -EBUSY
     type = cast(u32, 0)
     while type < k.nr_swapfiles and k.swap_info[type].flags & SWP_USED:
         type += 1
@@ -226,6 +249,8 @@ def do_swapon(host_fd, pages):
     si.highest_bit = pages
     si.cluster_nr = 0
     si.swap_file.i_id = atomic_add_return64(addressof(k.next_inode_id), 1)
+    si.swap_file.i_dev = dev
+    si.swap_file.i_ino = ino
     si.swap_file.i_host_fd = host_fd
     si.swap_file.i_writable = 1
     si.swap_file.i_size = si.max << PAGE_SHIFT

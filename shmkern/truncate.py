@@ -102,7 +102,11 @@ def do_truncate(inode, size):
             zero_tail(mapping, old)
             WRITE_ONCE64(addressof(inode.i_size), size)
         return rc
-    # The host last: what is written back until then would make its file longer again.
+    # The host first, which may forbid it, and last: what is written back in between makes its file
+    # longer again.
+    rc = host_truncate(inode, size) if inode.i_host_fd >= 0 else 0
+    if rc != 0:
+        return rc
     smp_store_mb64(addressof(inode.i_size), size)
     hole = (size + PAGE_SIZE - 1) >> PAGE_SHIFT
     unmap_mapping_range(mapping, hole, RADIX_TREE_MAX_INDEX, True)

@@ -22,6 +22,7 @@ rmap's and the swap cache's.  lru_lock is held for no longer than it takes to mo
 SWAP_CLUSTER_MAX pages.
 """
 from cython import NULL, address as addressof, cast, pointer
+from cython.cimports.libc.errno import EBUSY
 
 
 # ---- one page ----------------------------------------------------------------
@@ -71,6 +72,15 @@ def __remove_mapping(mapping, page):
     cache and the caller.  Says whether it did: then it has no references any more.  Takes
     tree_lock, then swap_lock."""
     VM_BUG_ON_PAGE(not PageLocked(page) or mapping != page_mapping(page), page)
+    # With its last page in our hands nothing but this keeps the mapping.
+    rcu_read_lock()
+    removed = __remove_mapping_rcu(mapping, page)
+    rcu_read_unlock()
+    return removed
+
+
+def __remove_mapping_rcu(mapping, page):
+    """__remove_mapping within rcu_read_lock."""
     spin_lock(addressof(mapping.tree_lock))
     # The references before the dirt: who has written the page since had one, and gave it back
     # after the page was dirty.
@@ -480,9 +490,15 @@ def run_kswapd(nid):
         kswapd(nid)
 
 
-def swapon(host_fd, pages):
-    """do_swapon for init: the area's number, or a negative errno."""
+def swapon(host_fd, pages, dev, ino):
+    """do_swapon for init, who also makes files known: the area's number, or a negative errno; -EBUSY
+    also for a file that somebody has opened for writing."""
     kernel_enter()
-    rc = do_swapon(host_fd, pages)
+    k = kernel()
+    spin_lock(addressof(k.inode_lock))
+    inode = ilookup(dev, ino)
+    written = inode != NULL and inode.i_writable
+    spin_unlock(addressof(k.inode_lock))
+    rc = -EBUSY if written else do_swapon(host_fd, pages, dev, ino)
     kernel_exit()
     return rc

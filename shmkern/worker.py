@@ -5,6 +5,7 @@ Every task is an OS process of its own, forked (never spawned) so that programs 
 closures over whatever their maker had.  A process that becomes a task ignores Ctrl-C,
 which is its supervisor's business, and dies with its supervisor, however that ends.
 """
+import errno
 import multiprocess
 import multiprocess.connection
 import os
@@ -78,15 +79,27 @@ class Task(NumaSyscalls):
 
     def _swapon(self, path, pages):
         """Machine.swapon's part in init, who keeps the file open."""
+        if pages >= layout.kernel().swap_maps_size:
+            raise OSError(errno.ENOMEM, "four times as many slots as there are frames is the limit", path)
+        created = not os.path.lexists(path)
+        # Not O_NONBLOCK for a FIFO's sake: opened for both, it does not wait.
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        status = os.fstat(fd)
         try:
-            if stat.S_ISREG(os.fstat(fd).st_mode):
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+                raise OSError(errno.EINVAL, "neither a plain file nor a block device", path)
+            if stat.S_ISREG(status.st_mode):
                 # With slot 0.  A hole would only show when it is written, which is too late.
                 os.posix_fallocate(fd, 0, (pages + 1) * C["PAGE_SIZE"])
-            area = vmscan.swapon(fd, pages)
+            area = vmscan.swapon(fd, pages, status.st_dev, status.st_ino)
             if area < 0:
-                raise OSError(-area, os.strerror(-area))
+                raise OSError(-area, os.strerror(-area), path)
         except BaseException:
+            # As it was, for it may have taken much of the host's room.
+            if created:
+                os.unlink(path)
+            elif stat.S_ISREG(status.st_mode) and os.fstat(fd).st_size > status.st_size:
+                os.ftruncate(fd, status.st_size)
             os.close(fd)
             raise
         return area

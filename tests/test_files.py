@@ -3,7 +3,10 @@
 through a private one is its own; every process finds the same page, also while it moves; a file
 becomes shorter and longer under its mappings; what is synced is on the host's disk."""
 import errno
+import fcntl
 import os
+import resource
+import signal
 
 import pytest
 
@@ -407,3 +410,48 @@ def test_counters_know_of_files(machine, path):
     assert count("nr_file_dirty") == 1
     one.sync()
     assert count("nr_file_dirty") == 0 and count("pgpgout") == 1
+
+
+def test_what_lies_before_an_area_that_may_not_be_written_gets_its_protection(machine, path):
+    """As what lies before a hole."""
+    one = Puppet(machine)
+    fd = one(lambda task: task.open(path, os.O_RDONLY))
+    va = one(lambda task: task.mmap(4 * PAGE, PROT_READ))
+    one(lambda task: task.mmap(PAGE, PROT_READ, MAP_SHARED | shmkern.MAP_FIXED, va + 2 * PAGE, fd))
+    assert one(lambda task: errno_of(lambda: task.mprotect(va, 4 * PAGE, RW))) == "EACCES"
+    one(lambda task: task.store(va + PAGE, b"x"))
+    for page in (2, 3):
+        with pytest.raises(shmkern.SegmentationFault):
+            one(lambda task: task.store(va + page * PAGE, b"x"))
+
+
+def test_a_write_that_cannot_make_the_file_longer_leaves_nothing_behind_its_end(machine, path):
+    """A limit of the host's forbids it; then another task makes the file longer."""
+    one, two = Puppet(machine), Puppet(machine)
+    os.truncate(path, 100)
+    fds = [puppet(lambda task: task.open(path)) for puppet in (one, two)]
+
+    def limit(_task):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (PAGE // 2, resource.RLIM_INFINITY))
+    one(limit)
+    for offset in (200, PAGE - 8, 5 * PAGE):
+        assert one(lambda task: errno_of(lambda: task.pwrite(fds[0], b"secret" * 1000, offset))) == "EFBIG"
+    two(lambda task: task.ftruncate(fds[1], 8 * PAGE))
+    assert two(lambda task: task.pread(fds[1], 8 * PAGE, 100)).strip(b"\0") == b""
+    two(lambda task: task.fsync(fds[1]))
+    assert on_disk(path, 100, 8 * PAGE).strip(b"\0") == b""
+
+
+def test_a_file_that_the_host_does_not_make_shorter_stays_whole(machine):
+    memory = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    os.truncate(memory, 3 * PAGE)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    one = Puppet(machine)
+    fd = one(lambda task: task.open(f"/proc/{os.getpid()}/fd/{memory}"))
+    one(lambda task: task.pwrite(fd, b"N" * 3 * PAGE, 0))
+    assert one(lambda task: errno_of(lambda: task.ftruncate(fd, 100))) == "EPERM"
+    assert one(lambda task: task.pread(fd, 4 * PAGE, 0)) == b"N" * 3 * PAGE
+    one(lambda task: task.fsync(fd))
+    assert os.pread(memory, 4 * PAGE, 0) == b"N" * 3 * PAGE
+    os.close(memory)

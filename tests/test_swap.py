@@ -828,10 +828,14 @@ def test_unreadable_slot_is_a_bus_error_of_whoever_needs_it(small, tmp_path):
     assert other(partial(wrong, va=kept, pages=10, first=900)) == 0
 
 
-def test_what_cannot_be_written_stays_in_memory(boot):
+def test_what_cannot_be_written_stays_in_memory(boot, tmp_path):
     """/dev/full takes no byte: ENOSPC, as a full disk."""
+    # Init inherits it, and it takes the area's file's place.
+    full = os.open("/dev/full", os.O_RDWR)
     machine = boot(2, 256)
-    machine.swapon("/dev/full", 600)
+    area = machine.swapon(tmp_path / "swap", 600)
+    layout.kernel().swap_info[area]["swap_file"]["i_host_fd"] = full
+    os.close(full)
 
     def program(task):
         va = task.mmap(800 * PAGE)
@@ -861,6 +865,71 @@ def test_file_needs_no_name_once_it_is_in_use(small, tmp_path):
     assert small.spawn(program).result(60) == 0
 
 
+def test_a_file_is_one_area_only_by_whatever_name(boot, tmp_path):
+    """Two areas in one file would write over each other's pages."""
+    machine = boot(2, 256)
+    os.symlink(tmp_path / "swap", tmp_path / "symlink")
+    area = machine.swapon(tmp_path / "swap", 300)
+    os.link(tmp_path / "swap", tmp_path / "link")
+    for name in ("swap", "symlink", "link"):
+        with pytest.raises(OSError) as error:
+            machine.swapon(tmp_path / name, 300)
+        assert error.value.errno == errno.EBUSY
+    task = Puppet(machine)
+    va = task(lambda task: store_new(task, 600, 3))
+    assert task(partial(wrong, va=va, pages=600, first=3)) == 0
+    task(lambda task: task.munmap(va, 600 * PAGE))
+    machine.swapoff(area)
+    assert machine.swapon(tmp_path / "link", 300) == area
+
+
+def test_the_file_of_an_area_cannot_be_opened_for_writing(small, tmp_path):
+    """Nor does a file become an area that somebody has open for writing."""
+    owner = Puppet(small)
+    va = owner(lambda task: store_new(task, 700, 3))
+    reader = owner(lambda task: task.open(tmp_path / "swap", os.O_RDONLY))
+    for flags in (os.O_RDWR, os.O_RDWR | os.O_TRUNC, os.O_WRONLY):
+        with pytest.raises(OSError) as error:
+            owner(lambda task: task.open(tmp_path / "swap", flags))
+        assert error.value.errno == errno.ETXTBSY
+    owner(lambda task: task.close(reader))
+    assert owner(partial(wrong, va=va, pages=700, first=3)) == 0
+    writer = owner(lambda task: task.open(tmp_path / "other", os.O_RDWR | os.O_CREAT))
+    with pytest.raises(OSError) as error:
+        small.swapon(tmp_path / "other", 100)
+    assert error.value.errno == errno.EBUSY and os.path.getsize(tmp_path / "other") == 0
+    owner(lambda task: task.close(writer))
+    small.swapon(tmp_path / "other", 100)
+
+
+def test_an_entry_of_an_area_that_is_gone_takes_nothing_of_another(boot, tmp_path):
+    """A fault has read an entry from a PTE and lost its CPU; then the area is given back, and another is
+    made, whose map is where the old one's was."""
+    machine = boot(1, 512)
+    first, second = machine.swapon(tmp_path / "a", 4), machine.swapon(tmp_path / "b", 200)
+    stale = second << C["SWP_TYPE_SHIFT"] | 1 << C["SWP_OFFSET_SHIFT"]
+    machine.swapoff(second)
+    machine.swapoff(first)
+    area = machine.swapon(tmp_path / "c", 600)
+    task = Puppet(machine)
+    va = task(lambda task: store_new(task, 900, 3))
+    counts = layout.view("u16", int(layout.kernel().swap_info[area]["swap_map"]), 601)
+    before = counts.copy()
+    until_kswapd_sleeps(machine)
+    assert before.sum() > 100 and task(lambda task: ksym.swap_duplicate(stale)) == 0
+    assert task(partial(wrong, va=va, pages=900, first=3)) == 0
+
+
+def test_what_is_no_place_for_pages_is_refused(boot, tmp_path):
+    machine = boot(2, 256)
+    os.mkfifo(tmp_path / "fifo")
+    for path in ("/dev/null", "/dev/full", tmp_path / "fifo"):      # At none of them does it wait.
+        with pytest.raises(OSError) as error:
+            machine.swapon(path, 20)
+        assert error.value.errno == errno.EINVAL
+    assert layout.kernel().total_swap_pages == 0
+
+
 @pytest.mark.parametrize("path, pages, error", [
     ("no/such/place", 100, FileNotFoundError), (".", 100, IsADirectoryError), ("large", 2100, OSError),
     ("none", 0, ValueError), ("half", 1.5, ValueError)])
@@ -869,6 +938,7 @@ def test_bad_area_is_refused_and_changes_nothing(boot, tmp_path, path, pages, er
     with pytest.raises(error):
         machine.swapon(tmp_path / path, pages)
     assert layout.kernel().total_swap_pages == 0
+    assert os.listdir(tmp_path) == []
     assert machine.swapon(tmp_path / "swap", 2000) == 0
 
 

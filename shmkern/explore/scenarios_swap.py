@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The project's scenarios of swap and of memory control groups.
 
-May import: room, scenarios.
+May import: room, scenarios, scenarios_files.
 """
 import errno
 
@@ -9,9 +9,10 @@ from shmkern import layout, worker
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
 from shmkern.explore.scenarios import NEW, OLD, fork_while, is_stored, migrate, migrate_frame, one_page
+from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, PROT_WRITE, cached_page
 
-GFP_KERNEL = C["GFP_KERNEL"]
-ANON = 0
+GFP_KERNEL, MAP_ANONYMOUS = C["GFP_KERNEL"], C["MAP_ANONYMOUS"]
+ANON, FILE = 0, 1
 
 
 def swappable_page(room, group=None):
@@ -385,3 +386,47 @@ def remove_group(room):
     room.program(user, lambda task: task.munmap(va, PAGE))
     room.program(migrator, lambda task: task.kernel("lru_add_drain"))
     room.program(room.task(), remove)
+
+
+@scenario
+def reclaim_close(room):
+    """The last page of a file is reclaimed while the file is closed, and its inode freed."""
+    user, va, file, other = cached_page(room)
+    zone, control = zone_of(user, va), scan_control(room)
+    user.munmap(va, PAGE)
+    room.program(user, lambda task: task.close(file.fd))
+    room.program(other, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
+
+
+@scenario
+def shared_reclaim_munmap(room):
+    """The last page of shared anonymous memory goes to swap while it is unmapped."""
+    user = room.task()
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS)
+    user.store64(va, OLD)
+    other = room.task()
+    other.migrate_prep()
+    room.swapon(user, 4)
+    user.kernel("shrink_active_list", zone_of(user, va), ANON, 1, scan_control(room))
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(other, reclaim(room, user, va))
+
+
+@scenario
+def swapoff_fork_areas(room):
+    """One area is given back while a task forks that has a page in another."""
+    first, user = room.task(), room.task()
+    elsewhere = first.mmap(PAGE)
+    first.store64(elsewhere, OLD)
+    user.mmap(PAGE, PROT_READ)
+    va = user.mmap(PAGE)
+    user.store64(va, OLD)
+    user.kernel("lru_add_drain_all")
+    room.swapon(user, 1)
+    room.swapon(user, 4)
+    for task, at in ((first, elsewhere), (user, va)):
+        task.kernel("shrink_active_list", zone_of(task, at), ANON, 1, scan_control(room))
+        reclaim(room, task, at)(task)
+    room.program(user, lambda task: task.fork())
+    room.program(room.task(), lambda task: task.kernel("do_swapoff", 0))
+    room.check(lambda child, _none: user.load64(va) == room.load_in(child, va) == first.load64(elsewhere) == OLD)
