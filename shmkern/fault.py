@@ -415,8 +415,8 @@ def mlock_faulted_page(vma, address):
 
 def get_user_page(vma, address, write, rc):
     """The page at `address`, faulted in if it is not there (for writing, if it cannot be written),
-    with a reference taken; NULL with -ENOMEM in *rc, or -EFAULT where there are no struct pages.
-    Holds mmap_sem; sleeps (get_user_pages)."""
+    with a reference taken; NULL with -ENOMEM in *rc, or -EFAULT where there are no struct pages, or an
+    access would end in SIGBUS.  Holds mmap_sem; sleeps (get_user_pages)."""
     if vma.vm_flags & VM_PFNMAP:
         rc[0] = -EFAULT
         return NULL
@@ -429,6 +429,8 @@ def get_user_page(vma, address, write, rc):
             return page
         rc[0] = handle_mm_fault(vma.vm_mm, vma, address, write)
         if rc[0] != 0:
+            if rc[0] == -VM_FAULT_SIGBUS:
+                rc[0] = -EFAULT
             return NULL
 
 

@@ -64,11 +64,13 @@ def check_area(vma, start, end, queue):
 def check_range(mm, start, end, queue):
     """Finds the misplaced pages of [start, end).  Holds mmap_sem.
 
-    Returns 0; -EFAULT when there is a hole in the range (unless MPOL_MF_DISCONTIG_OK); -EIO for a
-    misplaced page with MPOL_MF_STRICT alone.  What is queued until then stays so.  (2.6.30
-    overlooks a hole before the first area.)
+    Returns 0; -EFAULT when there is a hole in the range (unless MPOL_MF_DISCONTIG_OK), or no area from
+    `start` on; -EIO for a misplaced page with MPOL_MF_STRICT alone.  What is queued until then stays
+    so.  (2.6.30 overlooks a hole before the first area, and one at the end with an area behind it.)
     """
     vma = find_vma(mm, start)
+    if vma == NULL:
+        return -EFAULT
     reached = start
     while vma != NULL and vma.vm_start < end:
         if vma.vm_start > reached and not queue.flags & MPOL_MF_DISCONTIG_OK:
@@ -159,8 +161,8 @@ def do_mbind(start, length, mode, mode_flags, nodes, flags):
 
     Returns 0 or, in this order, -EINVAL (flags), -EPERM (MPOL_MF_MOVE_ALL without CAP_SYS_NICE),
     -EINVAL (unaligned, wraps around, no nodes where there must be, or the other way round),
-    -ENOMEM, -EINVAL (none of the nodes may be used), -EFAULT (a hole), -EIO.  After the last the
-    policy is set all the same.
+    -ENOMEM, -EINVAL (none of the nodes may be used), -EFAULT (a hole), -EIO.  After the last,
+    with a MOVE flag, the policy is set all the same.
     """
     if flags & ~cast(u64, MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
         return -EINVAL
@@ -229,8 +231,10 @@ def get_policy_nodemask(pol):
 
 
 def lookup_node(vma, address):
-    """The node of the page at `address`, which is faulted in if need be; or a negative errno.
-    Holds mmap_sem for reading."""
+    """The node of the page at `address`, which is faulted in if need be; -EFAULT where nothing can be
+    read, or -ENOMEM.  Holds mmap_sem for reading."""
+    if not vma.vm_flags & VM_READ:
+        return -EFAULT
     rc = 0
     page = get_user_page(vma, address & PAGE_MASK, 0, addressof(rc))
     if page == NULL:

@@ -80,6 +80,20 @@ def munlock_one(vma, page, address):
     put_page(page)
 
 
+def munlock_swapped(entry):
+    """munlock_vma_page for a page of the swap cache whose PTE in a locked area has become a swap entry,
+    as those do that migrate.  Another locked area with such an entry locks it again when it maps it.
+    The entry stays: the caller holds mmap_sem for writing.  Takes the page lock."""
+    page = lookup_swap_cache(entry)
+    if page == NULL:
+        return
+    lock_page(page)
+    if PageSwapCache(page) and page.private == entry:
+        munlock_vma_page(page)
+    unlock_page(page)
+    put_page(page)
+
+
 def munlock_pte_range(vma, pmd, address, end):
     """munlock_one for one table's part of [address, end)."""
     ptl = pte_lockptr(pmd)
@@ -92,6 +106,8 @@ def munlock_pte_range(vma, pmd, address, end):
             # The bit goes with the page, so wait until it has landed.
             migration_entry_wait(vma.vm_mm, pmd, address)
             continue
+        if is_swap_pte(pte):
+            munlock_swapped(pte_to_swp_entry(pte))
         if pte_present(pte) and not pte_special(pte):
             page = follow_page(vma, address, 0)
             if page == NULL:

@@ -13,7 +13,9 @@ cdef extern from *:
     const u64 MMAP_MIN_ADDR
     const u64 MMAP_BASE
 
-cdef MmStruct* mm_alloc(MmStruct* oldmm) noexcept nogil
+cdef void mm_list(MmStruct* mm) noexcept nogil
+cdef MmStruct* __mm_alloc(MmStruct* oldmm) noexcept nogil
+cdef MmStruct* mm_alloc() noexcept nogil
 cdef void exit_mmap(MmStruct* mm) noexcept nogil
 cdef void mmput(MmStruct* mm) noexcept nogil
 cdef void mmget(MmStruct* mm) noexcept nogil
@@ -31,13 +33,14 @@ cdef int munmap_locked(MmStruct* mm, u64 start, u64 length) noexcept nogil
 cdef void vma_free(VmAreaStruct* vma) noexcept nogil
 cdef i64 mmap_flags(u64 prot, u64 flags, File* file) noexcept nogil
 cdef i64 mmap_address(MmStruct* mm, u64 addr, u64 length, u64 flags) noexcept nogil
-@cython.locals(vm_flags=i64, rc=i64, vm_ops=u64)
+@cython.locals(vm_flags=i64, rc=i64, vm_ops=u64, locked=u64)
 cdef i64 mmap_locked(MmStruct* mm, u64 addr, u64 length, u64 prot, u64 flags, File* file, u64 pgoff) noexcept nogil
 cdef void mprotect_area(VmAreaStruct* vma, u64 prot) noexcept nogil
 cdef int mprotect_locked(MmStruct* mm, u64 start, u64 length, u64 prot) noexcept nogil
 @cython.locals(moved=u64, pgoff=u64, keep=bint)
 cdef i64 move_vma(MmStruct* mm, u64 old_addr, u64 old_len, u64 new_addr, u64 new_len) noexcept nogil
 cdef int mremap_check(MmStruct* mm, u64 addr, u64 old_len, u64 new_len, u64 flags, u64 new_addr) noexcept nogil
+cdef int mremap_area_check(MmStruct* mm, u64 addr, u64 old_len, u64 new_len) noexcept nogil
 cdef i64 mremap_locked(MmStruct* mm, u64 addr, u64 old_len, u64 new_len, u64 flags, u64 new_addr) noexcept nogil
 cdef i64 do_mmap(MmStruct* mm, u64 addr, u64 length, u64 prot, u64 flags, int fd, u64 offset) noexcept nogil
 cdef int do_munmap(MmStruct* mm, u64 start, u64 length) noexcept nogil

@@ -11,14 +11,14 @@ step that can run out of memory; then whole areas are changed, and merged again 
 they have become equal to.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EACCES, EAGAIN, EBADF, EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
+from cython.cimports.libc.errno import EACCES, EAGAIN, EBADF, EBUSY, EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
 
 
 # ---- life and death ----------------------------------------------------------
 
-def mm_alloc(oldmm):
-    """A new, empty address space with one user, in the group of `oldmm` (NULL: the root); NULL
-    without memory."""
+def __mm_alloc(oldmm):
+    """A new, empty address space with one user, in the group of `oldmm` (NULL: the root), for
+    mm_list; NULL without memory."""
     k = kernel()
     mm = cast(pointer(MmStruct), kmem_cache_alloc(k.mm_cachep))
     if mm == NULL:
@@ -32,8 +32,23 @@ def mm_alloc(oldmm):
     spin_lock(addressof(k.mmlist_lock))
     k.next_mm_id += 1
     mm.id = k.next_mm_id
+    spin_unlock(addressof(k.mmlist_lock))
+    return mm
+
+
+def mm_list(mm):
+    """Lets swapoff find an address space, whose areas it walks with mmap_sem.  Takes mmlist_lock."""
+    k = kernel()
+    spin_lock(addressof(k.mmlist_lock))
     list_add_tail(addressof(mm.mmlist), addressof(k.init_mmlist))
     spin_unlock(addressof(k.mmlist_lock))
+
+
+def mm_alloc():
+    """A new, empty address space with one user, in the root group; NULL without memory."""
+    mm = __mm_alloc(cast(pointer(MmStruct), NULL))
+    if mm != NULL:
+        mm_list(mm)
     return mm
 
 
@@ -96,7 +111,7 @@ def dup_mmap(mm, oldmm):
 
 def dup_mm(oldmm):
     """A copy of an address space, copy-on-write, with one user; NULL without memory."""
-    mm = mm_alloc(oldmm)
+    mm = __mm_alloc(oldmm)
     if mm == NULL:
         return NULL
     down_write(addressof(oldmm.mmap_sem))
@@ -104,6 +119,9 @@ def dup_mm(oldmm):
     # The parent's CPUs may still write what is now shared.
     flush_tlb_mm(oldmm)
     up_write(addressof(oldmm.mmap_sem))
+    # Not before: nobody holds the child's mmap_sem.  (Linux does.)  If swapoff has passed by meanwhile
+    # it finds the entries that were copied on its next round.
+    mm_list(mm)
     if rc != 0:
         mmput(mm)
         return NULL
@@ -238,8 +256,11 @@ def do_munmap(mm, start, length):
 # ---- mmap --------------------------------------------------------------------
 
 def mmap_flags(prot, flags, file):
-    """The vm_flags of a new area, or -EACCES when the file was not opened for that.  A shared
-    mapping of a file that may not be written is never VM_SHARED (do_mmap_pgoff)."""
+    """The vm_flags of a new area; -EINVAL when it is to be neither shared nor private, or both; -EACCES
+    when the file was not opened for that.  A shared mapping of a file that may not be written is never
+    VM_SHARED (do_mmap_pgoff)."""
+    if flags & MAP_TYPE != MAP_PRIVATE and flags & MAP_TYPE != MAP_SHARED:
+        return -EINVAL
     vm_flags = (prot & VM_ACCESS_FLAGS) | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
     if file != NULL and (file.f_flags & O_ACCMODE) == O_WRONLY:
         return -EACCES
@@ -275,35 +296,35 @@ def mmap_address(mm, addr, length, flags):
 
 def mmap_locked(mm, addr, length, prot, flags, file, pgoff):
     """mmap(2), with mmap_sem held for writing.  `file` is NULL with MAP_ANONYMOUS."""
-    kind = flags & MAP_TYPE
-    if length == 0 or (kind != MAP_PRIVATE and kind != MAP_SHARED):
+    if length == 0:
         return -EINVAL
     if length > TASK_SIZE:
         return -ENOMEM
     length = PAGE_ALIGN(length)
     if pgoff + (length >> PAGE_SHIFT) > RADIX_TREE_MAX_INDEX:
         return -EOVERFLOW
-    vm_flags = mmap_flags(prot, flags, file)
-    if vm_flags < 0:
-        return vm_flags
+    if mm.map_count >= MAX_MAP_COUNT:
+        return -ENOMEM
     rc = mmap_address(mm, addr, length, flags)
     if rc < 0:
         return rc
     addr = rc
-    if mm.map_count >= MAX_MAP_COUNT:
-        return -ENOMEM
-    vm_flags |= mm.def_flags
+    locked = mm.def_flags
     if flags & MAP_LOCKED:
         if not can_do_mlock():
             return -EPERM
-        vm_flags |= VM_LOCKED
-    if vm_flags & VM_LOCKED and not may_lock(mm.locked_vm + (length >> PAGE_SHIFT)):
+        locked |= VM_LOCKED
+    if locked & VM_LOCKED and not may_lock(mm.locked_vm + (length >> PAGE_SHIFT)):
         return -EAGAIN
+    vm_flags = mmap_flags(prot, flags, file)
+    if vm_flags < 0:
+        return vm_flags
+    vm_flags |= locked
     vm_ops = VM_OPS_ANON
     if file != NULL:
         get_file(file)
         vm_ops = VM_OPS_FILE
-    elif kind == MAP_SHARED:
+    elif flags & MAP_TYPE == MAP_SHARED:
         file = shmem_file_setup(length)
         if file == NULL:
             return -ENOMEM
@@ -330,7 +351,8 @@ def mmap_locked(mm, addr, length, prot, flags, file, pgoff):
 def do_mmap(mm, addr, length, prot, flags, fd, offset):
     """mmap(2).
 
-    Other bits of `prot` and `flags` are ignored, as Linux does.  Returns the address;
+    Other bits of `prot` and `flags` are ignored, MAP_GROWSDOWN and MAP_POPULATE among them, which Linux
+    knows.  Returns the address;
     -EAGAIN (locked memory beyond RLIMIT_MEMLOCK), -EBADF (no MAP_ANONYMOUS, and `fd` is
     not open), -EINVAL (empty, neither or both of MAP_SHARED
     and MAP_PRIVATE, unaligned offset, or address with MAP_FIXED), -EACCES (the file is not open
@@ -364,25 +386,31 @@ def mprotect_area(vma, prot):
 
 def mprotect_locked(mm, start, length, prot):
     """mprotect(2), with mmap_sem held for writing."""
-    if start & ~PAGE_MASK or prot & ~cast(u64, PROT_READ | PROT_WRITE | PROT_EXEC):
+    if start & ~PAGE_MASK:
         return -EINVAL
     if length == 0:
         return 0
     if start > TASK_SIZE or length > TASK_SIZE - start:
         return -ENOMEM
+    if prot & ~cast(u64, PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM):
+        return -EINVAL
+    prot &= VM_ACCESS_FLAGS
+    rc = -ENOMEM
     end = start + PAGE_ALIGN(length)
     reached = start
     vma = find_vma(mm, start)
     while vma != NULL and vma.vm_start <= reached and reached < end:
         reached = vma.vm_end
         vma = vma.vm_next
-    # What lies before a hole is protected, and then the hole is reported.
+    # What lies before a hole is protected, and then the hole is reported; the same with a file that
+    # is not open for writing: VM_MAYWRITE is VM_WRITE << 4, and so on.
     reached = min(reached, end)
-    # A file that is not open for writing: VM_MAYWRITE is VM_WRITE << 4, and so on.
     vma = find_vma(mm, start)
     while vma != NULL and vma.vm_start < reached:
-        if prot & ~(vma.vm_flags >> 4) & VM_ACCESS_FLAGS:
-            return -EACCES
+        if prot & ~(vma.vm_flags >> 4):
+            rc = -EACCES
+            reached = max(vma.vm_start, start)
+            break
         vma = vma.vm_next
     if carve_range(mm, start, reached) != 0:
         return -ENOMEM
@@ -390,13 +418,13 @@ def mprotect_locked(mm, start, length, prot):
     while vma != NULL and vma.vm_start < reached:
         mprotect_area(vma, prot)
         vma = vma_merge(mm, vma).vm_next
-    return 0 if reached == end else -ENOMEM
+    return 0 if reached == end else rc
 
 
 def do_mprotect(mm, start, length, prot):
     """mprotect(2).  Returns 0, -EINVAL (unaligned, unknown protection), -EACCES (the file of an area
-    is not open for that: nothing has changed), -ENOMEM (no memory, or
-    too many areas: nothing has changed; or a hole in the range: what lies before it has)."""
+    is not open for that) or -ENOMEM (a hole in the range), and what lies before has changed; -ENOMEM (no
+    memory, too many areas, or behind the address space), and nothing has."""
     down_write(addressof(mm.mmap_sem))
     rc = mprotect_locked(mm, start, length, prot)
     up_write(addressof(mm.mmap_sem))
@@ -406,15 +434,18 @@ def do_mprotect(mm, start, length, prot):
 # ---- mremap ------------------------------------------------------------------
 
 def move_vma(mm, old_addr, old_len, new_addr, new_len):
-    """Moves [old_addr, +old_len), inside one area, to the free range [new_addr, +new_len).
-    Returns new_addr or -ENOMEM."""
-    if mm.map_count >= MAX_MAP_COUNT - 3 or carve_range(mm, old_addr, old_addr + old_len) != 0:
+    """Moves [old_addr, +old_len), inside one area, to the free range [new_addr, +new_len); with no
+    old_len maps there what the area maps from old_addr on.  Returns new_addr or -ENOMEM."""
+    if mm.map_count >= MAX_MAP_COUNT - 3:
+        return -ENOMEM
+    # Nothing leaves its place when a shared area is mapped once more (old_len 0).
+    if old_len != 0 and carve_range(mm, old_addr, old_addr + old_len) != 0:
         return -ENOMEM
     vma = find_vma(mm, old_addr)
     # Pages keep their index, and so does a file.  Anonymous memory without pages counts for its new
     # place, so that it can merge there.
     keep = vma.anon_vma != NULL or vma.vm_file != NULL
-    pgoff = vma.vm_pgoff if keep else new_addr >> PAGE_SHIFT
+    pgoff = vma.vm_pgoff + ((old_addr - vma.vm_start) >> PAGE_SHIFT) if keep else new_addr >> PAGE_SHIFT
     new_vma = vma_alloc(mm, new_addr, new_addr + new_len, vma.vm_flags, pgoff, vma.vm_file, vma.vm_ops)
     if new_vma == NULL:
         merge_boundary(mm, old_addr)
@@ -434,16 +465,15 @@ def move_vma(mm, old_addr, old_len, new_addr, new_len):
         merge_boundary(mm, old_addr)
         merge_boundary(mm, old_addr + old_len)
         return -ENOMEM
-    remove_areas(mm, old_addr, old_addr + old_len)
+    if old_len != 0:
+        remove_areas(mm, old_addr, old_addr + old_len)
     vma_merge(mm, new_vma)
     return new_addr
 
 
 def mremap_check(mm, addr, old_len, new_len, flags, new_addr):
-    """What mremap(2) says to its arguments: 0, -EINVAL, -EFAULT, or -EAGAIN when it would lock too
-    much.  Lengths are aligned."""
-    if flags & ~cast(u64, MREMAP_MAYMOVE | MREMAP_FIXED) or addr & ~PAGE_MASK or \
-            old_len == 0 or new_len == 0:
+    """What mremap(2) says to its arguments: 0 or -EINVAL.  Lengths are aligned."""
+    if flags & ~cast(u64, MREMAP_MAYMOVE | MREMAP_FIXED) or addr & ~PAGE_MASK or new_len == 0:
         return -EINVAL
     if flags & MREMAP_FIXED:
         if new_addr & ~PAGE_MASK or not flags & MREMAP_MAYMOVE or \
@@ -451,6 +481,14 @@ def mremap_check(mm, addr, old_len, new_len, flags, new_addr):
             return -EINVAL
         if new_addr < addr + old_len and addr < new_addr + new_len:
             return -EINVAL
+    return 0
+
+
+def mremap_area_check(mm, addr, old_len, new_len):
+    """What mremap(2) says to the old range: 0; -EFAULT when it is not in one area that may become
+    longer; -EAGAIN when it would lock too much; -EINVAL behind the last offset of a file, or when
+    private memory is to be mapped twice (which 2.6.30 takes for a wish for new memory; since 4.14:
+    dba58d3b8c50)."""
     if addr > TASK_SIZE or old_len > TASK_SIZE - addr:
         return -EFAULT
     vma = find_vma(mm, addr)
@@ -463,6 +501,8 @@ def mremap_check(mm, addr, old_len, new_len, flags, new_addr):
         return -EAGAIN
     if vma.vm_file != NULL and \
             vma.vm_pgoff + ((addr - vma.vm_start + new_len) >> PAGE_SHIFT) > RADIX_TREE_MAX_INDEX:
+        return -EINVAL
+    if old_len == 0 and not vma.vm_flags & VM_MAYSHARE:
         return -EINVAL
     return 0
 
@@ -486,7 +526,13 @@ def mremap_locked(mm, addr, old_len, new_len, flags, new_addr):
         rc = munmap_locked(mm, addr + new_len, old_len - new_len)
         if rc != 0:
             return rc
+        # Whatever is mapped there, in one area or more.
+        if not flags & MREMAP_FIXED:
+            return addr
         old_len = new_len
+    rc = mremap_area_check(mm, addr, old_len, new_len)
+    if rc != 0:
+        return rc
     if not flags & MREMAP_FIXED:
         if old_len == new_len:
             return addr
@@ -507,10 +553,14 @@ def mremap_locked(mm, addr, old_len, new_len, flags, new_addr):
 def do_mremap(mm, addr, old_len, new_len, flags, new_addr):
     """mremap(2).
 
-    Returns the new address; -EINVAL (unaligned, empty, bad flags, overlap with
-    MREMAP_FIXED), -EFAULT (the old range is not in one area), -ENOMEM (no room in place
-    and MREMAP_MAYMOVE not given, or no memory).  With MREMAP_FIXED what was mapped at the
-    new place may be gone after an error, as in Linux.
+    With an old length of 0 a shared area is mapped once more, and with a shorter new one and no
+    MREMAP_FIXED the rest is unmapped, be it in one area or in several.
+
+    Returns the new address; -EINVAL (unaligned, no new length, bad flags, overlap with
+    MREMAP_FIXED, a second mapping of private memory), -EFAULT (the old range is not in one area),
+    -ENOMEM (no room in place and MREMAP_MAYMOVE not given, or no memory), -EAGAIN (locked memory beyond
+    RLIMIT_MEMLOCK).  With MREMAP_FIXED what was mapped at the new place may be gone after an error, and
+    so may the end of the old range, as in Linux.
     """
     down_write(addressof(mm.mmap_sem))
     rc = mremap_locked(mm, addr, old_len, new_len, flags, new_addr)
@@ -526,11 +576,13 @@ def do_msync(mm, start, length, flags):
     one page cache.
 
     Returns 0; -EINVAL (unaligned, bad flags), -ENOMEM (something in the range is not mapped; the rest
-    was done), -EIO or -ENOSPC.  Takes mmap_sem for reading, and gives it back to write.
+    was done), -EBUSY (MS_INVALIDATE of locked memory; what lies before was done), -EIO or -ENOSPC.  Takes mmap_sem for reading, and gives it back to write.
     """
     if flags & ~cast(u64, MS_ASYNC | MS_INVALIDATE | MS_SYNC) or flags & MS_ASYNC and flags & MS_SYNC or \
             start & ~PAGE_MASK:
         return -EINVAL
+    if length == 0:
+        return 0
     if start > TASK_SIZE or length > TASK_SIZE - start:
         return -ENOMEM
     end = start + PAGE_ALIGN(length)
@@ -545,6 +597,9 @@ def do_msync(mm, start, length, flags):
         if vma.vm_start > start:
             start = vma.vm_start
             hole = 1
+        if flags & MS_INVALIDATE and vma.vm_flags & VM_LOCKED:
+            up_read(addressof(mm.mmap_sem))
+            return -EBUSY
         stop = min(end, vma.vm_end)
         file = cast(pointer(File), NULL)
         if flags & MS_SYNC and vma.vm_flags & VM_SHARED and vma.vm_file != NULL:

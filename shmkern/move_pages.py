@@ -133,10 +133,11 @@ def do_pages_move(mm, args, migrate_all):
 # ---- asking ------------------------------------------------------------------
 
 def page_status(mm, addr):
-    """Where the page at `addr` is: its node, -EFAULT without a VMA, -ENOENT when nothing is
-    mapped or it is the zero page.  Lines 1011-1028."""
+    """Where the page at `addr` is: its node, -EFAULT without a VMA or for a device's memory, -ENOENT when
+    nothing is mapped or it is the zero page.  Lines 1011-1028."""
     vma = find_vma(mm, addr)
-    if vma == NULL or addr < vma.vm_start:
+    # All of a device's area is mapped, to frames without a struct page (follow_page: bad_page).
+    if vma == NULL or addr < vma.vm_start or vma.vm_flags & VM_PFNMAP:
         return -EFAULT
     page = follow_page(vma, addr, 0)
     if page == NULL:

@@ -6,7 +6,7 @@ from shmkern.fault cimport *
 
 @cython.locals(rc=cython.int, page=pointer_to_page)
 cdef int mlock_page_at(VmAreaStruct* vma, u64 address, bint fault) noexcept nogil
-@cython.locals(rc=cython.int)
+@cython.locals(rc=cython.int, failed=cython.int)
 cdef int populate_area(VmAreaStruct* vma, u64 start, u64 end) noexcept nogil
 @cython.locals(rc=cython.int, one=cython.int)
 cdef int mm_populate(MmStruct* mm, u64 start, u64 end) noexcept nogil

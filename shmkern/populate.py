@@ -12,8 +12,8 @@ from cython.cimports.libc.errno import EAGAIN, EFAULT, EINVAL, ENOMEM, EPERM
 # ---- pages -------------------------------------------------------------------
 
 def mlock_page_at(vma, address, fault):
-    """Locks the page at `address` of a locked area, faulting it in if `fault`.  Returns 0 or
-    -ENOMEM.  Holds mmap_sem for reading; takes the page lock."""
+    """Locks the page at `address` of a locked area, faulting it in if `fault`.  Returns 0, -ENOMEM or
+    -EFAULT.  Holds mmap_sem for reading; takes the page lock."""
     rc = 0
     while True:
         if fault:
@@ -38,19 +38,21 @@ def mlock_page_at(vma, address, fault):
 
 
 def populate_area(vma, start, end):
-    """mlock_page_at for [start, end).  Returns 0 or -ENOMEM: an area without any access cannot be
-    faulted in, or there are no frames.  Then what is there already is locked all the same."""
-    rc = 0 if vma.vm_flags & VM_ACCESS_FLAGS else -ENOMEM
+    """mlock_page_at for [start, end).  Returns 0; -EFAULT: an area without any access cannot be
+    faulted in, nor what lies behind the end of a file; -ENOMEM: there are no frames.  Then what is there
+    already is locked all the same."""
+    rc = 0 if vma.vm_flags & VM_ACCESS_FLAGS else -EFAULT
     while start < end:
-        if mlock_page_at(vma, start, rc == 0) != 0:
-            rc = -ENOMEM
+        failed = mlock_page_at(vma, start, rc == 0)
+        if failed != 0:
+            rc = failed
             continue
         start += PAGE_SIZE
     return rc
 
 
 def mm_populate(mm, start, end):
-    """Fills the locked areas of [start, end).  Returns 0 or -ENOMEM.  Takes mmap_sem for reading."""
+    """Fills the locked areas of [start, end).  Returns 0, or the last error: -ENOMEM or -EFAULT.  Takes mmap_sem for reading."""
     rc = 0
     down_read(addressof(mm.mmap_sem))
     vma = find_vma(mm, start)
@@ -67,9 +69,10 @@ def mm_populate(mm, start, end):
 # ---- areas -------------------------------------------------------------------
 
 def mlock_fixup(vma, lock):
-    """Locks or unlocks one whole area.  Holds mmap_sem for writing."""
+    """Locks or unlocks one whole area; never that of a device, whose frames stay anyway, nor is it
+    counted.  Holds mmap_sem for writing."""
     mm = vma.vm_mm
-    if lock and not vma.vm_flags & VM_LOCKED:
+    if lock and not vma.vm_flags & (VM_LOCKED | VM_IO | VM_PFNMAP):
         WRITE_ONCE64(addressof(vma.vm_flags), vma.vm_flags | VM_LOCKED)
         mm.locked_vm += vma_pages(vma)
     elif not lock and vma.vm_flags & VM_LOCKED:
@@ -100,12 +103,15 @@ def mlock_range(mm, start, end, lock):
 
 def mlock_errno(rc):
     """What POSIX wants to be told when pages could not be had (__mlock_posix_error_return)."""
+    if rc == -EFAULT:
+        return -ENOMEM
     return -EAGAIN if rc == -ENOMEM else rc
 
 
 def do_mlock(start, length):
     """mlock(2).  Returns 0; -EPERM; -EINVAL when the range wraps around; -ENOMEM: more than
-    RLIMIT_MEMLOCK, a hole, too many areas; -EAGAIN when some pages could not be had."""
+    RLIMIT_MEMLOCK, a hole, too many areas, no access, or behind the end of a file; -EAGAIN without
+    frames."""
     if not can_do_mlock():
         return -EPERM
     end = PAGE_ALIGN(start + length)

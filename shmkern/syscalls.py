@@ -580,7 +580,7 @@ class Syscalls:
         trace_task_newtask(task)
         if task.mm == NULL:
             kernel_enter()
-            task.mm = mm_alloc(cast(pointer(MmStruct), NULL))
+            task.mm = mm_alloc()
             if task.mm != NULL:
                 activate_mm(task.mm)
             kernel_exit()
@@ -597,7 +597,7 @@ class Syscalls:
         task = addressof(kernel().tasks[cpu])
         rc = -ENOMEM
         kernel_enter()
-        mm = mm_alloc(cast(pointer(MmStruct), NULL))
+        mm = mm_alloc()
         if mm != NULL:
             rc = mem_cgroup_attach(mm, id)
             if rc == 0:

@@ -7,6 +7,7 @@ cdef enum:
     PROT_READ = 1
     PROT_WRITE = 2
     PROT_EXEC = 4
+    PROT_SEM = 8               # of some architectures; x86 takes it and does nothing
 
 cdef enum:
     MAP_SHARED = 0x01

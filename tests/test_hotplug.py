@@ -5,7 +5,7 @@ import errno
 
 import pytest
 
-from helpers import C, PAGE, Puppet, counter, kinds, node_at, page_at, pfn_at, pte_of, set_pte, until_waits
+from helpers import C, PAGE, Puppet, counter, kinds, mm_of, node_at, page_at, pfn_at, pte_of, set_pte, until_waits
 from shmkern import (MPOL_BIND, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
                      MPOL_PREFERRED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, layout)
 from shmkern.kallsyms import ksym
@@ -201,7 +201,8 @@ def test_a_devices_memory_has_no_pages_to_move_one_by_one(three):
     va = device_area(puppet, 1)
     assert [bank(puppet, va + i * PAGE) for i in range(4)] == [1] * 4
     assert three.init.move_pages(puppet.pid, [va], [0]) == [-errno.EFAULT]
-    assert three.init.move_pages(puppet.pid, [va]) == [-errno.ENOENT]
+    assert three.init.move_pages(puppet.pid, [va]) == [-errno.EFAULT]
+    assert puppet(lambda task: task.mlock(va, PAGE)) is None and mm_of(puppet).locked_vm == 0
     assert puppet(lambda task: errno_of(lambda: task.get_mempolicy(va, MPOL_F_NODE | MPOL_F_ADDR))) == "EFAULT"
     assert puppet(lambda task: task.mbind(va, 4 * PAGE, MPOL_BIND, [2], MPOL_MF_MOVE)) is None
     assert bank(puppet, va) == 1

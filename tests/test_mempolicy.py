@@ -922,3 +922,25 @@ def test_a_file_that_cannot_be_moved_is_eio(four, file):
     assert nodes_at(one, va, count) == [0] * count
     assert one(lambda task: task.get_mempolicy(va, MPOL_F_ADDR)) == (MPOL_BIND, [1])
     assert one(lambda task: task.migrate_pages(0, [0], [1])) == count
+
+
+def test_the_node_of_what_cannot_be_read_is_not_told(four, tmp_path):
+    """PROT_NONE, and behind the end of a file."""
+    (tmp_path / "file").write_bytes(b"x")
+
+    def program(task):
+        none = task.mmap(PAGE, 0)
+        task.mprotect(none, PAGE, PROT_READ | PROT_WRITE), task.store64(none, 1), task.mprotect(none, PAGE, 0)
+        fd = task.open(tmp_path / "file")
+        va = task.mmap(2 * PAGE, PROT_READ, MAP_SHARED, fd=fd)
+        return [errno_of(lambda: task.get_mempolicy(at, MPOL_F_NODE | MPOL_F_ADDR)) for at in (none, va, va + PAGE)]
+    assert four.spawn(program).result(20) == ["EFAULT", None, "EFAULT"]
+
+
+def test_mbind_where_nothing_is_mapped_from_there_on(four):
+    """MPOL_DEFAULT does not mind holes, but there must be something."""
+    def program(task):
+        va = task.mmap(PAGE)
+        top = 0x7ffffffff000 - PAGE
+        return [errno_of(lambda: task.mbind(at, PAGE, MPOL_DEFAULT, [])) for at in (va - PAGE, top)]
+    assert four.spawn(program).result(20) == [None, "EFAULT"]

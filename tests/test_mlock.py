@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from helpers import C, PAGE, Puppet, counter, flags, mm_of, node_at, page_at, until_waits, vmas
+from helpers import C, PAGE, Puppet, counter, flags, mm_of, node_at, page_at, pte_of, until_waits, vmas
 from shmkern import (MAP_LOCKED, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MPOL_MF_MOVE_ALL, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
                      PROT_WRITE)
 from shmkern.kallsyms import ksym
@@ -250,7 +250,7 @@ def test_limits_and_errnos(machine):
 
     user = Puppet(machine, uid=1000)
     assert user(failures) == ["ENOMEM", None, "ENOMEM", "EAGAIN", "EAGAIN", None, "ENOMEM", "ENOMEM", "EINVAL", "EINVAL",
-                              None, "EAGAIN", None, "EINVAL", "EINVAL", "ENOMEM", None]
+                              None, "ENOMEM", None, "EINVAL", "EINVAL", "ENOMEM", None]
     machine.audit().raise_if_broken()
     nothing = Puppet(machine, uid=1000, rlimit_memlock=0)
     va = area(nothing, 1)
@@ -411,3 +411,44 @@ def test_a_page_of_a_locked_area_is_not_unmapped_for_reclaim_before_it_is_locked
     assert puppet(reclaim) == [C["SWAP_MLOCK"]] * 2
     assert puppet(lambda task: task.load(va, 1)) == b"\0"
     machine.audit().raise_if_broken()
+
+
+def test_a_page_that_leaves_its_area_for_the_swap_cache_is_unlocked_with_the_area(boot, tmp_path):
+    """A migration makes swap entries of the PTEs of a page of the swap cache, in locked areas as well."""
+    machine = boot(2, 256)
+    machine.swapon(tmp_path / "swap", 100)
+    puppet = Puppet(machine)
+    va = area(puppet, 1)
+    page, node = page_at(puppet, va).address, node_at(puppet, va)
+
+    def enter_swap_cache(task):
+        ksym.lock_page(page)
+        ksym.add_to_swap(page)
+        ksym.unlock_page(page)
+    puppet(enter_swap_cache)
+    # Or locking would copy it.
+    puppet(lambda task: (task.mprotect(va, PAGE, PROT_READ), task.mlock(va, PAGE)))
+    assert locked(puppet, va, 1) == [True]
+    moved = machine.init.move_pages(puppet.pid, [va], [1 - node], MPOL_MF_MOVE_ALL)
+    assert moved == [1 - node] and not pte_of(puppet, va) & C["_PAGE_PRESENT"]
+    puppet(lambda task: task.munlock(va, PAGE))
+    puppet(lambda task: (task.load(va, 1), task.mprotect(va, PAGE, RW), task.store(va, b"x")))
+    assert locked(puppet, va, 1) == [False] and machine.vmstat()["nr_mlock"] == 0
+    machine.audit().raise_if_broken()
+
+
+def test_what_lies_behind_the_end_of_a_file_cannot_be_locked(machine, tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * PAGE)
+    puppet = Puppet(machine)
+    fd = puppet(lambda task: task.open(tmp_path / "file"))
+    va = puppet(lambda task: task.mmap(2 * PAGE, RW, MAP_SHARED, fd=fd))
+    assert puppet(lambda task: errno_of(lambda: task.mlock(va, 2 * PAGE))) == "ENOMEM"
+    assert locked(puppet, va, 1) == [True]
+
+
+def test_locked_memory_is_not_invalidated(machine):
+    puppet = Puppet(machine)
+    va = area(puppet)
+    puppet(lambda task: task.mlock(va + PAGE, PAGE))
+    assert puppet(lambda task: [errno_of(lambda: task.msync(va, length, C["MS_INVALIDATE"])) for length in (PAGE, 2 * PAGE)]) \
+        == [None, "EBUSY"]

@@ -233,6 +233,8 @@ def test_wrong_calls_get_the_hosts_errno(same):
         call("mprotect", at(4), 0, RW)
         call("mprotect", at(20), PAGE, RW)
         call("mprotect", at(4), PAGE, 1 << 20)
+        call("mprotect", at(4), 0, 1 << 20)
+        call("mprotect", at(4), PAGE, RW | C["PROT_SEM"])
         call("mremap", at(4) + 1, PAGE, PAGE, 0, 0)
         call("mremap", at(4), PAGE, 0, 0, 0)
         call("mremap", at(20), PAGE, PAGE, MREMAP_MAYMOVE, 0)
@@ -242,6 +244,37 @@ def test_wrong_calls_get_the_hosts_errno(same):
         call("mremap", at(4), 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(5))
         call("mremap", at(4), PAGE, PAGE, 64, 0)
     assert same(program) == "4-8:3"
+
+
+def test_areas_become_shorter_together(same):
+    """mremap that only unmaps does not look at areas."""
+    def program(call):
+        call("mmap", 4 * PAGE, RW, FIXED, at(4))
+        call("mmap", 4 * PAGE, PROT_READ, FIXED, at(8))
+        call("mremap", at(5), 6 * PAGE, 2 * PAGE, 0, 0)
+    assert same(program) == "4-7:3 11-12:1"
+
+
+def test_shared_area_is_mapped_once_more(same, run):
+    """An old length of 0; of private memory it makes no sense."""
+    shared = C["MAP_SHARED"] | C["MAP_ANONYMOUS"] | C["MAP_FIXED"]
+
+    def program(call):
+        call("mmap", 4 * PAGE, RW, shared, at(4))
+        call("mmap", 4 * PAGE, RW, FIXED, at(10))
+        call("mremap", at(5), 0, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(20))
+        call("mremap", at(5), 0, 2 * PAGE, 0, 0)
+        call("mremap", at(10), 0, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(24))
+        call("mremap", at(30), 0, PAGE, MREMAP_MAYMOVE, 0)
+    assert same(program) == "4-8:3 10-14:3 20-22:3"
+
+    def both_ways(task):
+        task.mmap(4 * PAGE, RW, shared, addr=at(4))
+        task.mremap(at(5), 0, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(20))
+        task.store64(at(21), 7)
+        task.store64(at(5), 8)
+        return task.load64(at(6)), task.load64(at(20))
+    assert run(both_ways) == (7, 8)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 0x800, PAGE - 1])
