@@ -98,9 +98,9 @@ cdef inline void mem_cgroup_exit_mm(MmStruct* mm) noexcept nogil:
 # ---- reclaim at a limit ----
 
 cdef void set_mem_cgroup_reclaim(mem_cgroup_reclaim_t reclaim) noexcept nogil
-@cython.locals(victim=pointer_to_memcg)
-cdef MemCgroup* mem_cgroup_select_victim(MemCgroup* root) noexcept nogil
-@cython.locals(rounds=cython.int, progress=bint)
+cdef MemCgroup* mem_cgroup_next_victim(MemCgroup* root, i32 behind) noexcept nogil
+cdef MemCgroup* mem_cgroup_select_victim(MemCgroup* root, bint from_start) noexcept nogil
+@cython.locals(rounds=cython.int, progress=bint, asked=bint)
 cdef bint mem_cgroup_hierarchical_reclaim(MemCgroup* root, u64 gfp, u64 enough) noexcept nogil
 ctypedef MemCgroup* pointer_to_memcg
 

@@ -381,19 +381,28 @@ def set_mem_cgroup_reclaim(reclaim):
     try_to_free_mem_cgroup_pages_hook = reclaim
 
 
-def mem_cgroup_select_victim(root):
-    """The next of `root` and the groups below it that is to give pages back, with a reference;
-    NULL when all of them were asked.  Takes cgroup_lock."""
+def mem_cgroup_next_victim(root, behind):
+    """The first of `root` and the groups below it whose id is beyond `behind`, or NULL.  Holds cgroup_lock."""
     k = kernel()
-    victim = NULL
-    spin_lock(addressof(k.cgroup_lock))
     # The list is in the order of their ids.
     node = k.mem_cgroups.next
-    while node != addressof(k.mem_cgroups) and victim == NULL:
+    while node != addressof(k.mem_cgroups):
         memcg = list_entry_mem_cgroup(node)
-        if memcg.id > root.last_scanned_child and not memcg.removing and is_in_subtree(memcg, root):
-            victim = memcg
+        if memcg.id > behind and not memcg.removing and is_in_subtree(memcg, root):
+            return memcg
         node = node.next
+    return NULL
+
+
+def mem_cgroup_select_victim(root, from_start):
+    """The next of `root` and the groups below it that is to give pages back, with a reference; NULL when
+    the last of them has been given out, by whomever.  `from_start`: then it is the first again, and NULL
+    means that `root` is being removed.  Takes cgroup_lock."""
+    k = kernel()
+    spin_lock(addressof(k.cgroup_lock))
+    victim = mem_cgroup_next_victim(root, root.last_scanned_child)
+    if victim == NULL and from_start:
+        victim = mem_cgroup_next_victim(root, 0)
     root.last_scanned_child = victim.id if victim != NULL else 0
     if victim != NULL:
         css_get(victim)
@@ -404,19 +413,27 @@ def mem_cgroup_select_victim(root):
 def mem_cgroup_hierarchical_reclaim(root, gfp, enough):
     """Frees pages of `root` and the groups below it, of one after the other, until it uses no more
     than `enough` bytes, or all of them were asked.  Says whether it does, or any was freed.  The
-    caller has a reference to it or one below it.  Sleeps."""
+    caller has a reference to it or one below it.  Sleeps.
+
+    Who is next is known to all who do this for `root`, so that they share the work.  A round may begin in
+    the middle, and counts only if this task has asked somebody in it: others may have been given all.
+    """
     might_sleep()
     progress = False
+    asked = False
     rounds = 0
-    # The first round may begin in the middle.
     while rounds < 2:
-        victim = mem_cgroup_select_victim(root)
+        victim = mem_cgroup_select_victim(root, not asked)
         if victim == NULL:
+            if not asked:
+                break
+            asked = False
             rounds += 1
             if rounds == 1:
                 # What they have just faulted in may wait to enter a list.
                 lru_add_try_drain_all()
             continue
+        asked = True
         if mem_cgroup_local_usage(victim) != 0 and try_to_free_mem_cgroup_pages_hook(victim, gfp) != 0:
             progress = True
         css_put(victim)

@@ -8,10 +8,10 @@ import random
 
 import pytest
 
-from helpers import C, PAGE, Puppet, is_running, kinds, node_at, page, page_at, pfn_at, pte_of, until, \
+from helpers import C, PAGE, Puppet, is_running, kinds, mm_of, node_at, page, page_at, pfn_at, pte_of, until, \
     until_waits
 from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_MF_MOVE_ALL, PROT_READ, PROT_WRITE,
-                     boot as boot_module, layout, worker)
+                     boot as boot_module, layout, tracing, worker)
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -1025,6 +1025,41 @@ def test_a_group_is_not_out_of_memory_as_long_as_anybody_makes_room(roomy):
     late.reply()
     assert intact(late, 1) and group.usage <= group.limit
     roomy.audit().raise_if_broken()
+
+
+def test_who_finds_all_groups_given_to_others_asks_them_itself(roomy):
+    """Another task that reclaims for the same limit has just been given the last of the groups, and then
+    once more."""
+    group = roomy.cgroup_create("g")
+    one, setter = member(roomy, group, 20), Puppet(roomy)
+    touch(one, *range(20))
+    memcg, group_id = layout.struct("MemCgroup", mm_of(one).mem_cgroup), group.id
+    memcg.last_scanned_child = group_id
+    with tracing.Tracing(["mm_lru_insertion"]):
+        # Where a round may end, the pagevecs are emptied.
+        tracing.set_breaks(setter.cpu, ["mm_lru_insertion"])
+        setter.begin(lambda task: task.cgroup_set_limit(group_id, 10 * PAGE))
+        until(lambda: tracing.is_stopped(setter.cpu) or setter.is_done(), "a stop", check=roomy.check)
+        memcg.last_scanned_child = group_id
+        tracing.set_breaks(setter.cpu, [])
+        tracing.go_on(setter.cpu)
+        setter.reply()
+    assert usages(group)[0] <= 10 and group.limit == 10 * PAGE and intact(one, 20)
+    roomy.audit().raise_if_broken()
+
+
+def test_a_group_that_is_being_removed_has_nobody_to_ask(roomy):
+    group = roomy.cgroup_create("g")
+    one, other = member(roomy, group, 4), Puppet(roomy)
+    touch(one, *range(4))
+    address = mm_of(one).mem_cgroup
+    memcg = layout.struct("MemCgroup", address)
+    memcg.removing = 1
+    assert other(lambda task: ksym.mem_cgroup_hierarchical_reclaim(address, C["GFP_KERNEL"], 0)) == 0
+    assert roomy.vmstat()["pgscan_direct"] == 0
+    memcg.removing = 0
+    assert other(lambda task: ksym.mem_cgroup_hierarchical_reclaim(address, C["GFP_KERNEL"], 0)) == 1
+    assert intact(one, 4)
 
 
 def test_the_limit_of_a_parent_is_kept_by_all_below_it(roomy):
