@@ -10,11 +10,13 @@ from shmkern.slab cimport *
 cdef extern from *:
     """
     #define RESOURCE_MAX 0x7fffffffffffffffUL
+    #define MEM_CGROUP_FORCE_EMPTY_NS 10000000000UL
     """
     const u64 RESOURCE_MAX     # no limit (include/linux/res_counter.h)
+    const u64 MEM_CGROUP_FORCE_EMPTY_NS    # that a group's pages are waited for at most
 
 cdef enum:
-    MEM_CGROUP_FORCE_EMPTY_RETRIES = 5
+    MEM_CGROUP_FORCE_EMPTY_RETRIES = 100   # in a row, with nobody to wait for
     MEM_CGROUP_RECLAIM_RETRIES = 5
 
 # How pages of a group are freed, told by set_mem_cgroup_reclaim (it stands above: this process's address
@@ -221,5 +223,6 @@ cdef void mem_cgroup_move_account(PageCgroup* pc, MemCgroup* source, MemCgroup* 
 cdef void mem_cgroup_force_empty_list(MemCgroup* memcg, Zone* zone, int lru) noexcept nogil
 cdef void mem_cgroup_force_empty_lists(MemCgroup* memcg) noexcept nogil
 cdef void mem_cgroup_move_all(MemCgroup* memcg) noexcept nogil
+@cython.locals(retries=cython.int)
 cdef int __mem_cgroup_force_empty(MemCgroup* memcg, u64 references) noexcept nogil
 cdef int mem_cgroup_force_empty(i32 id) noexcept nogil

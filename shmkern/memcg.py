@@ -279,7 +279,8 @@ def mem_cgroup_resize_limit(id, limit):
 
 def mem_cgroup_remove(id):
     """rmdir: what the group is still charged for goes to its parent.  Returns 0, -ENOENT, or
-    -EBUSY: it is the root, has children or address spaces, or somebody is charging it."""
+    -EBUSY: it is the root, has children or address spaces, or (see __mem_cgroup_force_empty) somebody
+    keeps hold of it.  Sleeps."""
     if mem_cgroup_disabled():
         return -ENOENT
     k = kernel()
@@ -812,12 +813,21 @@ def mem_cgroup_move_all(memcg):
 
 def __mem_cgroup_force_empty(memcg, references):
     """Moves all that a group is charged for to its parent.  Returns 0; -EINVAL (the root has no
-    parent); -EBUSY when it has children or address spaces, or is charged all the time.  The
+    parent); -EBUSY when it has children or address spaces, or somebody keeps hold of it.  The
     caller has a reference, or is removing it; `references` is how many there are then, with the
-    group's own, when it is charged for nothing."""
+    group's own, when it is charged for nothing.  Sleeps.
+
+    Any other reference is that of a charge which is not yet a page's, or is going to be made (by a
+    migration, or for an address space that has left), or of reclaim at the limit of a group above, which
+    looks for pages here.  So the usage does not tell.  Both end; as long as anybody reclaims, that is
+    waited for.  (2.6.30's rmdir waits until there are no references.)
+    """
+    might_sleep()
     if memcg.parent == NULL:
         return -EINVAL
-    for attempt in range(MEM_CGROUP_FORCE_EMPTY_RETRIES):
+    began = ktime_get_ns()
+    retries = 0
+    while retries < MEM_CGROUP_FORCE_EMPTY_RETRIES:
         if READ_ONCE64(addressof(memcg.nr_mms)) != 0 or READ_ONCE64(addressof(memcg.nr_children)) != 0:
             return -EBUSY
         lru_add_drain_all()
@@ -825,11 +835,17 @@ def __mem_cgroup_force_empty(memcg, references):
         # A look at every frame, if it must be.
         if smp_load_acquire64(addressof(memcg.css_refcnt)) != references:
             mem_cgroup_move_all(memcg)
-        # Any other is that of a charge which is not yet a page's, or is going to be made: by a
-        # migration, as no address space is left.  So the usage does not tell.
         if smp_load_acquire64(addressof(memcg.css_refcnt)) == references:
             return 0
-        cpu_yield()
+        if not congestion_wait():
+            retries += 1
+            cpu_yield()
+        elif ktime_get_ns() - began < MEM_CGROUP_FORCE_EMPTY_NS:
+            retries = 0
+        else:
+            return -EBUSY
+        if kernel_panicked():
+            wait_check()
     return -EBUSY
 
 

@@ -545,6 +545,29 @@ def test_a_group_that_is_just_being_charged_is_not_removed(machine, tree):
     a.remove()
 
 
+def test_a_group_is_removed_as_soon_as_reclaim_at_its_parents_limit_has_left_it(machine, tree):
+    """Reclaim has a reference for as long as it looks for pages there, be there any or not."""
+    parent, a, b = tree
+    other, remover, kernel = Puppet(machine), Puppet(machine), layout.kernel()
+    for group, call in ((a, "cgroup_force_empty"), (b, "cgroup_remove")):
+        group_id = group.id
+        address = other(lambda task: ksym.get_mem_cgroup(group_id))
+        # Somebody reclaims: this test.
+        kernel.nr_reclaimers += 1
+        try:
+            remover.begin(lambda task: getattr(task, call)(group_id))
+            for _round in range(20):
+                until(lambda: kernel.reclaim_waiters or remover.is_done(), "a wait", check=machine.check)
+                assert not remover.is_done()
+                # And others come and go.
+                other(lambda task: (ksym.reclaim_begin(), ksym.reclaim_end(0)))
+        finally:
+            kernel.nr_reclaimers -= 1
+            other(lambda task: ksym.css_put(address))
+        remover.reply()
+    fails(errno.ENOENT, b.remove)
+
+
 def test_pages_of_many_groups_move_while_tasks_wander_and_groups_are_emptied(boot):
     """All of it at once, for a while."""
     machine = boot(frames_per_node=2048, memcg=True)
