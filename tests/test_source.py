@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import shmkern
+from shmkern import cli
 
 PACKAGE = Path(shmkern.__file__).parent
 HEADERS = sorted(header for header in PACKAGE.glob("*.pxd") if header.stem != "__init__")
@@ -55,10 +56,51 @@ def test_an_undeclared_null_is_found(tmp_path):
     assert list(undeclared_nulls(source, header)) == []
 
 
-def test_files_import_only_from_below():
-    """The .pxd files' cimports have no circle, and so have an order from the floor up."""
-    below = {header.stem: set(re.findall(r"^from shmkern\.(\w+) cimport", header.read_text(), re.M))
-             for header in HEADERS}
+def imported(name):
+    """What a module of the package imports and cimports of it, anywhere in its .py and .pxd."""
+    header, source, found = PACKAGE / f"{name}.pxd", PACKAGE / f"{name}.py", set()
+    if header.exists():
+        found |= set(re.findall(r"^(?:from|cimport) shmkern\.(\w+)", header.read_text(), re.M))
+    if source.exists():
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for module in modules:
+                first, *rest = module.removeprefix("cython.cimports.").split(".")
+                if first == "shmkern":
+                    found.add(rest[0] if rest else "__init__")
+    if name == "cli":
+        found |= {module for module, _summary in cli.MODULES.values()}
+    return found
+
+
+def rooms():
+    """{module: its row} of the table in docs/architecture.md."""
+    text = (PACKAGE.parent / "docs/architecture.md").read_text()
+    table = text[text.index("| file |"):text.index("## The block")]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
+    named = [(name, row) for row, cell in enumerate(cells) for name in re.findall(r"`(\w+)(?:\.h|\.pxd)?`", cell)]
+    assert len(named) == len(dict(named)), "a module is in two rows"
+    return dict(named)
+
+
+def test_files_import_only_from_above_in_the_table_of_rooms():
+    modules = {file.stem for pattern in ("*.py", "*.pxd") for file in PACKAGE.glob(pattern)}
+    row = rooms()
+    assert row.keys() == modules
+    wrong = [f"{name} imports {other}" for name in sorted(modules) for other in sorted(imported(name))
+             if row[other] > row[name]]
+    assert wrong == []
+    assert {"page_cgroup"} <= imported("lru") and {"top", "direct_map"} <= imported("top_screen")
+
+
+def test_cimports_have_no_circle():
+    """So they have an order from the floor up, within a row of that table as well."""
+    below = {header.stem: imported(header.stem) & {other.stem for other in HEADERS} for header in HEADERS}
     order = list(TopologicalSorter(below).static_order())
     assert order[0] == "atomics"
     assert order.index("migrate") < order.index("fault") < order.index("syscalls")
