@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Page migration: the seed, mm/migrate.c of Linux 2.6.30.
+"""Page migration: mm/migrate.c of Linux 2.6.30, after the seed.
 
 A page moves like this, with its tasks running: it is taken off the LRU, locked, and each
 PTE that maps it becomes a migration entry; a task that faults on one waits for the page
@@ -12,7 +12,8 @@ Lock order: mmap_sem (only where an address leads to the page), PG_locked of the
 PG_locked of the new one by trylock, buffers, i_mmap_lock or anon_vma->lock, split page-table
 lock, tree_lock.
 
-Line numbers are the seed's.  Where later kernels mended the protocol their way is taken,
+Line numbers are the seed's, whose text is that of a release candidate of 2.6.28
+(docs/seed-map.md).  Where later kernels mended the protocol their way is taken,
 and the docstring says so.
 """
 from cython import NULL, address as addressof, cast, pointer

@@ -16,6 +16,7 @@ FUNCTIONS = """migrate_prep putback_lru_pages remove_migration_pte remove_file_m
 
 
 def functions_of(path):
+    """The functions that a .py defines."""
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
@@ -31,3 +32,19 @@ def test_every_name_exists():
     for _first, _last, _what, module, function, test in ROWS:
         assert function in functions_of(ROOT / "shmkern" / f"{module}.py"), f"{module}.{function}"
         assert test in tests, test
+
+
+def test_every_name_of_the_tables_of_differences_exists():
+    """Their last column says where: functions, some of which are inline and in a .pxd only."""
+    text = (ROOT / "docs/seed-map.md").read_text()
+    for heading in ("## What 2.6.30 has and the seed has not", "## Where a later kernel's way is taken"):
+        _columns, _line, *rows = re.findall(r"^\|.*$", text.split(heading)[1].split("\n## ")[0], re.M)
+        assert rows
+        for row in rows:
+            where = row.split("|")[-2]
+            names = re.findall(r"`(\w+)\.(\w+)`", where)
+            assert ", ".join(f"`{module}.{function}`" for module, function in names) == where.strip(), row
+            for module, function in names:
+                header = (ROOT / "shmkern" / f"{module}.pxd").read_text()
+                inline = re.findall(r"^cdef inline .*?(\w+)\(", header, re.M)
+                assert function in functions_of(ROOT / "shmkern" / f"{module}.py") | set(inline), f"{module}.{function}"
