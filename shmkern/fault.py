@@ -19,7 +19,7 @@ from cython.cimports.libc.errno import EFAULT, ENOMEM
 
 def do_zero_page(vma, ptep, ptl):
     """Maps the zero page, read-only, where nothing is mapped: a read needs no frame of its
-    own.  (2.6.30 has no zero page for anonymous memory, 2.6.24 and 2.6.32 do.)"""
+    own.  (From 2.6.24 to 2.6.31 there is no zero page for anonymous memory.)"""
     spin_lock(ptl)
     if pte_none(READ_PTE(ptep)):
         set_pte_at(ptep, pte_mkspecial(mk_pte(ZERO_PAGE(), vma.vm_page_prot)))
