@@ -54,7 +54,8 @@ def cpuset_has(cpuset, children):
                 return True
         return False
     for cpu in range(1, k.max_tasks):
-        if READ_ONCE32(addressof(k.tasks[cpu].state)) != TASK_UNUSED and k.tasks[cpu].cpuset == cpuset:
+        if READ_ONCE32(addressof(k.tasks[cpu].state)) != TASK_UNUSED and \
+                READ_ONCE32(addressof(k.tasks[cpu].cpuset)) == cpuset:
             return True
     return False
 
@@ -79,7 +80,7 @@ def update_task_mems(task, migrate):
     """Brings a task in line with its group: what it may use, its policy, the policies of its
     address space, and with `migrate` its pages.  Holds cpuset_sem for writing; takes alloc_lock,
     then mmap_sem."""
-    new = cpuset_mems(task.cpuset)
+    new = cpuset_mems(READ_ONCE32(addressof(task.cpuset)))
     spin_lock(addressof(task.alloc_lock))
     old = task.mems_allowed
     WRITE_ONCE64(addressof(task.mems_allowed), new)
@@ -105,12 +106,13 @@ def update_task_mems(task, migrate):
 
 def update_all_tasks(cpuset, migrate):
     """update_task_mems for all tasks of a group (of all groups, with -1).  Holds cpuset_sem for
-    writing.  A task that only just got its slot reads its group's nodes after this."""
+    writing.  A task that nobody forked, and that only just got its slot, reads its group's nodes
+    after this."""
     k = kernel()
     for cpu in range(1, k.max_tasks):
         task = addressof(k.tasks[cpu])
         if smp_load_acquire32(addressof(task.state)) != TASK_UNUSED and \
-                (cpuset < 0 or task.cpuset == cast(u32, cpuset)):
+                (cpuset < 0 or READ_ONCE32(addressof(task.cpuset)) == cast(u32, cpuset)):
             update_task_mems(task, migrate)
 
 
@@ -143,7 +145,7 @@ def cpuset_attach(cpuset, pid):
         task = find_task_by_pid(pid)
         rc = -ESRCH
         if task != NULL:
-            task.cpuset = cpuset
+            WRITE_ONCE32(addressof(task.cpuset), cpuset)
             update_task_mems(task, k.cpusets[cpuset].flags & CS_MEMORY_MIGRATE)
             rc = 0
     up_write(addressof(k.cpuset_sem))

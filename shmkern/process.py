@@ -37,7 +37,8 @@ def alloc_task():
             task.rlimit_memlock = MLOCK_LIMIT
             task.trace_breaks = 0
             task.trace_stopped = 0
-            task.cpuset = 0
+            WRITE_ONCE32(addressof(task.cpuset), 0)
+            WRITE_ONCE64(addressof(task.mems_allowed), 0)
             task.il_next = 0
             # Who had the slot may have been killed asleep.
             task.wait_kind = WAIT_NONE
@@ -169,7 +170,8 @@ def copy_process(parent, share_mm, out):
     task.rlimit_memlock = parent.rlimit_memlock
     # Until the child has all that is rebound when a cpuset changes, none does.
     down_read(addressof(kernel().cpuset_sem))
-    task.cpuset = parent.cpuset
+    WRITE_ONCE32(addressof(task.cpuset), parent.cpuset)
+    WRITE_ONCE64(addressof(task.mems_allowed), parent.mems_allowed)
     rc = copy_mempolicy(task, parent)
     if rc == 0:
         if share_mm:
@@ -224,10 +226,13 @@ def start_task(task, pid, os_pid, start_time):
     WRITE_ONCE32(addressof(task.nr_host_files), nr_host_files)
     if task.mm != NULL:
         activate_mm(task.mm)
-    # Under alloc_lock, so that a cpuset that changes now finds the task before or after.
-    spin_lock(addressof(task.alloc_lock))
-    WRITE_ONCE64(addressof(task.mems_allowed), cpuset_mems(task.cpuset))
-    spin_unlock(addressof(task.alloc_lock))
+    if task.parent_pid == 0:
+        # Under alloc_lock, so that a cpuset that changes now finds the task before or after.
+        spin_lock(addressof(task.alloc_lock))
+        WRITE_ONCE64(addressof(task.mems_allowed), cpuset_mems(task.cpuset))
+        spin_unlock(addressof(task.alloc_lock))
+    # A forked task has its parent's, and follows its cpuset since: its policies and pages are those of
+    # mems_allowed, and must be when a cpuset that is changing right now comes to it.
     smp_store_release32(addressof(task.state), TASK_RUNNING)
     return True
 

@@ -90,11 +90,16 @@ class Puppet:
     """A task that does what the test says, one function at a time.  `cpu` is its slot, `pid`
     its pid in the machine, `os_pid` the host's."""
 
-    def __init__(self, machine, **rights):
-        """`rights` are Machine.spawn's: uid and so on."""
+    def __init__(self, machine, slot=None, **rights):
+        """`rights` are Machine.spawn's: uid and so on.  slot: of a task that is made already
+        (_copy_process), and begins to run."""
         self.machine = machine
         self.connection, strings = _fork.Pipe()
-        child = machine.spawn(_obey, strings, **rights)
+        if slot is None:
+            child = machine.spawn(_obey, strings, **rights)
+        else:
+            child = worker.start_process(slot, _obey, (strings,), machine.check)
+            machine.children.append(child)
         strings.close()
         self.cpu, self.pid, self.os_pid = child.cpu, child.pid, child.os_pid
         # So that it is a task for sure, and not only a process that is going to be one.

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from helpers import C, PAGE, Mapper, Puppet, counter, errno_of, free_frames, node_at, pfn_at, until_waits, vmas
+from helpers import C, PAGE, Mapper, Puppet, counter, errno_of, free_frames, mm_of, node_at, pfn_at, until_waits, vmas
 from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
                      MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT,
                      MPOL_PREFERRED, PROT_READ, PROT_WRITE, layout, worker)
@@ -813,6 +813,52 @@ def test_a_fork_cannot_miss_that_its_cpuset_changes(four):
         assert one(lambda task: (task.get_mempolicy()[1], task.get_mempolicy(va, MPOL_F_ADDR)[1],
                                  task.get_mempolicy(0, MPOL_F_MEMS_ALLOWED)[1])) == ([3], [3], [2, 3])
     four.audit().raise_if_broken()
+
+
+def test_a_child_that_does_not_run_yet_follows_its_cpuset(four):
+    group = four.create_cpuset({0, 1}, memory_migrate=True)
+    puppet = Puppet(four, cpuset=group)
+    # Who had the child's slot before could use what the group gets.
+    last = Puppet(four, cpuset=four.create_cpuset({2, 3}))
+    last.exit()
+    va = area(puppet)
+    puppet(lambda task: task.mbind(va, PAGES * PAGE, MPOL_BIND, [1]))
+    touch(puppet, va)
+    slot = puppet(lambda task: task._copy_process(False))
+    assert slot == last.cpu
+    # From here on the pages are the child's alone.
+    touch(puppet, va)
+    four.set_mems(group, {2, 3})
+    child = Puppet(four, slot)
+    assert child(lambda task: (task.get_mempolicy(va, MPOL_F_ADDR)[1],
+                               task.get_mempolicy(0, MPOL_F_MEMS_ALLOWED)[1])) == ([3], [2, 3])
+    assert set(nodes_at(child, va)) == {3}
+    four.audit().raise_if_broken()
+
+
+def test_a_child_that_begins_to_run_while_its_cpuset_changes_follows_it(four):
+    group = four.create_cpuset({0, 1}, memory_migrate=True)
+    first, puppet, holder, changer = Puppet(four, cpuset=group), Puppet(four, cpuset=group), Puppet(four), Puppet(four)
+    va = area(puppet)
+    puppet(lambda task: task.mbind(va, PAGES * PAGE, MPOL_BIND, [1]))
+    touch(puppet, va)
+    slot = puppet(lambda task: task._copy_process(False))
+    touch(puppet, va)
+    # The change comes to the first task, and waits there.
+    assert first.cpu < slot
+    area(first)
+    semaphore = mm_of(first).address + layout.offsetof("MmStruct", "mmap_sem")
+    holder(lambda task: ksym.down_read(semaphore))
+    changer.begin(lambda task: task._cpuset_set_mems(group, [2, 3]))
+    until_waits(changer, "WAIT_RWSEM_WRITE")
+    child = Puppet(four, slot)
+    holder(lambda task: ksym.up_read(semaphore))
+    changer.reply()
+    assert child(lambda task: (task.get_mempolicy(va, MPOL_F_ADDR)[1],
+                               task.get_mempolicy(0, MPOL_F_MEMS_ALLOWED)[1])) == ([3], [2, 3])
+    assert set(nodes_at(child, va)) == {3}
+    four.audit().raise_if_broken()
+
 
 
 # ---- nodes without memory, and nodes for movable memory --------------------------
