@@ -4,7 +4,7 @@
 cimport cython
 from shmkern.mbind cimport *
 
-cdef int validate_cpuset(i32 parent, u64 mems) noexcept nogil
+cdef int validate_cpuset(i32 parent, u64 mems, u32 flags) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int cpuset_create(i32 parent, u64 mems, u32 flags) noexcept nogil
 cdef bint cpuset_has(u32 cpuset, bint children) noexcept nogil

@@ -14,13 +14,17 @@ from cython import NULL, address as addressof, cast, pointer
 from cython.cimports.libc.errno import EACCES, EBUSY, EINVAL, ENOENT, ENOSPC, ESRCH
 
 
-def validate_cpuset(parent, mems):
+def validate_cpuset(parent, mems, flags):
     """Whether a group below `parent` may have these nodes: 0, -ENOENT (no such parent), -EINVAL
-    (a node without memory, or none), -EACCES (not the parent's).  Holds cpuset_sem."""
+    (a node without memory, or none; with CS_MEM_HARDWALL none that the kernel may use for itself),
+    -EACCES (not the parent's).  Holds cpuset_sem."""
     k = kernel()
     if parent < 0 or parent >= NR_CPUSETS or not k.cpusets[parent].in_use:
         return -ENOENT
     if mems == 0 or not nodes_subset(mems, k.node_states[N_HIGH_MEMORY]):
+        return -EINVAL
+    # Its tasks could have no page table.
+    if flags & CS_MEM_HARDWALL and mems & k.node_states[N_NORMAL_MEMORY] == 0:
         return -EINVAL
     return 0 if nodes_subset(mems, k.cpusets[parent].mems_allowed) else -EACCES
 
@@ -30,7 +34,7 @@ def cpuset_create(parent, mems, flags):
     when there are NR_CPUSETS.  Takes cpuset_sem."""
     k = kernel()
     down_write(addressof(k.cpuset_sem))
-    rc = validate_cpuset(parent, mems)
+    rc = validate_cpuset(parent, mems, flags)
     if rc == 0:
         rc = -ENOSPC
         for slot in range(1, NR_CPUSETS):
@@ -123,7 +127,7 @@ def cpuset_set_mems(cpuset, mems):
     down_write(addressof(k.cpuset_sem))
     rc = -ENOENT
     if 0 < cpuset < NR_CPUSETS and k.cpusets[cpuset].in_use:
-        rc = validate_cpuset(k.cpusets[cpuset].parent, mems)
+        rc = validate_cpuset(k.cpusets[cpuset].parent, mems, k.cpusets[cpuset].flags)
     if rc == 0:
         for slot in range(1, NR_CPUSETS):
             if k.cpusets[slot].in_use and k.cpusets[slot].parent == cast(i32, cpuset) and \

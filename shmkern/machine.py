@@ -253,7 +253,8 @@ class Machine:
         all nodes).  Returns its number.  Raises OSError: ENOENT, EINVAL, EACCES, ENOSPC.
 
         memory_migrate: pages follow when the group's nodes change or a task comes in.
-        mem_hardwall: page tables and the like keep to the group's nodes, too.
+        mem_hardwall: page tables and the like keep to the group's nodes, too; EINVAL when these are
+        movable nodes only, which have no room for them.
         """
         flags = C["CS_MEMORY_MIGRATE"] * bool(memory_migrate) | C["CS_MEM_HARDWALL"] * bool(mem_hardwall)
         return self.init.request("_cpuset_create", parent, list(mems), flags)
@@ -263,8 +264,8 @@ class Machine:
         self.init.request("_cpuset_remove", cpuset)
 
     def set_mems(self, cpuset, mems):
-        """Gives a group other nodes; its tasks' policies follow.  Raises OSError: ENOENT, EINVAL,
-        EACCES, EBUSY."""
+        """Gives a group other nodes; its tasks' policies follow.  Raises OSError: ENOENT, EINVAL (as
+        for create_cpuset), EACCES, EBUSY."""
         self.init.request("_cpuset_set_mems", cpuset, list(mems))
 
     def attach(self, cpuset, pid):

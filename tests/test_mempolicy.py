@@ -860,7 +860,6 @@ def test_a_child_that_begins_to_run_while_its_cpuset_changes_follows_it(four):
     four.audit().raise_if_broken()
 
 
-
 # ---- nodes without memory, and nodes for movable memory --------------------------
 
 def test_a_node_without_memory_is_never_allocated_from(boot):
@@ -884,6 +883,20 @@ def test_a_movable_node_has_programs_pages_only(boot):
         assert set(touch(puppet, va)) == {home(puppet)}
     zones = machine.zoneinfo()
     assert zones[1]["nr_pagetable"] == 0 and zones[0]["nr_pagetable"] > 0 and zones[1]["nr_anon_pages"] > 0
+    machine.audit().raise_if_broken()
+
+
+def test_a_hard_wall_has_memory_for_the_kernel_inside(boot):
+    """Or no task in there could have a page table."""
+    machine = boot(nodes=3, frames_per_node=512, movable={1, 2})
+    assert errno_of(lambda: machine.create_cpuset({1, 2}, mem_hardwall=True)) == "EINVAL"
+    walled = machine.create_cpuset({0, 1}, mem_hardwall=True)
+    assert errno_of(lambda: machine.set_mems(walled, {1})) == "EINVAL"
+    # Without a wall of its own it has the kernel's memory from further up.
+    inner = machine.create_cpuset({1}, walled)
+    for group in (walled, inner):
+        puppet = Puppet(machine, cpuset=group)
+        assert set(touch(puppet, area(puppet))) <= {0, 1}
     machine.audit().raise_if_broken()
 
 
