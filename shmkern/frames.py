@@ -276,7 +276,8 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
     Somebody else may take what was freed; as long as there is progress it goes on, be it others': what
     this task looks at may be in use whenever it looks, if its CPU is slow, while others get on.  (Linux
     never lets a single frame fail; where nobody gets on it kills a task.)  Without progress it waits for
-    others who are at it, a few times, and then there is none.
+    others who are at it, a few times, and then there is none.  Nor is there, for who is to look again,
+    when the task may not use all of `nodes` any more.
     """
     me = current()
     k = kernel()
@@ -297,7 +298,7 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
         progress = try_to_free_pages_hook(nid, gfp, order, nodes)
         reclaim_end(progress)
         page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
-        if page != NULL:
+        if page != NULL or not nodes_subset(nodes, allowed_nodes(gfp)):
             return page
         if progress == 0:
             waited = retries < MAX_RECLAIM_RETRIES and congestion_wait()
@@ -314,7 +315,8 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
 
 def alloc_pages_nodemask(nid, gfp, order, nodes):
     """2^order frames in a row from one of `nodes`: from node `nid` if it has them, else from the
-    nearest that does; with __GFP_THISNODE from that node or not at all.
+    nearest that does; with __GFP_THISNODE from that node or not at all.  `nodes` are among
+    allowed_nodes; when there is no memory, the caller looks whether they still are the right ones.
 
     Returns the first page, with one reference, or NULL: every zone that may be used is
     down to its min watermark (below it with __GFP_HIGH), and with __GFP_WAIT there is nothing
@@ -323,7 +325,6 @@ def alloc_pages_nodemask(nid, gfp, order, nodes):
     if should_fail():
         return NULL
     VM_BUG_ON(order >= MAX_ORDER or nid < 0 or cast(u64, nid) >= kernel().nr_nodes)
-    nodes &= allowed_nodes(gfp)
     page = get_page_from_freelist(nid, gfp, order, WMARK_LOW, nodes)
     if page == NULL:
         page = alloc_pages_slowpath(nid, gfp, order, nodes)
@@ -335,8 +336,13 @@ def alloc_pages_nodemask(nid, gfp, order, nodes):
 
 
 def alloc_pages_node(nid, gfp, order):
-    """alloc_pages_nodemask from any node."""
-    return alloc_pages_nodemask(nid, gfp, order, NODE_MASK_ALL)
+    """alloc_pages_nodemask from any node that the current task may use."""
+    while True:
+        nodes = allowed_nodes(gfp)
+        page = alloc_pages_nodemask(nid, gfp, order, nodes)
+        # As with get_mems_allowed: the cpuset may have changed meanwhile.
+        if page != NULL or allowed_nodes(gfp) == nodes:
+            return page
 
 
 def __free_pages(page, order):

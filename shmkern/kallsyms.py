@@ -30,7 +30,7 @@ NOT_KERNEL = {"__init__", "calibrate", "numa", "replay", "syscalls"}
 
 _SCALARS = {"void": None, "int": ctypes.c_int, "u32": ctypes.c_uint32, "u64": ctypes.c_uint64,
             "i32": ctypes.c_int32, "i64": ctypes.c_int64, "pte_t": ctypes.c_uint64,
-            "swp_entry_t": ctypes.c_uint64, "new_page_t": ctypes.c_uint64}
+            "swp_entry_t": ctypes.c_uint64, "new_page_t": ctypes.c_uint64, "reclaim_t": ctypes.c_uint64}
 _get_name = ctypes.pythonapi.PyCapsule_GetName
 _get_name.restype, _get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer

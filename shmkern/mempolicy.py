@@ -149,16 +149,15 @@ def policy_node(gfp, pol):
 
 
 def policy_nodemask(gfp, pol):
-    """The nodes that a policy allows: MPOL_BIND's.  It is set aside when the task may use none of
-    them, and for the kernel's own memory when all are movable nodes (apply_policy_zone)."""
+    """The nodes from which the current task may be given frames by a policy: of allowed_nodes those of
+    MPOL_BIND.  It is set aside when none is among them, as for the kernel's own memory when all are
+    movable nodes (apply_policy_zone)."""
+    # One look: what it is allowed in the next moment may be none of what it was in this.
+    allowed = allowed_nodes(gfp)
     if pol == NULL or pol.mode != MPOL_BIND:
-        return NODE_MASK_ALL
-    nodes = READ_ONCE64(addressof(pol.nodes))
-    if nodes & current().mems_allowed == 0:
-        return NODE_MASK_ALL
-    if not gfp & __GFP_MOVABLE and nodes & kernel().node_states[N_NORMAL_MEMORY] == 0:
-        return NODE_MASK_ALL
-    return nodes
+        return allowed
+    nodes = READ_ONCE64(addressof(pol.nodes)) & allowed
+    return nodes if nodes != 0 else allowed
 
 
 def interleave_nodes(pol):
@@ -194,7 +193,12 @@ def alloc_pages_mpol(gfp, order, pol, ilx):
     if pol != NULL and pol.mode == MPOL_INTERLEAVE:
         nid = interleave_nodes(pol) if ilx == NO_INTERLEAVE_INDEX else offset_il_node(pol, ilx)
         return alloc_pages_node(nid, gfp, order)
-    return alloc_pages_nodemask(policy_node(gfp, pol), gfp, order, policy_nodemask(gfp, pol))
+    while True:
+        nodes = policy_nodemask(gfp, pol)
+        page = alloc_pages_nodemask(policy_node(gfp, pol), gfp, order, nodes)
+        # As with get_mems_allowed: the cpuset, or the policy, may have changed meanwhile.
+        if page != NULL or policy_nodemask(gfp, pol) == nodes:
+            return page
 
 
 def alloc_pages_current(gfp, order):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Memory policies (mm/mempolicy.c): where pages come from, what mbind moves, which errno says
 what; cpusets, which bound all of it; migrate_pages(2).  On real processes."""
+import ctypes
 import errno
 import itertools
 import random
@@ -11,7 +12,7 @@ from helpers import C, PAGE, Mapper, Puppet, counter, errno_of, free_frames, mm_
 from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
                      MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT,
                      MPOL_PREFERRED, PROT_READ, PROT_WRITE, layout, worker)
-from shmkern.kallsyms import ksym
+from shmkern.kallsyms import ksym, symbol_address
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -857,6 +858,38 @@ def test_a_child_that_begins_to_run_while_its_cpuset_changes_follows_it(four):
     assert child(lambda task: (task.get_mempolicy(va, MPOL_F_ADDR)[1],
                                task.get_mempolicy(0, MPOL_F_MEMS_ALLOWED)[1])) == ([3], [2, 3])
     assert set(nodes_at(child, va)) == {3}
+    four.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("progress", (0, 1))
+def test_an_allocation_goes_where_its_cpuset_has_gone(four, tmp_path, progress):
+    """get_mems_allowed: a task that cannot get memory looks again whether it may use other nodes by
+    now, also while it frees some."""
+    group = four.create_cpuset({0})
+    puppet = Puppet(four, cpuset=group)
+    va = area(puppet, 600)
+    # All of it locked: kswapd frees nothing either.
+    assert puppet(lambda task: errno_of(lambda: task.mlock(va, 600 * PAGE))) == "EAGAIN"
+    four.swapon(tmp_path / "swap", 10)
+
+    def program(task):
+        calls = []
+
+        def reclaim(nid, gfp, order, nodes):
+            calls.append(nodes)
+            if len(calls) == 1:
+                ksym.cpuset_set_mems(group, 1 << 1)
+            return progress if len(calls) < 10 else 0
+        hook = ctypes.PYFUNCTYPE(ctypes.c_uint64, ctypes.c_int32, *[ctypes.c_uint64] * 3)(reclaim)
+        ksym.set_reclaim(ctypes.cast(hook, ctypes.c_void_p).value)
+        page = ksym.alloc_page(C["GFP_HIGHUSER_MOVABLE"])
+        node = ksym.page_to_pfn(page) // layout.kernel().frames_per_node if page else None
+        if page:
+            ksym.put_page(page)
+        ksym.set_reclaim(symbol_address("try_to_free_pages"))
+        return calls, node
+
+    assert puppet(program) == ([1 << 0], 1)
     four.audit().raise_if_broken()
 
 

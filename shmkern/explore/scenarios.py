@@ -415,3 +415,18 @@ def load_unhooked(room):
 def spy_word(task, va):
     """What a PTE would be that lets a program write to the page of a task's."""
     return task.frame_of(va) * PAGE | C["_PAGE_PRESENT"] | C["_PAGE_RW"] | C["_PAGE_ACCESSED"] | C["_PAGE_DIRTY"]
+
+
+@scenario
+def cpuset_fault(room):
+    """A first touch of a page that is bound to a node, by a policy that follows when the task's
+    cpuset gets another: there is memory before and after."""
+    user, other = room.task(), room.task()
+    va = user.mmap(2 * PAGE)
+    user.store64(va + PAGE, OLD)
+    cpuset = user._cpuset_create(0, [0], 0)
+    user._cpuset_attach(cpuset, user.pid)
+    user.set_mempolicy(C["MPOL_BIND"], [0])
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(other, lambda task: task._cpuset_set_mems(cpuset, [1]))
+    room.check(lambda: (user.load64(va), user.load64(va + PAGE)) == (NEW, OLD))
