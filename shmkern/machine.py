@@ -211,7 +211,8 @@ class Machine:
     def spawn(self, program, *args, uid=0, caps=None, mems_allowed=None, cpuset=0, cgroup=None,
               rlimit_memlock=C["MLOCK_LIMIT"]):
         """Runs program(task, *args) in a new process, as a task with an empty address space.
-        Returns its worker.Child.  Raises OSError(EAGAIN) when all slots are taken.
+        Returns its worker.Child.  Raises OSError: EAGAIN when all slots are taken, ENOENT when there
+        is no such cpuset or cgroup.
 
         uid: its user id.  caps: names of the capabilities it has (all by default for uid 0, and
         none for others), such as {"CAP_SYS_NICE"}.  cpuset: the group it is in, from
@@ -219,17 +220,24 @@ class Machine:
         group that pays for it, a Cgroup; the root by default.  rlimit_memlock: bytes that it may lock
         without CAP_IPC_LOCK.  Its children inherit all this.
         """
-        self._mine()
+        self.check()
+        # All before a slot is claimed, which nobody would give back.
         uid = _whole("uid", uid, 0, (1 << 32) - 2)
         caps = (_ALL_CAPS if uid == 0 else 0) if caps is None else _mask_of("caps", caps, _CAPS)
+        rlimit_memlock = _whole("rlimit_memlock", rlimit_memlock, 0, _ALL_CAPS)
+        if cgroup is not None and not isinstance(cgroup, Cgroup):
+            raise TypeError(f"cgroup is {cgroup!r}; it must be a Cgroup, as cgroup_create() returns it")
+        cpuset = _whole("cpuset", cpuset, 0, C["NR_CPUSETS"] - 1)
         if mems_allowed is not None:
             cpuset = self._cpuset_of(mems_allowed)
+        elif not layout.kernel().cpusets[cpuset]["in_use"]:
+            raise OSError(2, f"there is no cpuset {cpuset}")
         cpu = boot.claim_task()
         if cpu < 0:
             raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
         slot = worker.slot(cpu)
         slot.cpuset = cpuset
-        slot.rlimit_memlock = _whole("rlimit_memlock", rlimit_memlock, 0, _ALL_CAPS)
+        slot.rlimit_memlock = rlimit_memlock
         slot.uid = slot.euid = slot.suid = uid
         slot.cap_permitted = slot.cap_effective = caps
         try:

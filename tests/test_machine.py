@@ -598,6 +598,40 @@ def test_when_all_slots_are_taken_spawn_and_fork_say_eagain(boot):
     machine.audit().raise_if_broken()
 
 
+@pytest.mark.parametrize("bad", [
+    {"uid": -1}, {"caps": 5}, {"caps": ["CAP_NONSENSE"]}, {"rlimit_memlock": -1}, {"rlimit_memlock": None},
+    {"rlimit_memlock": 1 << 64}, {"cpuset": "a"}, {"cpuset": None}, {"cpuset": -1}, {"cpuset": 7777777},
+    {"cpuset": 1.5}, {"cgroup": "x"}, {"cgroup": 1}, {"mems_allowed": [99]}], ids=str)
+def test_a_bad_argument_of_spawn_takes_no_slot(machine, bad):
+    with pytest.raises((ValueError, TypeError, OSError)):
+        machine.spawn(lambda task: 1, **bad)
+    assert tables_in_use() == 1
+
+
+def test_a_cpuset_that_does_not_exist_has_no_tasks(machine):
+    for cpuset in (1, 63):
+        with pytest.raises(OSError) as caught:
+            machine.spawn(lambda task: 1, cpuset=cpuset)
+        assert caught.value.errno == errno.ENOENT
+    cpuset = machine.create_cpuset([0])
+    assert machine.spawn(lambda task: 1, cpuset=cpuset).result(10) == 1
+    machine.remove_cpuset(cpuset)
+    with pytest.raises(OSError):
+        machine.spawn(lambda task: 1, cpuset=cpuset)
+    assert tables_in_use() == 1
+
+
+def test_spawn_on_a_stopped_machine_says_why_at_once(machine):
+    with machine:
+        header = layout.header()
+        header.panic_kind = layout.constants["PANIC_LOST_TASK"]
+        header.panic_text, header.panic = b"stopped by the test", 2
+        with pytest.raises(shmkern.KernelBug, match="stopped by the test"):
+            machine.spawn(lambda task: 1)
+        with pytest.raises(shmkern.KernelBug, match="stopped by the test"):
+            machine.spawn(lambda task: 1)
+
+
 def test_slots_are_reused_and_pids_are_not(boot):
     machine = boot(max_tasks=4)
     pids = [machine.spawn(lambda task: (task.pid, task.cpu)).result(10) for _ in range(20)]
