@@ -82,24 +82,28 @@ def _read_machine(fd, header):
 
 def block_state(name):
     """The BlockState of a file in /dev/shm, or None when it is gone or not ours to read."""
-    path = direct_map.SHM_DIR / name
     try:
-        stat, header = path.stat(), direct_map.read_header(name)
+        fd = direct_map.open_block(name)
+    except OSError:
+        return None
+    try:
+        stat, header = os.fstat(fd), direct_map.header_of(fd)
         if header is None:
             # Its maker died, or is at work, before it was a block.  The name has its pid.
             maker = name.removeprefix(direct_map.PREFIX).split("-")[0]
-            alive = maker.isdigit() and os.path.exists(f"/proc/{maker}")
-            readable = os.access(path, os.R_OK)
-            return BlockState(name, stat.st_size, stat.st_blocks * 512, int(maker) if maker.isdigit() else 0, alive,
-                              time.time() - stat.st_mtime, 0, 0, [], "unfinished") if readable else None
+            maker = int(maker) if maker.isdecimal() else 0
+            alive = maker != 0 and os.path.exists(f"/proc/{maker}")
+            return BlockState(name, stat.st_size, stat.st_blocks * 512, maker, alive, time.time() - stat.st_mtime,
+                              0, 0, [], "unfinished")
         nodes, frames, tasks, note = 0, 0, [], ""
-        with path.open("rb") as file:
-            try:
-                nodes, frames, tasks = _read_machine(file.fileno(), header)
-            except (ValueError, OSError) as error:
-                note = str(error)
+        try:
+            nodes, frames, tasks = _read_machine(fd, header)
+        except (ValueError, OSError) as error:
+            note = str(error)
     except OSError:
         return None
+    finally:
+        os.close(fd)
     return BlockState(name, stat.st_size, stat.st_blocks * 512, int(header["supervisor_pid"]),
                       direct_map.supervisor_alive(header), time.time() - int(header["boot_time_ns"]) / 1e9,
                       nodes, frames, tasks, note)

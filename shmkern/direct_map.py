@@ -9,8 +9,10 @@ Imports layout, errors and the compiled atomics' constants; knows nothing of wha
 the block behind its first page.
 """
 import ctypes
+import errno
 import mmap
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -178,13 +180,32 @@ def _new_object():
     raise BootError(f"{SHM_DIR} is full of blocks named {PREFIX}{os.getpid()}-*")
 
 
+def open_block(name, flags=os.O_RDONLY):
+    """A descriptor of a plain file in /dev/shm; OSError when it is none.  Anybody can make files
+    there: at a FIFO an open would wait, and a link may lead anywhere."""
+    fd = os.open(SHM_DIR / name, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a plain file", name)
+    return fd
+
+
 def read_header(name):
     """A copy of a block's header as a numpy record, without mapping the block; None when
     there is no such block or it is none of ours (whatever its layout)."""
     try:
-        data = (SHM_DIR / name).open("rb").read(layout.sizeof("block_header"))
+        fd = open_block(name)
     except OSError:
         return None
+    try:
+        return header_of(fd)
+    finally:
+        os.close(fd)
+
+
+def header_of(fd):
+    """read_header of an open block."""
+    data = os.pread(fd, layout.sizeof("block_header"), 0)
     if len(data) < layout.sizeof("block_header"):
         return None
     record = layout.np.frombuffer(data, layout.dtypes["block_header"])[0]
@@ -195,19 +216,29 @@ def attach(name, writable=False):
     """Maps an existing block, made by whatever process.
 
     Raises BootError when there is none of that name, when it is not a machine's, when it was
-    made by a build with other structs, or when this process has a machine already.
+    made by a build with other structs, or when this process has a machine already; and
+    PermissionError when it is somebody else's.
     """
-    if "/" in name or not (SHM_DIR / name).exists():
+    if "/" in name or not os.path.lexists(SHM_DIR / name):
         raise BootError(f"there is no machine {name!r}; `shmkern ls` shows those there are")
-    record = read_header(name)
-    if record is None:
-        raise BootError(f"{name} is not a machine")
-    if record["layout_hash"] != layout.layout_hash() or record["base"] != BASE:
-        raise BootError(f"{name} was made by another build of shmkern; its structs differ from this one's")
-    path = SHM_DIR / name
-    if not record["size"] <= path.stat().st_size <= record["address_size"]:
-        raise BootError(f"{name} is damaged: it says it has {record['size']} bytes and has {path.stat().st_size}")
-    fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+    try:
+        fd = open_block(name, os.O_RDWR if writable else os.O_RDONLY)
+    except PermissionError:
+        raise
+    except OSError:
+        raise BootError(f"{name} is not a machine") from None
+    try:
+        record = header_of(fd)
+        if record is None:
+            raise BootError(f"{name} is not a machine")
+        if record["layout_hash"] != layout.layout_hash() or record["base"] != BASE:
+            raise BootError(f"{name} was made by another build of shmkern; its structs differ from this one's")
+        size = os.fstat(fd).st_size
+        if not record["size"] <= size <= record["address_size"]:
+            raise BootError(f"{name} is damaged: it says it has {record['size']} bytes and has {size}")
+    except BaseException:
+        os.close(fd)
+        raise
     return Block(name, fd, int(record["address_size"]), mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
 
 

@@ -389,6 +389,32 @@ def test_damaged_and_foreign_blocks_are_listed_and_removed(machine, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def in_shm():
+    """in_shm(make) is the path of what make(path) puts into /dev/shm under a block's name."""
+    made = []
+
+    def put(make):
+        path = direct_map.SHM_DIR / f"{direct_map.PREFIX}{os.getpid()}-in-shm-{len(made)}"
+        make(path)
+        made.append(path)
+        return path
+    yield put
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"),
+                                  lambda path: path.symlink_to("/nonexistent")], ids=["fifo", "link", "dead link"])
+def test_what_is_no_plain_file_holds_nobody_up(in_shm, make):
+    path = in_shm(make)
+    for done in (shmkern_run("ls"), shmkern_run("rm", path.name), shmkern_run("top", "--once", path.name),
+                 shmkern_run("trace", path.name, cwd="/tmp")):
+        assert path.name not in done.stdout and "Traceback" not in done.stderr
+    assert_bad_use(done, path.name, "not a machine")
+    assert os.path.lexists(path)
+
+
 def test_ls_without_machines(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(direct_map, "SHM_DIR", tmp_path)
     assert cli.main(["ls"]) == 0
