@@ -38,7 +38,7 @@ class LeftTask(NamedTuple):
 
 class BlockState(NamedTuple):
     """What a file of ours in /dev/shm is.  `supervisor` is a pid, `alive` whether it runs, `note`
-    why nothing is known of nodes, frames and tasks, if so."""
+    why nothing is known of nodes, frames and tasks, if so; `uid` is the owner of the file."""
     name: str
     size: int
     used: int
@@ -49,6 +49,7 @@ class BlockState(NamedTuple):
     frames: int
     tasks: list
     note: str
+    uid: int
 
     @property
     def state(self):
@@ -94,19 +95,21 @@ def block_state(name):
             maker = int(maker) if maker.isdecimal() else 0
             alive = maker != 0 and os.path.exists(f"/proc/{maker}")
             return BlockState(name, stat.st_size, stat.st_blocks * 512, maker, alive, time.time() - stat.st_mtime,
-                              0, 0, [], "unfinished")
+                              0, 0, [], "unfinished", stat.st_uid)
         nodes, frames, tasks, note = 0, 0, [], ""
         try:
             nodes, frames, tasks = _read_machine(fd, header)
         except (ValueError, OSError) as error:
             note = str(error)
+        except OverflowError:
+            note = "damaged"
     except OSError:
         return None
     finally:
         os.close(fd)
     return BlockState(name, stat.st_size, stat.st_blocks * 512, int(header["supervisor_pid"]),
                       direct_map.supervisor_alive(header), time.time() - int(header["boot_time_ns"]) / 1e9,
-                      nodes, frames, tasks, note)
+                      nodes, frames, tasks, note, stat.st_uid)
 
 
 def block_states():
@@ -115,16 +118,16 @@ def block_states():
     return [state for state in map(block_state, names) if state is not None]
 
 
-def kill_process(pid, start):
-    """SIGKILL to a process, if it is still the one that started then.  Says whether it was, and
-    returns when it is gone."""
+def kill_process(pid, start, uid):
+    """SIGKILL to a process, if it is still the one that started then, and that user's: anybody can make
+    a file that names anybody's processes.  Says whether it was, and returns when it is gone."""
     try:
         # A process held by a descriptor cannot become another one between check and kill.
         fd = os.pidfd_open(pid)
-    except OSError:
+    except (OSError, OverflowError):
         return False
     try:
-        if direct_map.process_gone(pid, start):
+        if direct_map.process_gone(pid, start) or direct_map.process_uid(pid) != uid:
             return False
         signal.pidfd_send_signal(fd, signal.SIGKILL)
         deadline = time.monotonic() + 10
@@ -164,8 +167,8 @@ def remove_block(block):
     """Ends what belongs to a block and removes it.  Returns a sentence."""
     if block.alive:
         # First: it looks after its tasks.
-        kill_process(block.supervisor, direct_map.process_start(block.supervisor))
-    ended = sum(kill_process(task.os_pid, task.start) for task in block.tasks)
+        kill_process(block.supervisor, direct_map.process_start(block.supervisor), block.uid)
+    ended = sum(kill_process(task.os_pid, task.start, block.uid) for task in block.tasks)
     try:
         (direct_map.SHM_DIR / block.name).unlink(missing_ok=True)
     except OSError as error:

@@ -106,6 +106,15 @@ def process_start(pid):
     return process_stat(pid)[1]
 
 
+def process_uid(pid):
+    """Whose process it is: who may send it signals.  None when there is none."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return None
+    return int(status.split("\nUid:")[1].split()[0])
+
+
 def process_gone(pid, start=None):
     """Whether the process with that pid and start time (None: whichever) has ended, reaped or
     not."""

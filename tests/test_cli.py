@@ -14,11 +14,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 import shmkern
-from shmkern import cli, direct_map, record
+from shmkern import cli, direct_map, layout, record
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -80,6 +81,21 @@ def running():
         for block in cli.block_states():
             if block.supervisor == process.pid:
                 cli.remove_block(block)
+
+
+@pytest.fixture
+def in_shm():
+    """in_shm(make) is the path of what make(path) puts into /dev/shm under a block's name."""
+    made = []
+
+    def put(make):
+        path = direct_map.SHM_DIR / f"{direct_map.PREFIX}{os.getpid()}-in-shm-{len(made)}"
+        make(path)
+        made.append(path)
+        return path
+    yield put
+    for path in made:
+        path.unlink(missing_ok=True)
 
 
 def assert_gone(block):
@@ -344,6 +360,42 @@ def test_rm_ends_tasks_that_outlived_their_supervisor(running):
     assert_gone(block)
 
 
+def forged_block(victim):
+    """A block of a supervisor that is gone, with one task: the process `victim`.  As anybody can write it."""
+    C, page = layout.constants, layout.constants["PAGE_SIZE"]
+    header, kernel = (np.zeros(1, layout.dtypes[name]) for name in ("block_header", "Kernel"))
+    tasks = np.zeros(3, layout.dtypes["Task"])
+    header["magic"], header["layout_hash"], header["base"] = direct_map.MAGIC, layout.layout_hash(), direct_map.BASE
+    header["supervisor_pid"] = 1 << 30
+    offset = -(-(page + kernel.nbytes) // page) * page
+    kernel["max_tasks"], kernel["nr_nodes"], kernel["tasks"] = len(tasks), 1, direct_map.BASE + offset
+    tasks["state"][1], tasks["pid"][1] = C["TASK_RUNNING"], 2
+    tasks["os_pid"][1], tasks["start_time"][1] = victim, direct_map.process_start(victim)
+    data = header.tobytes().ljust(page, b"\0") + kernel.tobytes()
+    return data.ljust(offset, b"\0") + tasks.tobytes()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, and somebody else")
+@pytest.mark.parametrize("as_task", [True, False])
+def test_rm_of_root_ends_no_process_that_the_owner_of_the_file_could_not(in_shm, as_task):
+    """Neither as a task of a block, nor, with --force, as its supervisor."""
+    nobody = 65534
+    with subprocess.Popen(["sleep", "600"]) as theirs, subprocess.Popen(["sleep", "600"], user=nobody) as own:
+        for victim in (theirs, own):
+            path = in_shm(lambda path: path.write_bytes(forged_block(victim.pid)))
+            if not as_task:
+                header = np.frombuffer(forged_block(victim.pid), layout.dtypes["block_header"], 1).copy()
+                header["supervisor_pid"], header["supervisor_start"] = victim.pid, direct_map.process_start(victim.pid)
+                path.write_bytes(header.tobytes().ljust(layout.constants["PAGE_SIZE"] * 40, b"\0"))
+            os.chown(path, nobody, nobody)
+            done = shmkern_run("rm", "--force", path.name)
+            assert done.returncode == 0 and f"removed {path.name}" in done.stdout, done
+            assert not path.exists()
+        assert own.wait(10) == -signal.SIGKILL
+        assert theirs.poll() is None
+        theirs.kill()
+
+
 def test_rm_force_ends_a_running_machine(running):
     process, block = running()
     done = shmkern_run("rm", "--force", block.name)
@@ -387,21 +439,6 @@ def test_damaged_and_foreign_blocks_are_listed_and_removed(machine, tmp_path, mo
     assert "left behind (damaged)" in said and "left behind (of another build)" in said
     assert cli.main(["rm"]) == 0
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def in_shm():
-    """in_shm(make) is the path of what make(path) puts into /dev/shm under a block's name."""
-    made = []
-
-    def put(make):
-        path = direct_map.SHM_DIR / f"{direct_map.PREFIX}{os.getpid()}-in-shm-{len(made)}"
-        make(path)
-        made.append(path)
-        return path
-    yield put
-    for path in made:
-        path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"),
