@@ -18,7 +18,7 @@ import numpy as np
 
 import shmkern
 from shmkern import direct_map, layout, record
-from shmkern.command import BAD_USE, DONE, Parser, positive, table, write_json
+from shmkern.command import DONE, Parser, carry_out, positive, table, write_json
 from shmkern.errors import UsageError
 
 C = layout.constants
@@ -349,20 +349,15 @@ def make_parser(wanted=None):
 def main(argv=None):
     """Runs a command line.  Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    return carry_out(argv[0] if argv else "", lambda: run(argv))
+
+
+def run(argv):
+    """Does what a command line asks for.  Returns the exit status."""
     if argv and argv[0] in ("explore", "replay"):
         explorer(argv)
     args = make_parser(argv[0] if argv else None).parse_args(argv)
-    try:
-        return args.run(args)
-    except (UsageError, shmkern.BootError) as error:
-        print(f"shmkern {args.command_name}: {error}", file=sys.stderr)
-        return BAD_USE
-    except BrokenPipeError:
-        # Whoever read our output has had enough; what is left of it has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return args.run(args)
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def write(record, output, text):
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UsageError(f"the trace cannot be written to {output}: {error.strerror}") from None
+        raise UsageError(f"the trace cannot be written to {output or 'the standard output'}: {error.strerror}") from None
 
 
 def say(record, output, args):

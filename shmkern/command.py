@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the commands of `shmkern` have in common: exit statuses, types of arguments, results."""
 import argparse
+import errno
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
-from shmkern.errors import UsageError
+from shmkern.errors import BootError, UsageError
 
 DONE, BROKEN, BAD_USE = 0, 1, 2
 
@@ -16,6 +19,64 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(BAD_USE, f"{self.prog}: {message}\n")
 
+    def exit(self, status=0, message=None):
+        # A help that cannot be written.
+        status, problem = flushed(status)
+        super().exit(status, message or (f"{self.prog}: {problem}\n" if problem else None))
+
+
+# ---- how a command ends ------------------------------------------------------------
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def carry_out(name, function):
+    """The exit status of a command, which function() returns.  What it raises because of what the user
+    or the host did is a sentence."""
+    if sys.stdout is None:
+        print(f"shmkern {name}: the standard output is closed", file=sys.stderr)
+        return BAD_USE
+    status, problem = BAD_USE, None
+    try:
+        status = function()
+    except (UsageError, BootError) as error:
+        problem = str(error)
+    except BrokenPipeError:
+        # Whoever read our output has had enough.
+        status = DONE
+    except OSError as error:
+        problem = problem_text(error)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    status, unwritten = flushed(status)
+    if problem or unwritten:
+        print(f"shmkern {name}: {problem or unwritten}", file=sys.stderr)
+    return status
+
+
+def flushed(status):
+    """Writes what is left of the standard output, now and not when Python ends, for then nobody would
+    know what to do.  Returns the exit status, and what went wrong, if it did."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is left has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            return status or BAD_USE, problem_text(error)
+    return status, None
+
+
+def problem_text(error):
+    """An OSError in words."""
+    if error.filename is None and error.errno in FULL:
+        return f"the standard output cannot be written: {error.strerror}"
+    what = error.strerror or str(error)
+    return what if error.filename is None else f"{error.filename}: {what}"
+
+
+# ---- types of arguments ------------------------------------------------------------
 
 def positive(text):
     """An argparse type: whole numbers from 1 on."""
@@ -59,5 +120,7 @@ def write_json(path, value):
             sys.stdout.write(text)
         else:
             Path(path).write_text(text)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UsageError(f"the result cannot be written to {path}: {error.strerror}") from None

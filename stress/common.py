@@ -21,7 +21,7 @@ import shmkern
 from shmkern.command import Parser, duration
 from shmkern.errors import UsageError
 from shmkern_stress.board import entering      # noqa: F401 (scenarios fork and clone with it)
-from shmkern_stress.display import Display, say
+from shmkern_stress.display import Display, say, unwritten
 
 SCENARIOS = {
     "anon": "each worker owns memory and loads and stores all over it while its pages move",
@@ -225,14 +225,17 @@ def main(name, options):
         else:
             result, write_html = run_sampled(name, options, file)
         say(file, "\n".join(summary(result)))
+        problem = None
         try:
             write_json(options.json, result)
             if write_html:
                 write_html()
         except UsageError as error:
-            print(f"shmkern stress {name}: {error}", file=sys.stderr)
-            return status_of(result) or BAD_USE
-        return status_of(result)
+            problem = error
+        problem = problem or unwritten()
+        if problem:
+            print(f"shmkern stress {name}: {problem}", file=sys.stderr)
+        return status_of(result) or (BAD_USE if problem else HELD)
     except (UsageError, shmkern.BootError, ValueError) as error:
         print(f"shmkern stress {name}: {error}", file=sys.stderr)
         return BAD_USE

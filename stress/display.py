@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from shmkern import vmstat
+from shmkern.command import FULL
 
 LIVE_EVERY, PLAIN_EVERY = 0.2, 5.0
 # A long run need not fill a log.
@@ -25,16 +26,29 @@ def short(number):
     return f"{number:.1f}T"
 
 
+# Why something that somebody may want to read was not written, until it is told.
+_unwritten = []
+
+
 @contextlib.contextmanager
 def perhaps_unread(file):
     """What is written within goes nowhere, as all that follows, when nobody reads it any more: the
-    pipe or the terminal is closed."""
+    pipe or the terminal is closed.  Or the disk is full, which unwritten() tells when the run is over."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO, *FULL):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        if error.errno in FULL:
+            _unwritten.append(f"the output could not be written: {error.strerror}")
+
+
+def unwritten():
+    """A sentence when something was not written, and nobody was told yet."""
+    sentence = _unwritten[0] if _unwritten else None
+    _unwritten.clear()
+    return sentence
 
 
 def say(file, text):

@@ -24,7 +24,7 @@ import shmkern
 from shmkern import direct_map
 from shmkern_stress import common, harness, run_report, verdict
 from shmkern_stress.common import BAD_USE, BROKEN, HELD, UsageError
-from shmkern_stress.display import say
+from shmkern_stress.display import say, unwritten
 from shmkern_stress.recording import Recording, state_of
 from shmkern_stress.samples import Samples, SamplesError
 
@@ -239,7 +239,7 @@ def main(args):
         result = recording.result()
         say(file, "\n".join(summary(result)))
         status = BROKEN if result["findings"] else 128 + signals.number if signals.number else HELD
-        for problem in filter(None, [problem, *write_outputs(args, recording.samples, result)]):
+        for problem in filter(None, [problem, *write_outputs(args, recording.samples, result), unwritten()]):
             status = complain(problem, status or BAD_USE)
         recording.samples.close()
         return status

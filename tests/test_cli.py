@@ -256,6 +256,44 @@ def test_reader_that_goes_away_is_no_failure():
         assert process.wait(30) == 0
 
 
+OUTPUTS = [["ls"], ["ls", "--json", "-"], ["rm", "shmkern-not-there"], ["ls", "--help"], ["show", "migrate", "--table"],
+           ["show", "migrate"], ["explore", "--list"], ["explore", "store", "--runs", "5", "--strategy", "random"],
+           ["stress", "anon", "--seconds", "0.2", "--workers", "1"],
+           ["stress", "anon", "--seconds", "0.2", "--workers", "1", "--json", "-"]]
+# As users have it: what is printed is written when there is enough of it, or at the end.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+@pytest.mark.parametrize("args", OUTPUTS, ids=" ".join)
+def test_output_that_cannot_be_written_is_one_sentence(args):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*SHMKERN, *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=50,
+                              env=BUFFERED)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("anon") and line[0] != " "]
+    assert done.returncode == 2 and len(said) == 1 and said[0].startswith("shmkern "), done
+    assert "No space left" in said[0] or "no machine" in said[0]
+
+
+@pytest.mark.parametrize("args", OUTPUTS, ids=" ".join)
+def test_a_closed_pipe_is_no_failure(args):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run([*SHMKERN, *args], stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=50, env=BUFFERED)
+    os.close(write_end)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("anon") and line[0] != " "]
+    if args[0] == "rm":
+        assert done.returncode == 2 and len(said) == 1
+    else:
+        assert done.returncode == 0 and said == [], done
+
+
+@pytest.mark.parametrize("args", [["ls", "--json", "-"], ["explore", "--list"]], ids=" ".join)
+def test_a_closed_standard_output_is_one_sentence(args):
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *SHMKERN, *args], stderr=subprocess.PIPE, text=True,
+                          stdout=subprocess.PIPE, timeout=50)
+    assert_bad_use(done, "the standard output is closed")
+
+
 def test_terminal_gets_a_live_line():
     master, slave = pty.openpty()
     with subprocess.Popen([*SHMKERN, "stress", "anon", "--seconds", "1", "--workers", "2"], stdout=slave, stderr=slave,

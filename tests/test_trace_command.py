@@ -324,3 +324,14 @@ def test_a_full_disk_is_a_sentence(tmp_path):
     done = shmkern_trace("-o", "/dev/full", "-e", "mm_migrate_pages", "--", "stress", "anon", "--seconds", "0.2",
                          "--workers", "2")
     assert done.returncode == 2 and "cannot be written to /dev/full" in done.stderr, done
+
+
+def test_text_that_cannot_be_written_is_one_sentence(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*SHMKERN, "trace", "--text", "--limit", "2000", "--", sys.executable, program], stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=50)
+    assert done.returncode == 2, done
+    assert done.stderr == "moved\nshmkern trace: the trace cannot be written to the standard output: " \
+        "No space left on device\n"

@@ -17,8 +17,8 @@ from importlib.machinery import SourceFileLoader
 from multiprocessing import get_context
 from pathlib import Path
 
-from shmkern.cli import BAD_USE, DONE, Parser, UsageError, _command
-from shmkern.command import check_writable, duration, positive, write_json
+from shmkern.cli import DONE, Parser, UsageError, _command
+from shmkern.command import carry_out, check_writable, duration, positive, write_json
 from shmkern.explore.engine import PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import scenarios, scenarios_files, scenarios_swap  # noqa: F401
@@ -352,17 +352,8 @@ def make_parser():
 
 
 def main(argv):
-    """Runs a command line.  Returns the exit status."""
+    """Runs a command line.  Does not return."""
     args = make_parser().parse_args(argv)
-    try:
-        status = args.run(args)
-    except (UsageError, argparse.ArgumentTypeError) as error:
-        print(f"shmkern {args.command_name}: {error}", file=sys.stderr)
-        status = BAD_USE
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
-    except BrokenPipeError:     # Whoever read it has had enough.
-        os._exit(DONE)
-    sys.stdout.flush()
+    status = carry_out(args.command_name, lambda: args.run(args))
     # Tasks that never came to an end are not to be ended by the interpreter's clearing up.
     os._exit(status)
