@@ -10,6 +10,7 @@ something: it has no threads, since it forks.
 """
 import atexit
 import numbers
+import operator
 import os
 import time
 
@@ -71,6 +72,9 @@ class Init:
 
         def call(*args):
             self._machine.check()
+            if name in ("fork", "clone"):
+                # The Child would be init's, and stay there.
+                raise PermissionError(1, f"init does not {name}; Machine.spawn() makes a task")
             return self.request(name, *args)
         return call
 
@@ -264,31 +268,37 @@ class Machine:
         mem_hardwall: page tables and the like keep to the group's nodes, too; EINVAL when these are
         movable nodes only, which have no room for them.
         """
+        self._mine()
         flags = C["CS_MEMORY_MIGRATE"] * bool(memory_migrate) | C["CS_MEM_HARDWALL"] * bool(mem_hardwall)
-        return self.init.request("_cpuset_create", parent, list(mems), flags)
+        return self.init.request("_cpuset_create", operator.index(parent), list(mems), flags)
 
     def remove_cpuset(self, cpuset):
         """Removes a group.  Raises OSError: ENOENT, EBUSY (it has tasks or groups)."""
-        self.init.request("_cpuset_remove", cpuset)
+        self._mine()
+        self.init.request("_cpuset_remove", operator.index(cpuset))
 
     def set_mems(self, cpuset, mems):
         """Gives a group other nodes; its tasks' policies follow.  Raises OSError: ENOENT, EINVAL (as
         for create_cpuset), EACCES, EBUSY."""
-        self.init.request("_cpuset_set_mems", cpuset, list(mems))
+        self._mine()
+        self.init.request("_cpuset_set_mems", operator.index(cpuset), list(mems))
 
     def attach(self, cpuset, pid):
         """Puts a task in a group.  Raises OSError: ENOENT, ESRCH."""
-        self.init.request("_cpuset_attach", cpuset, pid)
+        self._mine()
+        self.init.request("_cpuset_attach", operator.index(cpuset), operator.index(pid))
 
     def offline(self, node, timeout=10.0):
         """Takes a node's memory offline: everything on it moves to other nodes.  Raises OSError:
         EINVAL (it has none), EBUSY (something will not move, as page tables on a node that is not
         movable; or has not within `timeout` seconds), ENOMEM (the other nodes have no room)."""
-        self.init.request("offline_node", node, timeout)
+        self._mine()
+        self.init.request("offline_node", operator.index(node), timeout)
 
     def online(self, node):
         """Brings the memory of an offline node back.  Raises OSError(EINVAL)."""
-        self.init.request("online_node", node)
+        self._mine()
+        self.init.request("online_node", operator.index(node))
 
     def _cpuset_of(self, mems):
         """The group below the first that was made for tasks with these nodes."""

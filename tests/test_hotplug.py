@@ -76,6 +76,10 @@ def test_a_node_goes_offline_with_everything_moved_away(three):
 def test_what_can_be_offline_and_online(boot):
     machine = boot(nodes=4, frames_per_node=256, movable={1}, memoryless={3})
     assert [errno_of(lambda: machine.offline(node)) for node in (3, 4, -1, 64)] == ["EINVAL"] * 4
+    for call in (machine.offline, machine.online):
+        for what in (1.5, 1.0, "1", None):
+            with pytest.raises(TypeError):
+                call(what)
     assert [errno_of(lambda: machine.online(node)) for node in (0, 1, 3, 4, -1)] == ["EINVAL"] * 5
     machine.offline(1)
     assert errno_of(lambda: machine.offline(1)) == "EINVAL"

@@ -547,6 +547,12 @@ def test_forty_boots_leave_nothing(boot):
     assert after[4] <= before[4] + 10
 
 
+def of_nodes(machine):
+    """Calls of a Machine's about nodes and their groups."""
+    return [lambda: machine.create_cpuset([0]), lambda: machine.remove_cpuset(1), lambda: machine.set_mems(1, [0]),
+            lambda: machine.attach(0, 1), lambda: machine.offline(1), lambda: machine.online(1)]
+
+
 def test_a_closed_machine_says_so(boot):
     machine = boot()
     child = machine.spawn(lambda task: 5)
@@ -556,7 +562,7 @@ def test_a_closed_machine_says_so(boot):
     assert not machine.is_open
     assert child.result(10) == 5
     for call in (machine.audit, machine.vmstat, machine.zoneinfo, machine.check, machine.start_migrator,
-                 lambda: machine.spawn(lambda task: 1), lambda: machine.init.mmap(PAGE)):
+                 lambda: machine.spawn(lambda task: 1), lambda: machine.init.mmap(PAGE), *of_nodes(machine)):
         with pytest.raises(RuntimeError, match="closed"):
             call()
 
@@ -748,9 +754,16 @@ def test_init_moves_another_tasks_pages(machine):
 
 def test_a_reply_of_init_that_cannot_be_sent_is_an_error_of_that_call_alone(machine):
     with pytest.raises(Exception) as caught:
-        machine.init.fork(lambda task: 1)
+        machine.init.request("__getattribute__", "load")
     assert not isinstance(caught.value, (shmkern.TaskDied, shmkern.KernelBug))
     assert machine.init.load(machine.init.mmap(PAGE), 1) == b"\0"
+
+
+def test_init_does_not_fork(machine):
+    for make in (machine.init.fork, machine.init.clone):
+        with pytest.raises(PermissionError, match=r"init does not (fork|clone); Machine\.spawn\(\)"):
+            make(lambda task: 1)
+    assert tables_in_use() == 1
 
 
 def test_init_does_not_exit(machine):
@@ -808,7 +821,7 @@ def test_a_task_cannot_use_the_machine_object(machine):
     def program(task):
         refused = []
         for call in (lambda: machine.spawn(lambda task: 1), machine.audit, machine.vmstat, machine.check,
-                     machine.zoneinfo, machine.start_migrator):
+                     machine.zoneinfo, machine.start_migrator, *of_nodes(machine)):
             try:
                 call()
             except RuntimeError as error:
@@ -817,7 +830,7 @@ def test_a_task_cannot_use_the_machine_object(machine):
         machine.close()
         return refused
 
-    assert run(machine, program) == [True] * 6
+    assert run(machine, program) == [True] * 12
     assert run(machine, lambda task: 1) == 1
 
 
