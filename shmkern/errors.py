@@ -62,6 +62,11 @@ class TaskDied(Exception):
         return f"task {self.pid} {how} before it had a result"
 
 
+class HostError(OSError):
+    """The host does not give what it takes to be a task: a process, or descriptors.  `errno` is the
+    host's."""
+
+
 class UsageError(Exception):
     """A command cannot be done as given; the text is one sentence."""
 

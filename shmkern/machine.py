@@ -17,7 +17,7 @@ import time
 from shmkern import audit as audit_module
 from shmkern.cgroup import Cgroup
 from shmkern import boot, direct_map, freezer, host_files, interrupts, layout, lifeline, report, vmstat, worker
-from shmkern.errors import KernelBug, TaskDied
+from shmkern.errors import BootError, KernelBug, TaskDied
 from shmkern.tracing import end_tracing, tracer_gone
 
 C = layout.constants
@@ -195,6 +195,9 @@ class Machine:
             self.init = Init(self)
             # What it takes for itself is taken before anybody counts, or uses, free frames.
             self.init.wait_for_start()
+        except OSError as error:
+            self.close()
+            raise BootError(f"the machine cannot be started: {error.strerror or error}") from error
         except BaseException:
             self.close()
             raise

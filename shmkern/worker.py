@@ -16,7 +16,7 @@ import time
 from multiprocess.pool import ExceptionWithTraceback
 
 from shmkern import boot, direct_map, host_files, interrupts, layout, lifeline, replay, swapoff, vmscan
-from shmkern.errors import TaskDied
+from shmkern.errors import HostError, TaskDied
 from shmkern.numa import NumaSyscalls
 
 C = layout.constants
@@ -212,18 +212,26 @@ class Child:
         self._connection.close()
 
 
+def _host_error(error):
+    """Tells what the host said from the machine's own errnos."""
+    return HostError(error.errno, f"the host gives no process for a task: {error.strerror}")
+
+
 def start_process(cpu, program, args, watch=lambda at_once: None):
-    """Forks the process for a claimed slot.  Returns its Child.  Raises OSError when the host
+    """Forks the process for a claimed slot.  Returns its Child.  Raises HostError when the host
     gives no process."""
-    receive, send = _fork.Pipe(duplex=False)
+    try:
+        receive, send = _fork.Pipe(duplex=False)
+    except OSError as error:
+        raise _host_error(error) from error
     pid = slot(cpu).pid
     try:
         with interrupts.later() as mask:
             process = _fork.Process(target=_main, args=(mask, cpu, pid, program, args, receive, send), name=f"task-{pid}")
             process.start()
-    except OSError:
+    except OSError as error:
         receive.close()
-        raise
+        raise _host_error(error) from error
     finally:
         send.close()
     # The process does so too.  If it is killed before it comes to that, this is how the

@@ -15,6 +15,7 @@ import numpy as np
 
 import shmkern
 from shmkern import replay
+from shmkern.errors import HostError
 
 PAGE = 4096
 MESSAGE_MAX = 3000      # a line of up to PIPE_BUF bytes is written in one piece
@@ -195,6 +196,8 @@ def _enter(task, run, program, args):
         where = f" (page {broken.page:#x})" if broken.page is not None else ""
         run.board.tell(kind=broken.kind, task=task.pid, page=broken.page,
                        text=f"{broken.kind}: task {task.pid}{where}: {broken.text}")
+    except HostError as error:
+        run.board.tell(kind="host", task=task.pid, page=None, text=error.strerror)
     except Exception as error:
         run.board.tell(kind="error", task=task.pid, page=None, text=_error_text(task, error))
     # A task that is killed never comes here: that is how it is known.

@@ -18,7 +18,7 @@ import signal
 import sys
 
 import shmkern
-from shmkern.command import Parser, duration
+from shmkern.command import Parser, duration, problem_text
 from shmkern.errors import UsageError
 from shmkern_stress.board import entering      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say, unwritten
@@ -237,10 +237,13 @@ def main(name, options):
             print(f"shmkern stress {name}: {problem}", file=sys.stderr)
         return status_of(result) or (BAD_USE if problem else HELD)
     except (UsageError, shmkern.BootError, ValueError) as error:
-        print(f"shmkern stress {name}: {error}", file=sys.stderr)
-        return BAD_USE
+        problem = error
+    except OSError as error:
+        problem = problem_text(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    print(f"shmkern stress {name}: {problem}", file=sys.stderr)
+    return BAD_USE
 
 
 def script(name):

@@ -6,12 +6,15 @@ A run is over when its time is, at the first broken promise, or at a signal.  Th
 task checks all its memory, with the migrator still at work, and parks; the machine is
 audited with everybody's memory in place; the tasks end, and it is audited once more.
 """
+import errno
 import os
 import signal
 import time
 
 import shmkern
 from shmkern import layout, vmstat
+from shmkern.command import FULL, problem_text
+from shmkern.errors import HostError, UsageError
 from shmkern_stress.board import ABSENT, PARKED, SETTING_UP, WAITING, WORKING, Board, Run, entering
 
 POLL = 0.02
@@ -20,6 +23,8 @@ START_LIMIT = 120.0
 STOP_LIMIT = 90.0
 # At these signals a run ends at once; at Ctrl-C it is told what was measured.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+# Of these the machine has none for its supervisor.
+HOST_LIMITS = (errno.EMFILE, errno.ENFILE, *FULL)
 RUNNING = layout.constants["TASK_RUNNING"]
 
 
@@ -92,6 +97,13 @@ class Supervision:
         first, *rest = text.split("\n")
         self.failures.append("\n".join([f"{first}; seed {self.options.seed}", *rest]))
 
+    def host_failed(self, text):
+        """The host does not give what a run takes, which breaks no promise: raises UsageError, unless
+        one was broken before."""
+        if not self.failures:
+            raise UsageError(text)
+        raise Stop
+
     # ---- one look ----
 
     def poll(self):
@@ -114,6 +126,8 @@ class Supervision:
     def read_messages(self):
         """Notes what tasks have told."""
         for message in self.board.messages():
+            if message["kind"] == "host":
+                self.host_failed(message["text"])
             self.lost_writes += message["kind"] == "lost write"
             self.fail(message["text"])
 
@@ -234,11 +248,24 @@ class Supervision:
         finally:
             self.board.close()
 
+    def step(self, step):
+        """Does a step.  What the host has said is what host_failed() makes of it."""
+        try:
+            step()
+        except shmkern.KernelBug as bug:
+            if bug.kind != "host memory" or self.panicked:
+                raise
+            self.host_failed(bug.report.split("\n")[0])
+        except OSError as error:
+            if not isinstance(error, HostError) and error.errno not in HOST_LIMITS:
+                raise
+            self.host_failed(problem_text(error))
+
     def stage(self, *steps):
         """Does steps until one raises what a run can end with."""
         try:
             for step in steps:
-                step()
+                self.step(step)
         except Stop:
             pass
         except shmkern.KernelBug as bug:

@@ -22,6 +22,7 @@ import psutil
 
 import shmkern
 from shmkern import direct_map
+from shmkern.command import problem_text
 from shmkern_stress import common, harness, run_report, verdict
 from shmkern_stress.common import BAD_USE, BROKEN, HELD, UsageError
 from shmkern_stress.display import say, unwritten
@@ -227,12 +228,16 @@ def main(args):
             soak = resumed_soak(args) if args.resume else new_soak(args)
         except (UsageError, SamplesError) as error:
             return complain(error, BAD_USE)
+        except OSError as error:
+            return complain(problem_text(error), BAD_USE)
         recording = soak.recording
         try:
             soak.run(file, signals)
             recording.end("by a signal" if signals.number else "by itself")
         except (UsageError, SamplesError, shmkern.BootError, ValueError) as error:
             problem = error
+        except OSError as error:
+            problem = problem_text(error)
         except KeyboardInterrupt:
             # The second one.  What was sampled is on the disk.
             return 128 + signal.SIGINT

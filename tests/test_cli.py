@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,17 @@ def test_host_without_room_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(direct_map, "SHM_DIR", tmp_path / "none")
     assert cli.main(["stress", "anon", "--seconds", "1"]) == 2
     assert "shared memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("files, line", [
+    *((files, "stress anon --seconds 1") for files in (5, 7, 9, 12, 14, 16, 20)),
+    (64, "stress anon --seconds 1 --workers 60"), (64, "stress threads --seconds 20 --workers 60"),
+    (64, "stress file --seconds 1 --workers 100"), (24, "stress all --seconds 1"), (24, "stress buffers --seconds 1"),
+    (10, "show migrate --table"), (14, "explore store --runs 5 --strategy random --jobs 4")])
+def test_host_that_gives_no_more_descriptors_is_one_sentence(files, line):
+    done = shmkern_run(*line.split(), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)))
+    assert_bad_use(done, "Too many open files")
+    assert "BROKEN" not in done.stdout
 
 
 # ---- trace files ----

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmkern import freezer, layout, replay, vmstat
+from shmkern import direct_map, freezer, layout, replay, vmstat, worker
 from shmkern_stress import anon, board, common, fork, harness, threads
 
 pytestmark = pytest.mark.timeout(120)
@@ -437,6 +437,30 @@ def test_stopped_machine_breaks_the_run():
     result = stress("anon", tick=Once(panic))
     assert_broken(result, "kernel BUG: planted")
     assert len(result["failures"]) == 1
+
+
+@pytest.mark.parametrize("what", [errno.EMFILE, errno.EAGAIN])
+def test_a_host_that_gives_a_worker_no_process_breaks_no_promise(monkeypatch, what):
+    def no_more(*_args, **_kwargs):
+        raise OSError(what, os.strerror(what))
+
+    def worker_of_hers(task, run, number):
+        monkeypatch.setattr(worker._fork.Process, "start", no_more)
+        run.working()
+        task.fork(lambda task: None)
+
+    monkeypatch.setattr(anon, "worker", worker_of_hers)
+    with pytest.raises(common.UsageError, match="the host gives no process for a task: "):
+        stress("anon")
+
+
+def test_a_host_without_memory_for_frames_breaks_no_promise():
+    def cut_short(_supervision):
+        kernel, header = layout.kernel(), layout.header()
+        os.truncate(direct_map.SHM_DIR / direct_map.mapped.name, kernel.frames_base - header.base + PAGE)
+
+    with pytest.raises(common.UsageError, match="^host memory: the host has no memory left for the machine's frames"):
+        stress("anon", tick=Once(cut_short))
 
 
 def test_error_in_a_worker_breaks_the_run(monkeypatch):

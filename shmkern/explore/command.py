@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from shmkern.cli import DONE, Parser, UsageError, _command
-from shmkern.command import carry_out, check_writable, duration, positive, write_json
+from shmkern.command import carry_out, check_writable, duration, positive, problem_text, write_json
 from shmkern.explore.engine import PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import scenarios, scenarios_files, scenarios_swap  # noqa: F401
@@ -86,6 +86,8 @@ def in_own_process(function, *args):
             outcome = function(*args), None
         except UsageError as error:
             outcome = None, error
+        except OSError as error:
+            outcome = None, UsageError(problem_text(error))
         sender.send(outcome)
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
