@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 import shmkern
-from shmkern import direct_map, layout, record
+from shmkern import direct_map, interrupts, layout, record
 from shmkern.command import DONE, Parser, carry_out, positive, table, write_json
 from shmkern.errors import UsageError
 
@@ -356,7 +356,9 @@ def run(argv):
     """Does what a command line asks for.  Returns the exit status."""
     if argv and argv[0] in ("explore", "replay"):
         explorer(argv)
-    args = make_parser(argv[0] if argv else None).parse_args(argv)
+    with interrupts.deadly():
+        parser = make_parser(argv[0] if argv else None)
+    args = parser.parse_args(argv)
     return args.run(args)
 
 

@@ -96,7 +96,7 @@ def start(words, output):
     """Starts the command.  It gets a session of its own, so that Ctrl-C comes to the tracer,
     which passes it on.  Raises UsageError."""
     if words[0] in ("stress", "bench", "soak", "show", "record"):
-        words = [sys.executable, "-m", "shmkern.cli", *words]
+        words = [sys.executable, str(command.ENTRY), *words]
     try:
         return subprocess.Popen(words, stdout=output, start_new_session=True, preexec_fn=_die_with_me)
     except OSError as error:
@@ -192,6 +192,12 @@ def wait_for_machine(process, signals):
     return False
 
 
+def exit_status(process):
+    """The exit status of the command when it has ended, as a shell tells it."""
+    status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
 def run(args):
     """shmkern trace"""
     words = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -207,14 +213,14 @@ def run(args):
         if machine:
             attach(machine)
         elif not wait_for_machine(process, signals):
-            status = process.wait()
+            status = exit_status(process)
             print(f"shmkern trace: {' '.join(words)} made no machine to trace", file=sys.stderr)
             return status or command.BAD_USE
         record = trace(args, process, signals)
-        status = process.wait() if process else command.DONE
+        status = exit_status(process) if process else command.DONE
     write(record, output, args.text)
     say(record, output, args)
-    return status if status >= 0 else 128 - status
+    return status
 
 
 def write(record, output, text):

@@ -11,6 +11,8 @@ from pathlib import Path
 from shmkern.errors import BootError, UsageError
 
 DONE, BROKEN, BAD_USE = 0, 1, 2
+# What runs a command line, as a script.
+ENTRY = Path(__file__).resolve().parent.parent / "shmkern_entry.py"
 
 
 class Parser(argparse.ArgumentParser):

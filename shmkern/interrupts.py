@@ -5,6 +5,19 @@ import signal
 
 
 @contextlib.contextmanager
+def deadly():
+    """Ctrl-C ends the process at once, where it would be a KeyboardInterrupt.  For imports, in which
+    that may come out as anything."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
 def later():
     """SIGINT, SIGTERM and SIGHUP have their effect when this is over.  Gives the mask of signals from
     before, for a child that is forked within and does not come to the end of this.

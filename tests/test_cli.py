@@ -24,7 +24,7 @@ from shmkern import cli, direct_map, layout, record
 
 pytestmark = pytest.mark.timeout(60)
 
-SHMKERN = [sys.executable, "-m", "shmkern.cli"]
+SHMKERN = [sys.executable, str(Path(shmkern.__file__).parent.parent / "shmkern_entry.py")]
 LINES = " L 1ffeffe7e0,8\n S 1ffeffe7fc,8\n M 04a0000,64\n L 1ffeffe7fc,8\n" * 500
 valgrind_only = pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
 
@@ -333,6 +333,23 @@ def test_ctrl_c_prints_what_was_measured_and_leaves_nothing(running):
     assert (process.returncode, err) == (130, "")
     assert "anon interrupted: 0 lost writes, clean audit, seed" in out and "pages migrated" in out
     assert_gone(block)
+
+
+@pytest.mark.parametrize("module, command", [
+    ("numpy", [*SHMKERN, "ls"]), ("rich", [*SHMKERN, "stress", "anon"]), ("textual", [*SHMKERN, "top"]),
+    ("numpy", [sys.executable, str(Path(shmkern.__file__).parent / "explore" / "__main__.py"), "explore", "--list"])],
+    ids=["ls", "stress", "top", "explore"])
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(module, command, tmp_path, machine):
+    """A module that it comes by sends it."""
+    (tmp_path / f"{module}.py").write_text("import os, signal, time\n"
+                                           "os.kill(os.getpid(), signal.SIGINT)\n"
+                                           "while True:\n"
+                                           "    time.sleep(1)\n")
+    master, slave = pty.openpty()
+    done = subprocess.run(command, stdin=slave, stdout=slave, stderr=subprocess.PIPE, text=True, timeout=20,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    os.close(master), os.close(slave)
+    assert (done.returncode, done.stderr) in ((-signal.SIGINT, ""), (130, ""))
 
 
 def test_impatient_ctrl_c_leaves_nothing(running):

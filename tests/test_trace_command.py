@@ -20,12 +20,12 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
 from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
 
 from helpers import PAGE, Puppet, page_at, until, until_asleep
-from shmkern import cli, cli_trace, direct_map, layout, perfetto_trace, tracing
+from shmkern import cli, cli_trace, command, direct_map, layout, perfetto_trace, tracing
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
 
-SHMKERN = [sys.executable, "-m", "shmkern.cli"]
+SHMKERN = [sys.executable, str(command.ENTRY)]
 BEGIN, END = TrackEvent.TYPE_SLICE_BEGIN, TrackEvent.TYPE_SLICE_END
 STAGES = ["new_page", "lock", "unmap", "move", "remap", "putback"]
 
@@ -306,6 +306,7 @@ def test_a_killed_tracer_takes_its_run_with_it(tmp_path):
     (["-o", "/nowhere/x", "--", "stress", "anon"], 2, ["/nowhere/x", "No such file"]),
     (["--limit", "0", "--", "true"], 2, ["'0'"]), (["--seconds", "x", "--", "true"], 2, ["'x'"]),
     (["--text", "--", "true"], 2, ["made no machine"]), (["--text", "--", "false"], 1, ["made no machine"]),
+    (["--text", "--", "sh", "-c", "kill -INT $$"], 130, ["made no machine"]),
     (["--text", "--", "no-such-program"], 2, ["no-such-program", "No such file"]),
     (["--text", "shmkern-1-nonsense"], 2, ["no machine 'shmkern-1-nonsense'"]),
     (["--nonsense"], 2, ["--nonsense"]),

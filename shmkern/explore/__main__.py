@@ -4,10 +4,15 @@ the explorer's flavour is in place:
 
     python shmkern/explore/__main__.py explore fault
 """
+import signal
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    # As in shmkern_entry.py.
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Not this directory, whose modules are shmkern.explore's, but the one of the package.
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
     sys.path.insert(1, str(Path(__file__).resolve().parent))
@@ -16,4 +21,5 @@ if __name__ == "__main__":
     flavour.runtime = flavour.install()
     sys.modules["shmkern.explore.flavour"] = flavour
     from shmkern.explore import command
+    signal.signal(signal.SIGINT, before)
     sys.exit(command.main(sys.argv[1:]))

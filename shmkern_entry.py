@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where the command `shmkern` begins.  Not in the package: whatever comes before the first line of
+a module in there takes half a second, in which Ctrl-C would be a traceback."""
+import os
+import signal
+
+
+def main():
+    """Runs the command line.  Returns the exit status."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # numpy's threads: a process that forks is to have none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from shmkern import cli
+    signal.signal(signal.SIGINT, before)
+    return cli.main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
