@@ -466,6 +466,8 @@ def check_node_states(m):
         if some & ~more:
             m.report.add("zone", "node_states: a node is in a state without being in the one below it",
                          expected=hex(more), found=hex(some))
+    if m.kernel.isolated_nodes:
+        m.report.add("zone", "isolated_nodes: nobody is taking a node offline", found=hex(m.kernel.isolated_nodes))
 
 
 # ---- slab -------------------------------------------------------------------

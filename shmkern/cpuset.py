@@ -89,6 +89,8 @@ def update_task_mems(task, migrate):
     old = task.mems_allowed
     WRITE_ONCE64(addressof(task.mems_allowed), new)
     mpol_rebind_policy(task.mempolicy, new)
+    if old != new:
+        atomic_add_return64(addressof(kernel().mems_sequence), 1)
     mm = task.mm
     if mm != NULL:
         mmget(mm)

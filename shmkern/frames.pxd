@@ -71,22 +71,34 @@ cdef inline bint node_state(i64 node, int state) noexcept nogil:
 
 # ---- which nodes may be used ----
 
-# The nodes with memory that a cpuset may use: its own, or when they are all gone, those of the
-# nearest one above that has any (guarantee_online_mems, kernel/cpuset.c).
-cdef inline u64 cpuset_mems(u32 cpuset) noexcept nogil:
+# A cpuset's nodes that are among `usable`, or when there are none, those of the nearest one above
+# that has any.
+cdef inline u64 cpuset_mems_among(u32 cpuset, u64 usable) noexcept nogil:
     cdef Kernel* k = kernel()
-    cdef u64 usable = READ_ONCE64(&k.node_states[N_HIGH_MEMORY])
-    while k.cpusets[cpuset].parent >= 0 and READ_ONCE64(&k.cpusets[cpuset].mems_allowed) & usable == 0:
+    cdef u64 mems = READ_ONCE64(&k.cpusets[cpuset].mems_allowed) & usable
+    while mems == 0 and k.cpusets[cpuset].parent >= 0:
         cpuset = k.cpusets[cpuset].parent
-    return READ_ONCE64(&k.cpusets[cpuset].mems_allowed) & usable
+        mems = READ_ONCE64(&k.cpusets[cpuset].mems_allowed) & usable
+    return mems
 
-# The nodes that the kernel may use for itself on behalf of a task: they end at the nearest hard
-# wall (cpuset_zone_allowed_softwall).
-cdef inline u64 hardwall_mems(u32 cpuset) noexcept nogil:
+# The nodes with memory that a cpuset may use: its own, or when they are all gone, those of the
+# nearest one above that has any (guarantee_online_mems, kernel/cpuset.c).  A node that is going
+# offline counts: policies are bound to these nodes, and it may stay after all.
+cdef inline u64 cpuset_mems(u32 cpuset) noexcept nogil:
+    return cpuset_mems_among(cpuset, READ_ONCE64(&kernel().node_states[N_HIGH_MEMORY]))
+
+# The nodes among `usable` that the kernel may use for itself on behalf of a task: they end at the
+# nearest hard wall (cpuset_zone_allowed_softwall) that has any of them inside.
+cdef inline u64 hardwall_mems(u32 cpuset, u64 usable) noexcept nogil:
     cdef Kernel* k = kernel()
     while k.cpusets[cpuset].parent >= 0 and not k.cpusets[cpuset].flags & CS_MEM_HARDWALL:
         cpuset = k.cpusets[cpuset].parent
-    return cpuset_mems(cpuset)
+    return cpuset_mems_among(cpuset, usable)
+
+# Whether it is the same after an allocation says, together with the nodes' being the same, that they
+# were all the time: they may have changed and changed back.
+cdef inline u64 read_mems_sequence() noexcept nogil:
+    return smp_load_acquire64(&kernel().mems_sequence)
 
 # ---- references ----
 

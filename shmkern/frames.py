@@ -143,14 +143,19 @@ def allowed_nodes(gfp):
 
     What does not move keeps to nodes that need not be emptied.  A program's own memory keeps
     to its cpuset, with __GFP_HARDWALL; what the kernel needs for itself may come from as far
-    as the nearest hard wall; what cannot wait, or must be from one node, from anywhere.
+    as the nearest hard wall; what cannot wait, or must be from one node, from anywhere.  A node that
+    is going offline is none from the start, as it will be in the end.
     """
-    nodes = NODE_MASK_ALL if gfp & __GFP_MOVABLE else kernel().node_states[N_NORMAL_MEMORY]
-    if gfp & __GFP_WAIT and not gfp & __GFP_THISNODE:
-        me = current()
-        mems = READ_ONCE64(address(me.mems_allowed))
-        nodes &= mems if gfp & __GFP_HARDWALL else mems | hardwall_mems(me.cpuset)
-    return nodes
+    k = kernel()
+    usable = READ_ONCE64(address(k.node_states[N_HIGH_MEMORY if gfp & __GFP_MOVABLE else N_NORMAL_MEMORY]))
+    usable &= ~READ_ONCE64(address(k.isolated_nodes))
+    if not gfp & __GFP_WAIT or gfp & __GFP_THISNODE:
+        return usable
+    me = current()
+    nodes = READ_ONCE64(address(me.mems_allowed)) & usable
+    if not gfp & __GFP_HARDWALL:
+        return nodes | hardwall_mems(READ_ONCE32(address(me.cpuset)), usable)
+    return nodes if nodes != 0 else cpuset_mems_among(READ_ONCE32(address(me.cpuset)), usable)
 
 
 def get_page_from_freelist(nid, gfp, order, mark, nodes):
@@ -338,10 +343,11 @@ def alloc_pages_nodemask(nid, gfp, order, nodes):
 def alloc_pages_node(nid, gfp, order):
     """alloc_pages_nodemask from any node that the current task may use."""
     while True:
+        sequence = read_mems_sequence()
         nodes = allowed_nodes(gfp)
         page = alloc_pages_nodemask(nid, gfp, order, nodes)
         # As with get_mems_allowed: the cpuset may have changed meanwhile.
-        if page != NULL or allowed_nodes(gfp) == nodes:
+        if page != NULL or allowed_nodes(gfp) == nodes and read_mems_sequence() == sequence:
             return page
 
 

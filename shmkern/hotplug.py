@@ -3,10 +3,11 @@
 mm/page_isolation.c).
 
 First the zone is isolated: nothing is allocated from it any more, and what is freed stays
-free.  Then all its pages are moved to other nodes, found by frame and not by address, until
-every frame is free; then the frames are no longer there.  What cannot be moved (a page table,
-the zero page) makes it fail at once, which is what movable nodes are for: the kernel's own
-memory never comes from them.  What is only busy is tried again, until the time is up.
+free; who may use only this node, by its cpuset or its policy, has memory as if it were gone.
+Then all its pages are moved to other nodes, found by frame and not by address, until every
+frame is free; then the frames are no longer there.  What cannot be moved (a page table, the
+zero page) makes it fail at once, which is what movable nodes are for: the kernel's own memory
+never comes from them.  What is only busy is tried again, until the time is up.
 
 Locks: hotplug_sem for writing around all of it; zone->lock; at the end cpuset_sem, since what
 tasks may use has changed.
@@ -26,9 +27,14 @@ def has_unmovable_pages(zone):
 
 
 def set_isolated(zone, isolated):
-    """Begins or ends isolation.  Under zone->lock, so that whoever is allocating has finished."""
+    """Begins or ends isolation.  Under zone->lock, so that whoever is allocating has finished, and
+    finds other nodes if it has come too late.  Holds hotplug_sem for writing."""
+    k = kernel()
+    bit = node_bit(zone.node)
     spin_lock(addressof(zone.lock))
+    WRITE_ONCE64(addressof(k.isolated_nodes), k.isolated_nodes | bit if isolated else k.isolated_nodes & ~bit)
     zone.isolated = isolated
+    atomic_add_return64(addressof(k.mems_sequence), 1)
     spin_unlock(addressof(zone.lock))
 
 
@@ -86,7 +92,6 @@ def offline_isolated_pages(zone):
             __SetPageReserved(first + index)
         WRITE_ONCE64(addressof(zone.vm_stat[NR_FREE_PAGES]), 0)
         zone.present_pages = 0
-        zone.isolated = 0
     spin_unlock(addressof(zone.lock))
     return all_free
 
@@ -118,12 +123,12 @@ def update_node_states(node, has_memory):
     down_write(addressof(k.cpuset_sem))
     bit = node_bit(node)
     if not has_memory:
-        k.node_states[N_NORMAL_MEMORY] &= ~bit
+        WRITE_ONCE64(addressof(k.node_states[N_NORMAL_MEMORY]), k.node_states[N_NORMAL_MEMORY] & ~bit)
         WRITE_ONCE64(addressof(k.node_states[N_HIGH_MEMORY]), k.node_states[N_HIGH_MEMORY] & ~bit)
     else:
         WRITE_ONCE64(addressof(k.node_states[N_HIGH_MEMORY]), k.node_states[N_HIGH_MEMORY] | bit)
         if not k.nodes[node].movable:
-            k.node_states[N_NORMAL_MEMORY] |= bit
+            WRITE_ONCE64(addressof(k.node_states[N_NORMAL_MEMORY]), k.node_states[N_NORMAL_MEMORY] | bit)
     setup_per_zone_pages_min()
     # The pages have moved already.
     update_all_tasks(-1, False)
@@ -143,10 +148,10 @@ def offline_node(node, timeout_ns):
         zone = k.zones + node
         set_isolated(zone, True)
         rc = empty_zone(zone, ktime_get_ns() + timeout_ns)
-        if rc != 0:
-            set_isolated(zone, False)
-        else:
+        if rc == 0:
             update_node_states(node, False)
+        # Last: at no moment it looks as if it had memory to give.
+        set_isolated(zone, False)
     up_write(addressof(k.hotplug_sem))
     return rc
 

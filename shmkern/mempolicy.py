@@ -194,10 +194,11 @@ def alloc_pages_mpol(gfp, order, pol, ilx):
         nid = interleave_nodes(pol) if ilx == NO_INTERLEAVE_INDEX else offset_il_node(pol, ilx)
         return alloc_pages_node(nid, gfp, order)
     while True:
+        sequence = read_mems_sequence()
         nodes = policy_nodemask(gfp, pol)
         page = alloc_pages_nodemask(policy_node(gfp, pol), gfp, order, nodes)
         # As with get_mems_allowed: the cpuset, or the policy, may have changed meanwhile.
-        if page != NULL or policy_nodemask(gfp, pol) == nodes:
+        if page != NULL or policy_nodemask(gfp, pol) == nodes and read_mems_sequence() == sequence:
             return page
 
 

@@ -617,6 +617,8 @@ cdef struct Kernel:
     WaitQueueHead* wait_table
     u64 zero_pfn
     u64 node_states[4]         # NR_NODE_STATES, a bit for each node
+    u64 isolated_nodes         # going offline: Zone.isolated, where an allocation looks first
+    u64 mems_sequence          # advanced when that, or a task's mems_allowed, has changed
     RwSem hotplug_sem          # one node at a time goes offline or comes back
     RwSem cpuset_sem           # for writing: no task changes its cpuset, none is forked
     Cpuset cpusets[64]         # NR_CPUSETS

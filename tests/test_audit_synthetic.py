@@ -747,6 +747,11 @@ def zone_stays_isolated(s):
     s.zones["isolated"][1] = 1
 
 
+@damage("zone", found=hex(0b10))
+def node_stays_isolated(s):
+    s.kernel.isolated_nodes = 0b10
+
+
 @damage("cpuset", task=2, expected=hex(0b11), found=hex(0b01))
 def task_may_use_less_than_its_cpuset(s):
     s.tasks["mems_allowed"][1] = 0b01

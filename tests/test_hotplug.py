@@ -145,6 +145,51 @@ def test_a_locked_page_is_waited_for(three):
     assert three.zoneinfo()[1]["present"] == 0 and intact(puppet, va)
 
 
+@pytest.mark.parametrize("ends", ("offline", "busy"))
+def test_who_may_use_only_a_node_that_is_going_has_memory(three, ends):
+    """A cpuset's next one above, or what a policy leaves; and all is as before when the node stays."""
+    group, walled = three.create_cpuset({1}), three.create_cpuset({0, 1}, mem_hardwall=True)
+    bound, grouped = Puppet(three), Puppet(three, cpuset=group)
+    kept = Puppet(three, cpuset=three.create_cpuset({1}, walled))
+    holder, operator = Puppet(three), Puppet(three)
+    vas = [puppet(lambda task: task.mmap(PAGES * PAGE)) for puppet in (bound, grouped, kept)]
+    bound(lambda task: task.mbind(vas[0], PAGES * PAGE, MPOL_BIND, [1]))
+    for puppet, va in zip((bound, grouped, kept), vas):
+        puppet(lambda task: task.store64(va, 1))
+        assert node_at(puppet, va) == 1
+    page = page_at(bound, vas[0]).address
+    holder(lambda task: ksym.lock_page(page))
+    operator.begin(lambda task: errno_of(lambda: task.offline_node(1, 0.2 if ends == "busy" else 10)))
+    until_waits(operator, "WAIT_PAGE_LOCK")
+    last = (PAGES - 1) * PAGE
+    for puppet, va, nodes in zip((bound, grouped, kept), vas, ({0, 2}, {0, 2}, {0})):
+        puppet(lambda task: [task.store64(va + i * PAGE, 1) for i in range(1, PAGES - 1)])
+        assert set(nodes_at(puppet, va + PAGE, PAGES - 2)) <= nodes
+    # A task that begins now has a place as well.
+    more = Puppet(three, cpuset=group)
+    more(lambda task: task.store64(task.mmap(PAGE), 1))
+    if ends == "busy":
+        holder(lambda task: ksym.get_page(page))
+    holder(lambda task: ksym.unlock_page(page))
+    assert operator.reply() == (None if ends == "offline" else "EBUSY")
+    if ends == "busy":
+        holder(lambda task: ksym.put_page(page))
+    for puppet, va in zip((bound, grouped, kept), vas):
+        puppet(lambda task: task.store64(va + last, 1))
+        assert (node_at(puppet, va + last) == 1) == (ends == "busy")
+    three.audit().raise_if_broken()
+
+
+def test_a_hard_wall_whose_last_memory_for_the_kernel_goes_is_the_next_ones(boot):
+    machine = boot(nodes=4, frames_per_node=512, movable={1})
+    walled = machine.create_cpuset({1, 3}, mem_hardwall=True)
+    machine.offline(3)
+    puppet = Puppet(machine, cpuset=walled)
+    va = filled(puppet, [1])
+    assert set(nodes_at(puppet, va)) == {1} and intact(puppet, va)
+    machine.audit().raise_if_broken()
+
+
 def test_policies_and_cpusets_let_go_of_a_node_that_is_gone(three):
     group = three.create_cpuset({1})
     bound, grouped = Puppet(three), Puppet(three, cpuset=group)

@@ -430,3 +430,22 @@ def cpuset_fault(room):
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(other, lambda task: task._cpuset_set_mems(cpuset, [1]))
     room.check(lambda: (user.load64(va), user.load64(va + PAGE)) == (NEW, OLD))
+
+
+@scenario
+def isolated_fault(room):
+    """A first touch of a page, which has to come from a node that begins to go offline and stays: there
+    is other memory while it is going."""
+    user, other = room.task(), room.task()
+    va = user.mmap(2 * PAGE)
+    user.store64(va + PAGE, OLD)
+    user.set_mempolicy(C["MPOL_BIND"], [1])
+    user._cpuset_attach(user._cpuset_create(0, [1], 0), user.pid)
+    zone = layout.kernel().zones + layout.sizeof("Zone")
+
+    def program(task):
+        task.kernel("set_isolated", zone, 1)
+        task.kernel("set_isolated", zone, 0)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(other, program)
+    room.check(lambda: (user.load64(va), user.load64(va + PAGE)) == (NEW, OLD))
