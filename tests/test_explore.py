@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -116,6 +117,13 @@ def test_more_jobs_give_the_same_result(tmp_path, scenario):
     assert of(1, *PCT) == of(3, *PCT)
     found = [of(jobs, "--file", path, status=1) for jobs in (1, 3)]
     assert found[0] == found[1] and found[0]["failure"]["kind"] == "lost data"
+
+
+def test_there_are_no_more_processes_than_units(tmp_path):
+    """As many as there are jobs would take more descriptors than there are."""
+    text = shmkern("explore", *PCT, "--jobs", 2000, cwd=tmp_path,
+                   preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)))
+    assert "held" in text
 
 
 PCT = ["two_faults", "--strategy", "pct", "--runs", 400]
@@ -692,6 +700,8 @@ def test_ctrl_c_at_a_terminal_keeps_what_jobs_have_done(tmp_path, scenario, monk
     (["explore", "fault", "--output", "nowhere/x"], "nowhere/x cannot be written: No such file or directory"),
     (["explore", "fault", "--seconds", "-1"], "'-1' is not a time in seconds"),
     (["explore", "fault", "--preemptions", "63"], "'63' is not a whole number from -1 to 62"),
+    (["explore", "fault", "--depth", "99999999999"], "'99999999999' is not a whole number from 1 to 16"),
+    (["explore", "fault", "--depth", "0"], "'0' is not a whole number from 1 to 16"),
     (["explore", "fault", "--preemptions", "many"], "'many' is not a whole number"),
     (["replay", "nowhere"], "there is no file nowhere"),
     (["replay", __file__], "is no schedule"),
@@ -750,7 +760,7 @@ def test_a_file_that_is_no_schedule_is_not_loaded(tmp_path, saved):
                  [], [[0, 5]], [[2, 5], end], [[0, 0], end], [[0, -1], end], [[0, "x"], end], [[0.5, 7], end], [end] * 9000)),
              *(good | {"runs": [run | change]} for change in (
                  {"switches": 5}, {"switches": [5]}, {"events": [5]}, {"order": 5}, {"order": {"edge": [1]}}))]
-    contents = [json.dumps(data).encode() for data in wrong] + [b"\xff\x00", b"", b"{"]
+    contents = [json.dumps(data).encode() for data in wrong] + [b"\xff\x00", b"", b"{", b"[" * 200_000]
     for number, content in enumerate(contents):
         (tmp_path / f"try-{number}").write_bytes(content)
     (tmp_path / "try-good").write_bytes(saved.read_bytes())

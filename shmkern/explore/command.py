@@ -19,7 +19,7 @@ from pathlib import Path
 
 from shmkern.cli import DONE, Parser, UsageError, _command
 from shmkern.command import carry_out, check_writable, duration, positive, problem_text, write_json
-from shmkern.explore.engine import PREEMPTIONS_MAX
+from shmkern.explore.engine import DEPTH_MAX, PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import scenarios, scenarios_files, scenarios_swap  # noqa: F401
 
@@ -182,6 +182,13 @@ def row(result):
 HEAD = f"{'scenario':<18}{'schedules':>10}{'cut':>10}{'points':>7}{'states':>7}{'s':>8}{'a second':>9}"
 
 
+def bug_depth(text):
+    """For argparse: a depth of bugs that the engine looks for."""
+    if text.isdecimal() and 1 <= int(text) <= DEPTH_MAX:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 to {DEPTH_MAX}")
+
+
 def preemption_bound(text):
     """For argparse: a bound that the engine can keep to, or -1."""
     if text.lstrip("-").isdecimal() and -1 <= int(text) <= PREEMPTIONS_MAX:
@@ -333,7 +340,7 @@ def make_parser():
                               f"{PREEMPTIONS_MAX} (default 2)")
     explore.add_argument("--steps", type=positive, metavar="N", help="bound dpor to switches in the first N accesses")
     explore.add_argument("--runs", type=positive, default=10000, metavar="N", help="of pct and random (default 10000)")
-    explore.add_argument("--depth", type=positive, default=3, metavar="D", help="bug depth of pct (default 3)")
+    explore.add_argument("--depth", type=bug_depth, default=3, metavar="D", help="bug depth of pct (default 3)")
     explore.add_argument("--seed", type=int, default=1, metavar="N", help="of pct and random (default 1)")
     explore.add_argument("--seconds", type=duration, metavar="S", help="stop each scenario then")
     explore.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default 1)")

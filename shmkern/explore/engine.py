@@ -17,6 +17,7 @@ MAX_TASKS, MAX_SEGMENTS = 4, 8192
 FAULT_DEPTH = 12
 RUN_ON = 0xffffffff
 PREEMPTIONS_MAX = 62       # a state keeps with how many it was seen, in six bits
+DEPTH_MAX = 16             # of bugs that pct looks for
 EXHAUSTIVE, RANDOM, PCT, FOLLOW, ALL = 0, 1, 2, 3, 4
 IS_WRITE, IS_ATOMIC, IS_ADD, IS_WAIT, IS_WAKE, IS_SLEEP, IS_RANGE = 1, 2, 4, 8, 16, 32, 64
 WORD_POINT, WORD_SPLIT, WORD_COUNTER, WORD_IGNORED, WORD_NEW_POINT = 1, 2, 4, 8, 16

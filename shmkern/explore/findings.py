@@ -429,7 +429,7 @@ def load(path):
             need(saved.runs and isinstance(saved.scenario, str) and isinstance(saved.file, str | None))
             need(all(0 <= segment.task < len(saved.tasks) for run in saved.runs for segment in run.segments))
             return saved
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no schedule that shmkern explore has saved") from error
     raise ValueError(f"{path} is of another version of shmkern")
 

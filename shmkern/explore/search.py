@@ -290,14 +290,15 @@ class Search:
 
     def _do_units(self, wanted):
         """(number, Unit) of each unit of this round; none behind one that failed."""
-        if self.jobs == 1:
+        if self.jobs == 1 or len(wanted) < 2:
             for number in wanted:
                 unit = do_unit(number)
                 yield number, unit
                 if unit.failure or self.stopped:
                     return
             return
-        with ProcessPoolExecutor(self.jobs, get_context("fork"), _start_job) as pool:
+        # It makes all its processes at once, whether there is something for them to do or not.
+        with ProcessPoolExecutor(min(self.jobs, len(wanted)), get_context("fork"), _start_job) as pool:
             waiting = [(number, pool.submit(do_unit, number)) for number in wanted]
             failed = False
             for number, future in waiting:
