@@ -204,6 +204,8 @@ def run(args):
     if not words:
         raise UsageError(f"nothing to trace; for example: {EXAMPLE}")
     tracing.event_mask(args.events or ["*"])
+    if args.buffer is not None:
+        tracing.check_ring_events(args.buffer)
     output = args.output or (None if args.text else OUTPUT)
     if output is not None:
         command.check_writable(output)

@@ -45,8 +45,9 @@ def _map_at(address, size, prot, flags, fd, what):
         return
     if got not in (None, ctypes.c_void_p(-1).value):
         _libc.munmap(got, size)
-    raise BootError(f"{what} cannot be mapped at {address:#x}: {os.strerror(ctypes.get_errno())}. "
-                    "A process can be part of one machine at a time.")
+    number = ctypes.get_errno()
+    raise BootError(f"{what} cannot be mapped at {address:#x}: {os.strerror(number)}" +
+                    (". A process can be part of one machine at a time." if number == errno.EEXIST else ""))
 
 
 # The block of this process's machine, or None.

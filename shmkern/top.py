@@ -277,8 +277,9 @@ def run(args):
     attach(args.name or choose())
     if not args.once and args.json is None and sys.stdout.isatty() and sys.stdin.isatty():
         from shmkern.top_screen import TopScreen
-        if not TopScreen(args.interval).run():
-            return command.DONE
+        screen = TopScreen(args.interval)
+        if not screen.run():
+            return 128 + screen.number if screen.number else command.DONE
     else:
         sample = one_sample(args.interval)
         if sample is not None:

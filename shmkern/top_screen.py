@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`shmkern top` on a terminal: the machine, its nodes, its tasks and its hottest locks, with
 keys to sort and filter, and to open one task or one page."""
+import asyncio
+import signal
+
 from textual.app import App
 from textual.binding import Binding
 from textual.containers import VerticalScroll
@@ -52,7 +55,9 @@ class Tasks(DataTable):
 class TopScreen(App):
     """The screen.  run() returns True when the machine has ended, False when the user left."""
 
-    BINDINGS = [Binding("q", "leave", "quit"), Binding("s", "sort", "sort"), Binding("r", "reverse", "reverse"),
+    BINDINGS = [Binding("q", "leave", "quit"),
+                # Before whatever has the focus, which would copy text.
+                Binding("ctrl+c", "leave", "quit", show=False, priority=True), Binding("s", "sort", "sort"), Binding("r", "reverse", "reverse"),
                 Binding("slash", "ask('filter')", "filter", key_display="/"),
                 Binding("p", "ask('page')", "page"), Binding("plus", "interval(2.0)", "slower", key_display="+"),
                 Binding("minus", "interval(0.5)", "faster", key_display="-")]
@@ -67,6 +72,8 @@ class TopScreen(App):
     def __init__(self, interval):
         super().__init__()
         self._interval, self._timer = interval, None
+        # The signal that has ended it, if one has.
+        self.number = 0
         self._sampler, self._sample = top.Sampler(), None
         self._sort, self._reversed, self._filter, self._asked = "pid", False, "", None
 
@@ -81,11 +88,18 @@ class TopScreen(App):
         yield Footer()
 
     def on_mount(self):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
         self.query_one(Tasks).add_columns(*((self._heading(name), name) for name in COLUMNS))
         self.query_one(Tasks).focus()
         self.set_interval(1 / top.LOOKS_PER_SECOND, self._look)
         self._start_timer()
         self._tick()
+
+    def _signalled(self, number):
+        """Leaves the terminal as it was."""
+        self.number = number
+        self.exit(False)
 
     def _heading(self, column):
         mark = ("▲" if self._reversed else "▼") if column == self._sort else " "

@@ -164,6 +164,13 @@ def _rings(size):
     return kernel.trace_rings - direct_map.BASE, kernel.max_tasks * size * layout.sizeof("TraceEvent")
 
 
+def check_ring_events(size):
+    """Raises TracingError when a ring cannot have so many events."""
+    if not RING_EVENTS_MIN <= size <= C["TRACE_RING_EVENTS_MAX"] or size & (size - 1):
+        raise TracingError(f"a ring of {size} events; it must be a power of two from {RING_EVENTS_MIN} to "
+                           f"{C['TRACE_RING_EVENTS_MAX']}")
+
+
 def default_ring_events():
     """Events a ring, so that all rings take RINGS_BYTES or less, if that can be."""
     most = RINGS_BYTES // (layout.kernel().max_tasks * layout.sizeof("TraceEvent"))
@@ -207,9 +214,7 @@ class Tracing:
         if size and self._wanted not in (None, size):
             raise TracingError(f"the machine was traced before and its rings have {size} events each")
         size = size or self._wanted or default_ring_events()
-        if not RING_EVENTS_MIN <= size <= C["TRACE_RING_EVENTS_MAX"] or size & (size - 1):
-            raise TracingError(f"a ring of {size} events; it must be a power of two from {RING_EVENTS_MIN} to "
-                               f"{C['TRACE_RING_EVENTS_MAX']}")
+        check_ring_events(size)
         direct_map.reserve(self._block, *_rings(size))
         kernel.trace_owner_start = direct_map.process_start(os.getpid())
         kernel.trace_owner = os.getpid()

@@ -278,6 +278,19 @@ def test_shm_that_fills_up_after_boot_is_a_report_and_no_sigbus(tiny_shm, boot, 
     assert "/dev/shm is full or the memory cgroup is at its limit" in report
 
 
+def test_only_a_second_machine_is_told_of_one_machine_at_a_time():
+    done = python("""
+import resource
+import shmkern
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    shmkern.Machine(2, 16384, max_tasks=256)
+except shmkern.BootError as error:
+    print(error)
+""")
+    assert "Cannot allocate memory" in done.stdout and "one machine" not in done.stdout, done
+
+
 def test_shm_that_is_too_small_is_said_to_be(tiny_shm):
     with pytest.raises(shmkern.BootError, match=r"the machine needs \d+ MiB in .*, which has \d+ MiB left"):
         shmkern.Machine(2, 16384)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -253,6 +254,37 @@ def test_it_can_be_left_and_entered_again_and_maps_the_block_read_only(machine, 
         assert screen.end() == 0
         assert screen.output.rstrip().endswith(b"\x1b[?25h") or b"\x1b[?1049l" in screen.output
     machine.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(terminal, number):
+    screen = terminal()
+    os.kill(screen.process.pid, number)
+    assert screen.end() == 128 + number
+    assert b"\x1b[?1049l" in screen.output and b"Traceback" not in screen.output
+
+
+def test_ctrl_c_leaves_from_everywhere(terminal):
+    for keys in ("", "/", "\r"):
+        screen = terminal()
+        if keys:
+            screen.press(keys)
+            screen.until("tasks that have this" if keys == "/" else "does not wait|waits ")
+        screen.press("\x03")
+        assert screen.end() == 0
+        assert b"\x1b[?1049l" in screen.output
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, and somebody else")
+def test_somebody_elses_machine_is_not_to_be_seen(machine):
+    nobody = 65534
+    done = subprocess.run([sys.executable, "-c", f"""if True:
+        import os, sys
+        from shmkern import cli
+        os.setgroups([]), os.setgid({nobody}), os.setuid({nobody})
+        sys.exit(cli.main(["top", "--once", "{machine.name}"]))
+        """], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (2, f"shmkern top: {machine.name} cannot be read: Permission denied\n"), done
 
 
 def test_a_machine_that_ends_is_a_sentence(machine, terminal):
