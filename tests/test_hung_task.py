@@ -123,6 +123,28 @@ def test_holder_that_is_stopped_for_good_is_named(machine):
     assert re.search(r"for spinlock: zone 1 lru_lock, held by task 2 \(holder, ", stopped.value.report)
 
 
+def test_time_in_which_nobody_could_run_counts_against_nobody(boot, shared):
+    """Ctrl-Z for longer than the limit, in a wait that sleeps and in one that only yields."""
+    machine, memory = boot(hung_task_timeout=5.0), shared("u32", 1)
+    address = memory.ctypes.data
+    holder, sleeper, yielder = Puppet(machine), Puppet(machine), Puppet(machine)
+    holder(lambda task: ksym.lock_page(page(77)))
+    memory[0] = 1
+    sleeper.begin(lambda task: ksym.wait_on_page_locked(page(77)))
+    yielder.begin(lambda task: ksym.read_seqcount_begin(address))
+    until_waits(sleeper, "WAIT_PAGE_LOCK")
+    until_waits(yielder, "WAIT_SPINLOCK")
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for puppet in (holder, sleeper, yielder):
+            os.kill(puppet.os_pid, number)
+        # The second time, so that each looks up once more.
+        time.sleep(7 if number == signal.SIGSTOP else 0.5)
+    machine.check()
+    memory[0] = 2
+    holder(lambda task: ksym.unlock_page(page(77)))
+    sleeper.reply(), yielder.reply()
+
+
 @pytest.mark.parametrize("wait, waited_for", [
     (lambda shared: (set_writeback(9), ksym.wait_on_page_writeback(page(9))), "writeback: page 9"),
     (lambda shared: ksym.read_seqcount_begin(shared), "spinlock: 0x"),
