@@ -336,23 +336,18 @@ def test_ctrl_c_prints_what_was_measured_and_leaves_nothing(running):
 
 
 @pytest.mark.parametrize("module, command", [
-    ("numpy", [*SHMKERN, "ls"]), ("rich", [*SHMKERN, "stress", "anon"]), ("textual", [*SHMKERN, "top"]),
+    ("numpy", [*SHMKERN, "ls"]), ("rich", [*SHMKERN, "stress", "anon"]),
     ("numpy", [sys.executable, str(Path(shmkern.__file__).parent / "explore" / "__main__.py"), "explore", "--list"])],
-    ids=["ls", "stress", "top", "explore"])
-def test_ctrl_c_while_a_command_is_imported_is_no_traceback(module, command, tmp_path, machine):
+    ids=["ls", "stress", "explore"])
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback(module, command, tmp_path):
     """A module that it comes by sends it."""
     (tmp_path / f"{module}.py").write_text("import os, signal, time\n"
                                            "os.kill(os.getpid(), signal.SIGINT)\n"
                                            "while True:\n"
                                            "    time.sleep(1)\n")
-    master, slave = pty.openpty()
-    if command[-1] == "top":
-        # There may be others, and then it would ask which.
-        command = [*command, machine.name]
-    done = subprocess.run(command, stdin=slave, stdout=slave, stderr=subprocess.PIPE, text=True, timeout=20,
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    os.close(master), os.close(slave)
-    assert (done.returncode, done.stderr) in ((-signal.SIGINT, ""), (130, ""))
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_impatient_ctrl_c_leaves_nothing(running):
@@ -513,10 +508,10 @@ def test_damaged_and_foreign_blocks_are_listed_and_removed(machine, tmp_path, mo
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"),
                                   lambda path: path.symlink_to("/nonexistent")], ids=["fifo", "link", "dead link"])
-def test_what_is_no_plain_file_holds_nobody_up(in_shm, make):
+def test_what_is_no_plain_file_holds_nobody_up(in_shm, make, tmp_path):
     path = in_shm(make)
     for done in (shmkern_run("ls"), shmkern_run("rm", path.name), shmkern_run("top", "--once", path.name),
-                 shmkern_run("trace", path.name, cwd="/tmp")):
+                 shmkern_run("trace", path.name, cwd=tmp_path)):
         assert path.name not in done.stdout and "Traceback" not in done.stderr
     assert_bad_use(done, path.name, "not a machine")
     assert os.path.lexists(path)

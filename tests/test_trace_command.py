@@ -309,7 +309,7 @@ def test_a_killed_tracer_takes_its_run_with_it(tmp_path):
     (["--text", "--", "sh", "-c", "kill -INT $$"], 130, ["made no machine"]),
     (["--text", "--", "no-such-program"], 2, ["no-such-program", "No such file"]),
     (["--text", "shmkern-1-nonsense"], 2, ["no machine 'shmkern-1-nonsense'"]),
-    (["--buffer", "3", "--", "sh", "-c", "echo begun >&2"], 2, ["a ring of 3 events", "a power of two"]),
+    (["--text", "--buffer", "3", "--", "sh", "-c", "echo begun >&2"], 2, ["a ring of 3 events", "a power of two"]),
     (["--nonsense"], 2, ["--nonsense"]),
 ])
 def test_what_cannot_be_traced_is_a_sentence(args, status, words, capfd):
