@@ -33,7 +33,11 @@ from cython import address, cast, pointer
 def wait_begin(kind, channel):
     """Notes what this task waits for, and since when, where others can read it."""
     me = current()
-    me.wait_since = me.wait_looked = ktime_get_ns()
+    me.wait_since = ktime_get_ns()
+    # Of this process alone: when it last looked up, in the per-CPU page behind `current` and its pid.
+    # Not in the block, where the explorer would take each look for something done.
+    looked = cast(pointer(u64), PERCPU_BASE) + 2
+    looked[0] = me.wait_since
     me.wait_channel = cast(u64, channel)
     me.wait_kind = kind
     trace_wait_begin(kind, channel)
@@ -63,11 +67,12 @@ def wait_check():
     hung-task limit.  Called at least every WAIT_SLICE_NS by every waiter."""
     me = current()
     now = ktime_get_ns()
-    if now - me.wait_looked > 2 * WAIT_SLICE_NS:
+    looked = cast(pointer(u64), PERCPU_BASE) + 2
+    if now - looked[0] > 2 * WAIT_SLICE_NS:
         # Nobody sleeps that long: this process could not run, and those it waits for perhaps could not
         # either, as after Ctrl-Z.  That time counts against nobody, but for a slice.
-        me.wait_since += now - me.wait_looked - WAIT_SLICE_NS
-    me.wait_looked = now
+        me.wait_since += now - looked[0] - WAIT_SLICE_NS
+    looked[0] = now
     if kernel_panicked() or now - me.wait_since > kernel().hung_task_timeout_ns:
         kernel_panic(PANIC_HUNG_TASK, b"", 0, b"a task waits longer than the hung-task limit",
                      cast(pointer(Page), me.wait_channel))

@@ -555,7 +555,6 @@ cdef struct Task:
     u64 wait_kind
     u64 wait_channel
     u64 wait_since             # CLOCK_MONOTONIC, ns
-    u64 wait_looked            # and when it last looked up
     u64 nr_held
     u64 held_locks[24]         # HELD_LOCKS_MAX: sleeping locks, address | how
     u64 start_time             # of the OS process, to know it from its successor

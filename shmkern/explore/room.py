@@ -314,7 +314,7 @@ class Room:
                 size = layout.dtypes[name].fields[field][0].itemsize
                 for index in range(count):
                     at = address + index * layout.sizeof(name) + layout.offsetof(name, field)
-                    if field.endswith("buckets") or field in ("vm_events", "wait_since", "wait_looked", "wait_channel"):
+                    if field.endswith("buckets") or field in ("vm_events", "wait_since", "wait_channel"):
                         self.engine.flag_words(at, size, ignored)
                     if (name, field) == ("Zone", "vm_stat"):
                         self.engine.flag_words(at, size, engine_module.WORD_COUNTER)
