@@ -626,9 +626,9 @@ def find_rcu_pending(m):
 def check_slab_usage(m):
     """Every object that is not free was reached: a VMA by its address space, an address
     space by init_mmlist or a task, an anon_vma by a VMA or the RCU queue, a policy by a task, a VMA
-    or a range of an inode's, such a range by the inode, an open file by a descriptor or a VMA, a node
-    of a page tree by the tree, a task's preloads or the RCU queue, a buffer by its page, a group by
-    the list.  More is a leak."""
+    or a range of an inode's, such a range by the inode, that by the list or the RCU queue, an open file
+    by a descriptor or a VMA, a node of a page tree by the tree, a task's preloads or the RCU queue, a
+    buffer by its page, a group by the list.  More is a leak."""
     reached = {"VmAreaStruct": len(m.vma), "MmStruct": len(m.mm),
                "AnonVma": len(m.rcu_pending["AnonVma"].union(m.anon_vmas)), "Mempolicy": len(m.policies),
                "SpNode": len(m.shared_policies),

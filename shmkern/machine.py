@@ -346,9 +346,9 @@ class Machine:
         are short.  The first call starts a kswapd for each node, which are tasks as well.
 
         Returns the area's number.  Raises OSError: whatever the host says to the file; EINVAL (no
-        pages, or neither a plain file nor a block device), EBUSY (it is an area already,
-        or a task has it open for writing), EPERM (there are 30 areas), ENOMEM (all areas together are more than four times the
-        frames), EAGAIN (all slots for tasks are taken).
+        pages, or neither a plain file nor a block device), EBUSY (it is an area already, or a task has it
+        open for writing), EPERM (there are 30 areas), ENOMEM (all areas together are more than four times
+        the frames), EAGAIN (all slots for tasks are taken).
         """
         self._mine()
         pages = _whole("pages", pages, 1, 1 << 30)

@@ -63,7 +63,8 @@ def rss_of(mm, page):
 # ---- unmap -------------------------------------------------------------------
 
 def zap_pte(tlb, vma, address, ptep):
-    """Takes one entry away; the page it mapped goes to the gather.  Holds the split lock."""
+    """Takes one entry away; the page it mapped goes to the gather, a dirty one of a file after a flush of
+    its own.  Holds the split lock."""
     mm = vma.vm_mm
     pte = READ_PTE(ptep)
     if is_swap_pte(pte) and is_migration_entry(pte_to_swp_entry(pte)):

@@ -412,6 +412,8 @@ def mprotect_locked(mm, start, length, prot):
             reached = max(vma.vm_start, start)
             break
         vma = vma.vm_next
+    if reached == start:
+        return rc
     if carve_range(mm, start, reached) != 0:
         return -ENOMEM
     vma = find_vma(mm, start)
@@ -576,7 +578,8 @@ def do_msync(mm, start, length, flags):
     one page cache.
 
     Returns 0; -EINVAL (unaligned, bad flags), -ENOMEM (something in the range is not mapped; the rest
-    was done), -EBUSY (MS_INVALIDATE of locked memory; what lies before was done), -EIO or -ENOSPC.  Takes mmap_sem for reading, and gives it back to write.
+    was done), -EBUSY (MS_INVALIDATE of locked memory; what lies before was done), -EIO or -ENOSPC.
+    Takes mmap_sem for reading, and gives it back to write.
     """
     if flags & ~cast(u64, MS_ASYNC | MS_INVALIDATE | MS_SYNC) or flags & MS_ASYNC and flags & MS_SYNC or \
             start & ~PAGE_MASK:

@@ -52,7 +52,8 @@ def populate_area(vma, start, end):
 
 
 def mm_populate(mm, start, end):
-    """Fills the locked areas of [start, end).  Returns 0, or the last error: -ENOMEM or -EFAULT.  Takes mmap_sem for reading."""
+    """Fills the locked areas of [start, end).  Returns 0, or the last error: -ENOMEM or -EFAULT.  Takes
+    mmap_sem for reading."""
     rc = 0
     down_read(addressof(mm.mmap_sem))
     vma = find_vma(mm, start)

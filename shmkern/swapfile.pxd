@@ -36,7 +36,7 @@ cdef u64 valid_swaphandles(swp_entry_t entry, u64* offset) noexcept nogil
 cdef u32 page_swapcount(Page* page) noexcept nogil
 @cython.locals(start=u64, place=u64, moved=bint)
 cdef u16* find_swap_map(u64 size) noexcept nogil
-cdef bint find_swap_file(u64 dev, u64 ino) noexcept nogil
+@cython.locals(found=bint)
 cdef bint is_swap_file(u64 dev, u64 ino) noexcept nogil
 cdef i32 do_swapon(int host_fd, u64 pages, u64 dev, u64 ino) noexcept nogil
 cdef void set_swap_writeok(SwapInfo* si, bint writeok) noexcept nogil

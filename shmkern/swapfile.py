@@ -12,7 +12,7 @@ Lock: swap_lock, for all of it.  (Linux gives it back during long searches.  Her
 two bytes a slot, and is over before a waiter would have parked.)
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EBUSY, EINVAL, ENOMEM, EPERM
+from cython.cimports.libc.errno import EINVAL, ENOMEM, EPERM
 from cython.cimports.libc.string import memset
 
 
@@ -202,36 +202,27 @@ def find_swap_map(size):
     return k.swap_maps + start
 
 
-def find_swap_file(dev, ino):
-    """Whether a host file is that of an area.  Holds swap_lock."""
+def is_swap_file(dev, ino):
+    """Whether a host file is that of an area (IS_SWAPFILE).  Takes swap_lock."""
     k = kernel()
+    found = False
+    spin_lock(addressof(k.swap_lock))
     for type in range(k.nr_swapfiles):
         si = addressof(k.swap_info[type])
         if si.flags & SWP_USED and si.swap_file.i_dev == dev and si.swap_file.i_ino == ino:
-            return True
-    return False
-
-
-def is_swap_file(dev, ino):
-    """find_swap_file, with swap_lock taken for it (IS_SWAPFILE)."""
-    spin_lock(addressof(kernel().swap_lock))
-    found = find_swap_file(dev, ino)
-    spin_unlock(addressof(kernel().swap_lock))
+            found = True
+    spin_unlock(addressof(k.swap_lock))
     return found
 
 
 def do_swapon(host_fd, pages, dev, ino):
     """Makes an area of `pages` slots in init's open host file, which has room for them and for
-    slot 0; `dev` and `ino` tell it from others.  Returns its number, -EINVAL (no slots), -EBUSY (the
-    file is an area already), -EPERM (there are MAX_SWAPFILES areas) or -ENOMEM (no room for the map).
-    Takes swap_lock."""
+    slot 0; `dev` and `ino` tell it from others, and it is no area yet.  Returns its number, -EINVAL (no
+    slots), -EPERM (there are MAX_SWAPFILES areas) or -ENOMEM (no room for the map).  Takes swap_lock."""
     k = kernel()
     if pages == 0 or pages >= cast(u64, 1) << SWP_INDEX_TYPE_SHIFT:
         return -EINVAL
     spin_lock(addressof(k.swap_lock))
-    if find_swap_file(dev, ino):
-        spin_unlock(addressof(k.swap_lock))
-        return -EBUSY
     type = cast(u32, 0)
     while type < k.nr_swapfiles and k.swap_info[type].flags & SWP_USED:
         type += 1

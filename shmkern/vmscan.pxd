@@ -55,9 +55,9 @@ cdef bint page_mapping_inuse(Page* page) noexcept nogil
 cdef bint is_page_cache_freeable(Page* page) noexcept nogil
 @cython.locals(wbc=WritebackControl)
 cdef int pageout(Page* page, AddressSpace* mapping) noexcept nogil
-@cython.locals(entry=swp_entry_t)
 @cython.locals(removed=bint)
 cdef bint __remove_mapping(AddressSpace* mapping, Page* page) noexcept nogil
+@cython.locals(entry=swp_entry_t)
 cdef bint __remove_mapping_rcu(AddressSpace* mapping, Page* page) noexcept nogil
 cdef bint remove_mapping(AddressSpace* mapping, Page* page) noexcept nogil
 @cython.locals(referenced=bint)

@@ -22,7 +22,6 @@ rmap's and the swap cache's.  lru_lock is held for no longer than it takes to mo
 SWAP_CLUSTER_MAX pages.
 """
 from cython import NULL, address as addressof, cast, pointer
-from cython.cimports.libc.errno import EBUSY
 
 
 # ---- one page ----------------------------------------------------------------
@@ -491,14 +490,22 @@ def run_kswapd(nid):
 
 
 def swapon(host_fd, pages, dev, ino):
-    """do_swapon for init, who also makes files known: the area's number, or a negative errno; -EBUSY
-    also for a file that somebody has opened for writing."""
+    """do_swapon for init: the area's number, or a negative errno."""
+    kernel_enter()
+    rc = do_swapon(host_fd, pages, dev, ino)
+    kernel_exit()
+    return rc
+
+
+def swap_file_busy(dev, ino):
+    """Whether a host file is an area already, or known to be written.  For init: nobody else makes areas,
+    or has a file written that was not before."""
     kernel_enter()
     k = kernel()
     spin_lock(addressof(k.inode_lock))
     inode = ilookup(dev, ino)
-    written = inode != NULL and inode.i_writable
+    busy = inode != NULL and inode.i_writable
     spin_unlock(addressof(k.inode_lock))
-    rc = -EBUSY if written else do_swapon(host_fd, pages, dev, ino)
+    busy = busy or is_swap_file(dev, ino)
     kernel_exit()
-    return rc
+    return busy

@@ -82,12 +82,15 @@ class Task(NumaSyscalls):
         if pages >= layout.kernel().swap_maps_size:
             raise OSError(errno.ENOMEM, "four times as many slots as there are frames is the limit", path)
         created = not os.path.lexists(path)
-        # Not O_NONBLOCK for a FIFO's sake: opened for both, it does not wait.
+        # No FIFO holds this up: opened for both, it does not wait for anybody.
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         status = os.fstat(fd)
         try:
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
                 raise OSError(errno.EINVAL, "neither a plain file nor a block device", path)
+            # Before it is made longer: whoever writes to it may do so, too.
+            if vmscan.swap_file_busy(status.st_dev, status.st_ino):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
             if stat.S_ISREG(status.st_mode):
                 # With slot 0.  A hole would only show when it is written, which is too late.
                 os.posix_fallocate(fd, 0, (pages + 1) * C["PAGE_SIZE"])

@@ -12,7 +12,7 @@ import pytest
 
 import shmkern
 from helpers import (PAGE, Mapper, Puppet, counter, errno_of, flags, migration_entry, mm_of, node_at, page_at, pfn_at,
-                     pte_of, until_waits)
+                     pte_of, until_waits, vmas)
 from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout, vmstat
 from shmkern.kallsyms import ksym
 
@@ -423,6 +423,11 @@ def test_what_lies_before_an_area_that_may_not_be_written_gets_its_protection(ma
     for page in (2, 3):
         with pytest.raises(shmkern.SegmentationFault):
             one(lambda task: task.store(va + page * PAGE, b"x"))
+    # Where nothing may change nothing is split.
+    va = one(lambda task: task.mmap(4 * PAGE, PROT_READ, MAP_SHARED, fd=fd))
+    before = len(vmas(one))
+    assert one(lambda task: errno_of(lambda: task.mprotect(va + PAGE, PAGE, RW))) == "EACCES"
+    assert len(vmas(one)) == before
 
 
 def test_a_write_that_cannot_make_the_file_longer_leaves_nothing_behind_its_end(machine, path):
