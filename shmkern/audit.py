@@ -227,9 +227,9 @@ class _Machine:
         self.running = self.state == C["TASK_RUNNING"]
         self.live = self.running | (self.state == C["TASK_EMBRYO"])
         self.pid = self.tasks["pid"].copy()
-        # CPUs outside an access, and what they have cached, before any PTE is read.
-        self.quiet = self.tasks["access_seq"] % 2 == 0
-        self.tlb = self.tasks["tlb"].copy()
+        # CPUs of tasks that are outside an access, and what they have cached, before any PTE is read.
+        self.quiet = np.flatnonzero(self.running & (self.tasks["access_seq"] % 2 == 0))
+        self.tlb = self.tasks["tlb"][self.quiet]
         pages = layout.view("Page", kernel.mem_map, self.max_pfn)
         for column, field in (("flags", "flags"), ("count", "_count"), ("mapcount", "_mapcount"),
                               ("mapping", "mapping"), ("index", "index"), ("private_word", "private")):
@@ -1819,8 +1819,8 @@ def check_tlbs(m):
     that frame; it is RW if the TLB lets writes pass, and DIRTY if it lets them pass unseen.
     Otherwise a store goes to a page that is not there any more.  The CPU is in cpu_vm_mask,
     or no flush would ever reach it.  CPUs in the middle of an access are left out."""
-    rows = np.flatnonzero(m.running & (m.users_of >= 0) & m.quiet)
-    tlb = m.tlb[rows]
+    has_mm = m.users_of[m.quiet] >= 0
+    rows, tlb = m.quiet[has_mm], m.tlb[has_mm]
     row, slot = np.nonzero(tlb)
     entry, cpu = tlb[row, slot], rows[row]
     mm = m.users_of[cpu]

@@ -17,6 +17,7 @@ Imports numpy alone, nothing of the package.
 """
 import ast
 import ctypes
+import functools
 import hashlib
 import operator
 import re
@@ -206,6 +207,7 @@ def offsetof(name, field):
     return offset
 
 
+@functools.cache
 def layout_hash():
     """A 64-bit number that changes with every struct, field, offset and constant of
     `mm_types.pxd` and `atomics.h`.
