@@ -2,6 +2,7 @@
 """Every machine of the tests is made by `boot`: it is audited when the test is over, and a
 process or block that is left behind fails the test."""
 import ctypes
+import fcntl
 import mmap
 import os
 import shutil
@@ -9,6 +10,10 @@ import time
 
 import psutil
 import pytest
+
+# As in shmkern_entry.py, and for the commands that the tests start with `python -m`: numpy's threads
+# spin for a tenth of a second in each process that begins.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import shmkern
 from shmkern import direct_map, layout
@@ -52,6 +57,28 @@ def nothing_left_behind():
         psutil.Process(pid).kill()
     assert not left, "the test left processes behind"
     assert our_blocks() <= blocks, "the test left a block behind"
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """once(name, make) is a folder that make(folder) has filled, for all of pytest's processes: the
+    first that asks has it made, the others wait for that."""
+    # pytest-xdist gives each of its processes a folder of its own in that of the whole run.
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def once(name, make):
+        folder, done = shared / f"once-{name}", shared / f"once-{name}.done"
+        with open(shared / f"once-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                # There already if another process failed to make it.
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+    return once
 
 
 @pytest.fixture(scope="session")

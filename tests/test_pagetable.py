@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Page tables: how entries are encoded, and how long tables live."""
 import errno
+import functools
 import random
 
 import pytest
@@ -126,6 +127,7 @@ def tables_of(task):
     return found
 
 
+@functools.cache
 def covered_by(start, end):
     """The tables that have something to say about [start, end)."""
     return {(level, number) for level in range(3)

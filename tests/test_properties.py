@@ -23,7 +23,7 @@ NODES, FRAMES = 3, 512
 # The arena lies across the end of a page table, a pmd and a pud.
 PAGES = 16
 ARENA = (1 << 39) - 7 * PAGE
-EXAMPLES = int(os.environ.get("SHMKERN_TEST_EXAMPLES", 80))
+EXAMPLES = int(os.environ.get("SHMKERN_TEST_EXAMPLES", 50))
 
 
 # ---- the model -------------------------------------------------------------------

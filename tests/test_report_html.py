@@ -22,27 +22,28 @@ SECTIONS = ["Turns", "Over time", "Latencies", "Processes", "Nodes", "Kernel obj
 
 
 @pytest.fixture(scope="module")
-def soaked(tmp_path_factory):
+def soaked(once):
     """The samples of a real soak, and its report."""
-    folder = tmp_path_factory.mktemp("soak")
-    done = subprocess.run([sys.executable, "-m", "shmkern.cli", "soak", "anon", "fork", "--seconds", "4", "--every", "0.1",
-                           "--workers", "3", "--html", folder / "soak.html", "--samples", folder / "soak.db"],
-                          capture_output=True, text=True, timeout=100)
-    assert done.returncode == common.HELD, done
-    return folder
+    def soak(folder):
+        done = subprocess.run([sys.executable, "-m", "shmkern.cli", "soak", "anon", "fork", "--seconds", "3", "--every", "0.1",
+                               "--workers", "3", "--html", folder / "soak.html", "--samples", folder / "soak.db"],
+                              capture_output=True, text=True, timeout=100)
+        assert done.returncode == common.HELD, done
+    return once("soak", soak)
 
 
-@pytest.fixture
-def broken(soaked, tmp_path):
+@pytest.fixture(scope="module")
+def broken(once, soaked):
     """The report of the same soak, if a worker had leaked a descriptor with each sample."""
-    shutil.copy(soaked / "soak.db", tmp_path / "broken.db")
-    file = samples.Samples.open(tmp_path / "broken.db")
-    with file.writing() as db:
-        db.execute("UPDATE process SET fds = fds + sample WHERE name = 'worker 1'")
-        db.execute("INSERT INTO finding VALUES (1, 1, 'growth', 'worker 1', 'growth: <script>document.title = 1</script>')")
-    run_report.write(tmp_path / "broken.html", file, result_of(file))
-    file.close()
-    return tmp_path / "broken.html"
+    def leak(folder):
+        shutil.copy(soaked / "soak.db", folder / "broken.db")
+        file = samples.Samples.open(folder / "broken.db")
+        with file.writing() as db:
+            db.execute("UPDATE process SET fds = fds + sample WHERE name = 'worker 1'")
+            db.execute("INSERT INTO finding VALUES (1, 1, 'growth', 'worker 1', 'growth: <script>document.title = 1</script>')")
+        run_report.write(folder / "broken.html", file, result_of(file))
+        file.close()
+    return once("leak", leak) / "broken.html"
 
 
 def test_report_is_one_file_that_asks_for_nothing(soaked, show):

@@ -97,7 +97,7 @@ def test_growth_below_the_floor_is_let_go_and_too_little_says_nothing():
 # ---- clean, and planted ---------------------------------------------------------------
 
 def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
-    status, result = run_soak("anon threads fork --seconds 5")
+    status, result = run_soak("anon threads fork --seconds 4")
     assert (status, result["findings"]) == (common.HELD, [])
     assert [turn["scenario"] for turn in result["turns"]] == ["anon", "threads", "fork"]
     assert {turn["state"] for turn in result["turns"]} == {"held"}
@@ -126,7 +126,7 @@ def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
 
 
 def test_leaks_of_descriptors_and_memory_are_found_and_nobody_else_is_suspected(run_soak, capsys):
-    status, result = run_soak("leaking --seconds 10 --workers 4")
+    status, result = run_soak("leaking --seconds 8 --workers 4")
     assert status == common.BROKEN
     assert kinds(result) == {("growth in descriptors", "worker 1"), ("growth in memory", "worker 2")}
     said = capsys.readouterr().out

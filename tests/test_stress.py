@@ -245,12 +245,13 @@ def test_memcg_holds_while_limits_are_hit_and_groups_are_removed():
     assert result["failures"] == [] and result["audit"] == [] and result["seconds"] < 60
 
 
-def test_memcg_notices_a_charge_that_nobody_has():
+def test_memcg_notices_a_charge_that_nobody_has(monkeypatch):
     """A group is charged for a page too many, and the audit names the group."""
     def overcharge(supervision):
         root = layout.struct("MemCgroup", layout.kernel().root_mem_cgroup)
         root.res["usage"] += PAGE
         return True
+    monkeypatch.setattr(harness, "AUDIT_EVERY", 0.5)
     result = stress("memcg", tick=Once(overcharge))
     assert_broken(result, "group '/'")
 
@@ -413,7 +414,7 @@ def test_killed_migrator_breaks_the_run():
     assert_broken(stress("anon", tick=Once(kill)), "killed")
 
 
-def test_audit_finding_breaks_the_run():
+def test_audit_finding_breaks_the_run(monkeypatch):
     """A reference that nobody has, given to some mapped pages."""
     def raise_counts(supervision):
         kernel = layout.kernel()
@@ -423,6 +424,7 @@ def test_audit_finding_breaks_the_run():
             for pfn in frames:
                 pages["_count"][pfn] += 1
         return len(frames) == 4
+    monkeypatch.setattr(harness, "AUDIT_EVERY", 0.5)
     result = stress("anon", tick=Once(raise_counts))
     assert result["audit"] and {"kind", "message", "page", "expected", "found"} <= result["audit"][0].keys()
     assert_broken(result, "audit", "refcount")
