@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Sets shmkern up and runs it.  `make` alone says how.
 #
-# Three files say what has been done, each made after the step it stands for:
+# Four files say what has been done, each made after the step it stands for:
 #   .venv/.packages    the virtual environment and the packages in it
 #   build/.compiled    the kernel modules, beside their sources
+#   build/.bytecode    the other modules, in __pycache__
 #   .venv/.installed   the project itself, editable: .venv/bin/shmkern
 # Where all are newer than their sources no Python is started.
 
@@ -68,7 +69,7 @@ clean:
 distclean: clean
 	rm -rf $(VENV)
 
-ready: $(VENV)/.packages build/.compiled $(VENV)/.installed
+ready: $(VENV)/.packages build/.compiled build/.bytecode $(VENV)/.installed
 
 # ---- the packages ---------------------------------------------------------
 
@@ -121,6 +122,14 @@ build/.compiled: $(VENV)/.packages setup.py $(KERNEL:=.py) \
 	touch build/.begun
 	$(VENV)/bin/python setup.py --quiet build_ext --inplace
 	mv build/.begun $@
+
+# ---- the other modules ----------------------------------------------------
+
+# Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each command would compile all it
+# imports, which takes as long as what `shmkern ls` does.
+build/.bytecode: $(VENV)/.packages $(wildcard *.py shmkern/*.py shmkern/explore/*.py stress/*.py) | build/.compiled
+	$(VENV)/bin/python -m compileall -q $(filter %.py,$^)
+	touch $@
 
 # ---- the project ----------------------------------------------------------
 

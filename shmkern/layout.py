@@ -52,6 +52,10 @@ def _value(text, known):
     `known` maps names to integers.  Raises ValueError for anything that is not
     integers, names, brackets and + - * << |.
     """
+    text = text.strip()
+    if text.isdecimal():        # most of them; ast takes long
+        return int(text)
+
     def walk(node):
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
@@ -65,7 +69,7 @@ def _value(text, known):
 
     without_suffix = re.sub(r"\b(0[xX][0-9a-fA-F]+|\d+)[uUlL]+\b", r"\1", text)
     try:
-        return walk(ast.parse(without_suffix.strip(), mode="eval").body)
+        return walk(ast.parse(without_suffix, mode="eval").body)
     except SyntaxError:
         raise ValueError(f"not a constant: {text!r}") from None
 
