@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 
 import pexpect
+import psutil
 import pytest
 
 import shmkern as shmkern_package
@@ -127,6 +128,39 @@ def test_there_are_no_more_processes_than_units(tmp_path):
     text = shmkern("explore", *PCT, "--jobs", 2000, cwd=tmp_path,
                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)))
     assert "held" in text
+
+
+FEW_PROCESSES = """
+import os, runpy, sys
+fork, left = os.fork, int(sys.argv.pop(1))
+def few():
+    global left
+    left -= 1
+    if left < 0:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = few
+sys.argv.pop(0)
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2, 3])
+def test_a_host_with_too_few_processes_is_one_sentence(processes):
+    """The first is the scenario's, the others are jobs; those there are do not wait for the others."""
+    text = shmkern("explore", "fault", "--jobs", 4, status=2, program=[sys.executable, "-c", FEW_PROCESSES, str(processes), EXPLORER[1]])
+    assert text.splitlines()[1:] == ["shmkern explore: Resource temporarily unavailable"]
+
+
+def test_a_job_that_is_killed_is_one_sentence():
+    process = subprocess.Popen([*EXPLORER, "explore", "exit_", "--preemptions", "-1", "--jobs", "2"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    explorer = psutil.Process(process.pid)
+    jobs = until(lambda: [job for child in explorer.children() for job in child.children()][1:], "the jobs")
+    jobs[0].kill()
+    _out, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (2, "shmkern explore: a job of the exploration of exit_ was killed\n")
 
 
 PCT = ["two_faults", "--strategy", "pct", "--runs", 400]

@@ -24,12 +24,14 @@ import os
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
 
+from shmkern.errors import UsageError
 from shmkern.explore import engine as engine_module
 from shmkern.explore.engine import RUN_ON, Segment
 from shmkern.explore.lock_order import Edge, LockOrder, Sight, Site, way_to, wrong_text
@@ -297,17 +299,25 @@ class Search:
                 if unit.failure or self.stopped:
                     return
             return
-        # It makes all its processes at once, whether there is something for them to do or not.
-        with ProcessPoolExecutor(min(self.jobs, len(wanted)), get_context("fork"), _start_job) as pool:
-            waiting = [(number, pool.submit(do_unit, number)) for number in wanted]
-            failed = False
-            for number, future in waiting:
-                # What is done already when Ctrl-C comes is kept, what runs ends soon, the rest does not begin.
-                if (self.stopped or failed) and (future.cancel() or failed):
-                    continue
-                unit = future.result()
-                failed = unit.failure is not None
-                yield number, unit
+        try:
+            # It makes all its processes at once, whether there is something for them to do or not.
+            with ProcessPoolExecutor(min(self.jobs, len(wanted)), get_context("fork"), _start_job) as pool:
+                waiting = [(number, pool.submit(do_unit, number)) for number in wanted]
+                failed = False
+                for number, future in waiting:
+                    # What is done already when Ctrl-C comes is kept, what runs ends soon, the rest does not begin.
+                    if (self.stopped or failed) and (future.cancel() or failed):
+                        continue
+                    unit = future.result()
+                    failed = unit.failure is not None
+                    yield number, unit
+        except BrokenProcessPool:
+            raise UsageError(f"a job of the exploration of {self.result.scenario} was killed") from None
+        except OSError:
+            # The host gives no more processes.  Those there are wait for work, and our exit would for them.
+            for job in active_children():
+                job.kill()
+            raise
 
     def _account(self, units):
         """Adds units to the result; the first failure counts."""
