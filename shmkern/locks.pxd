@@ -13,6 +13,7 @@ cdef enum:
     SPIN_LIMIT = 128           # bounded spin before parking
     RWSEM_WRITER = 0x80000000
     RWSEM_WAITERS = 0x40000000
+    RWSEM_TURN = 0x20000000    # a reader has waited for a writer, and goes before the next one
     RWSEM_READERS = 0x0000ffff
     # How a sleeping lock is held, in the low bits of Task.held_locks.
     HELD_PAGE = 1
@@ -63,6 +64,7 @@ cdef inline void spin_unlock(Spinlock* lock) noexcept nogil:
 
 # ---- reader/writer semaphores ----
 
+@cython.locals(turn=bint)
 cdef void down_read(RwSem* sem) noexcept nogil
 cdef bint down_read_trylock(RwSem* sem) noexcept nogil
 @cython.locals(last=bint)
@@ -71,7 +73,7 @@ cdef void down_write(RwSem* sem) noexcept nogil
 cdef void up_write(RwSem* sem) noexcept nogil
 
 cdef void rwsem_wake(RwSem* sem) noexcept nogil
-cdef void rwsem_sleep(RwSem* sem, u32 word, u32 sequence) noexcept nogil
+cdef void rwsem_sleep(RwSem* sem, u32 word, u32 sequence, u32 bits) noexcept nogil
 
 # ---- page lock ----
 

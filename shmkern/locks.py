@@ -168,7 +168,9 @@ def spin_wake(lock):
 #
 # The word counts readers and says whether a writer is in and whether anybody sleeps.
 # Sleepers of both kinds share one sequence word.  A writer that waits keeps new
-# readers out, or faults would starve mmap for ever.
+# readers out, or faults would starve mmap for ever.  A reader that has waited for a
+# writer goes before the next one, or mmaps would starve faults: several threads that
+# map all the time are never all outside.
 
 def rwsem_wake(sem):
     """Wakes all sleepers.  The caller has just taken RWSEM_WAITERS off the word."""
@@ -177,15 +179,14 @@ def rwsem_wake(sem):
     futex_wake(address(sem.sequence), 0x7fffffff)
 
 
-def rwsem_sleep(sem, word, sequence):
+def rwsem_sleep(sem, word, sequence, bits):
     """Sleeps until the semaphore changes hands.  `word` is what made us wait and
-    `sequence` was read before it."""
-    if word & RWSEM_WAITERS or \
-            cmpxchg32(address(sem.word), word, word | RWSEM_WAITERS) == word:
+    `sequence` was read before it.  Sets `bits`, RWSEM_WAITERS among them."""
+    if word & bits == bits or cmpxchg32(address(sem.word), word, word | bits) == word:
         # A reader may be here because of a writer that waited when nobody held it.  That one
         # may have come and gone since, before our bit was there to see; then nobody is left
         # to wake us.
-        if word & (cast(u32, RWSEM_WRITER) | RWSEM_READERS) or \
+        if word & (cast(u32, RWSEM_WRITER) | RWSEM_READERS | RWSEM_TURN) or \
                 READ_ONCE32(address(sem.writers_waiting)) != 0:
             wait_sleep(address(sem.sequence), sequence)
 
@@ -203,18 +204,28 @@ def down_read_trylock(sem):
 
 
 def down_read(sem):
-    """Takes the semaphore for reading; sleeps while a writer has it or wants it."""
+    """Takes the semaphore for reading; sleeps while a writer has it, or wants it and none has had it
+    since we came."""
     might_sleep()
     if down_read_trylock(sem):
         return
     count_vm_event(RWSEM_WAIT)
     wait_begin(WAIT_RWSEM_READ, sem)
+    turn = False
+    first = smp_load_acquire32(address(sem.sequence))
     while True:
         sequence = smp_load_acquire32(address(sem.sequence))
         word = READ_ONCE32(address(sem.word))
-        if word & RWSEM_WRITER or READ_ONCE32(address(sem.writers_waiting)) != 0:
-            rwsem_sleep(sem, word, sequence)
-        elif cmpxchg32(address(sem.word), word, word + 1) == word:
+        # Or it came and went and we did not look while it was in: of two who woke us only the first can
+        # have been a reader that was in before it.
+        turn = turn or word & RWSEM_WRITER != 0 or sequence - first > 1
+        if word & RWSEM_WRITER:
+            # No other writer gets in between this one and us, however late we wake up.
+            rwsem_sleep(sem, word, sequence, RWSEM_WAITERS | RWSEM_TURN)
+        elif not turn and READ_ONCE32(address(sem.writers_waiting)) != 0:
+            rwsem_sleep(sem, word, sequence, RWSEM_WAITERS)
+        # With RWSEM_TURN off for all: another reader whose turn it is gets in beside us, or says so again.
+        elif cmpxchg32(address(sem.word), word, (word & ~cast(u32, RWSEM_TURN)) + 1) == word:
             break
     wait_end()
     lock_acquired(sem, HELD_READ)
@@ -247,8 +258,9 @@ def down_write(sem):
         while True:
             sequence = smp_load_acquire32(address(sem.sequence))
             word = READ_ONCE32(address(sem.word))
-            if word & (cast(u32, RWSEM_WRITER) | RWSEM_READERS):
-                rwsem_sleep(sem, word, sequence)
+            if word & (cast(u32, RWSEM_WRITER) | RWSEM_READERS | RWSEM_TURN):
+                # With RWSEM_TURN and nobody in, a reader is on its way, and wakes us when it leaves.
+                rwsem_sleep(sem, word, sequence, RWSEM_WAITERS)
             elif cmpxchg32(address(sem.word), word, word | RWSEM_WRITER) == word:
                 break
         # Not before the word says that we are in: a reader that saw neither would
@@ -263,7 +275,7 @@ def up_write(sem):
     """Gives the write hold back and wakes whoever sleeps."""
     lock_released(sem, HELD_WRITE)
     WRITE_ONCE32(address(sem.owner), 0)
-    if xchg32(address(sem.word), 0) & RWSEM_WAITERS:
+    if fetch_and32(address(sem.word), RWSEM_TURN) & RWSEM_WAITERS:
         rwsem_wake(sem)
 
 

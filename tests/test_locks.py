@@ -316,6 +316,56 @@ def test_writer_gets_in_under_a_stream_of_readers(machine, shared):
     assert all(crowd(machine, 4, program))
 
 
+def test_reader_gets_in_under_a_stream_of_writers(machine, shared):
+    """Of five that hold it for a while and come back at once one is always waiting."""
+    sem, over = shared("RwSem"), shared("u64")
+
+    def program(task, number):
+        if number == 0:
+            for _ in range(20):
+                ksym.down_read(sem)
+                ksym.up_read(sem)
+            over[0] = 1
+            return True
+        deadline = time.monotonic() + 15
+        while not over[0] and time.monotonic() < deadline:
+            ksym.down_write(sem)
+            time.sleep(0.001)
+            ksym.up_write(sem)
+        return bool(over[0])
+    assert all(crowd(machine, 6, program))
+    assert sem.word == sem.writers_waiting == 0
+
+
+def test_reader_that_has_waited_for_a_writer_goes_before_the_next_one(machine, shared, until):
+    sem, order = shared("RwSem"), shared("u64", 2)
+    held, leave = mp.Event(), mp.Event()
+
+    def early(task):
+        ksym.down_write(sem)
+        held.set()
+        assert leave.wait(20)
+        ksym.up_write(sem)
+
+    def late(task, down, up):
+        getattr(ksym, down)(sem)
+        order[1] += 1
+        place = int(order[1])
+        getattr(ksym, up)(sem)
+        return place
+    first = machine.spawn(early)
+    assert held.wait(20)
+    writer = machine.spawn(late, "down_write", "up_write")
+    until(lambda: waits_for(writer, "WAIT_RWSEM_WRITE") and sleeps(writer))
+    reader = machine.spawn(late, "down_read", "up_read")
+    until(lambda: waits_for(reader, "WAIT_RWSEM_READ") and sleeps(reader))
+    leave.set()
+    assert reader.result(timeout=20) == 1
+    assert writer.result(timeout=20) == 2
+    first.result(timeout=20)
+    assert sem.word == sem.writers_waiting == 0
+
+
 @pytest.mark.parametrize("calls", [
     ["up_read"], ["up_write"], ["down_read", "up_write"], ["down_write", "up_read"]])
 def test_release_by_one_who_does_not_hold_the_rwsem_so_is_a_kernel_bug(machine, shared, stops, calls):
