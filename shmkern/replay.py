@@ -17,7 +17,7 @@ After -EFAULT the caller may map the page and go on from that index.
 from typing import NamedTuple
 
 import numpy as np
-from cython import NULL, address as addressof, cast, nogil, pointer, sizeof
+from cython import NULL, address as addressof, cast, pointer, sizeof
 from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cython.cimports.libc.errno import EINVAL, ENOMEM
 from cython.cimports.libc.stdlib import calloc, free
@@ -311,8 +311,8 @@ def replay(records, shadow, seed, start=0, end=None):
     words = np.ascontiguousarray(records).view(np.uint64)
     accesses = cast(access_pointer, addressof(words[0]))
     reason = 0
-    with nogil:
-        index = perform_all(addressof(shadow.table), accesses, seed, start, stop, addressof(out), addressof(reason))
+    # With the GIL, here and below: other threads of the program run on the same CPU.
+    index = perform_all(addressof(shadow.table), accesses, seed, start, stop, addressof(out), addressof(reason))
     if reason == 0:
         return index, 0, None
     if reason == REPLAY_MISMATCH:
@@ -519,9 +519,8 @@ def bulk(op, addresses, a, b):
     if count == 0:
         return results
     done = 0
-    with nogil:
-        rc = bulk_words(op, addressof(where[0]), addressof(first[0]), addressof(second[0]),
-                        addressof(into[0]), count, addressof(done))
+    rc = bulk_words(op, addressof(where[0]), addressof(first[0]), addressof(second[0]),
+                    addressof(into[0]), count, addressof(done))
     if rc == -EINVAL:
         check_errno(rc)
     if rc != 0:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -850,6 +851,31 @@ def test_a_task_object_in_a_process_that_is_no_task_is_an_error_and_no_crash(pro
         (direct_map.SHM_DIR / name).unlink()
     assert process.returncode == 1, f"wait status {process.returncode}"
     assert b"Error" in text.splitlines()[-1] and not left
+
+
+def test_threads_of_a_program_take_turns_on_its_cpu(machine):
+    def program(task):
+        va = task.mmap(64 * PAGE)
+        where, over = [va + index * PAGE for index in range(64)] * 100, []
+
+        def work():
+            while not over:
+                task.store64_many(where, 7)
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            area = task.mmap(32 * PAGE)
+            task.store64_many([area + index * PAGE for index in range(32)], 1)
+            task.munmap(area, 32 * PAGE)
+        over.append(True)
+        for thread in threads:
+            thread.join()
+        return worker.slot(task.cpu).access_seq & 1
+    migrator = machine.start_migrator()
+    assert machine.spawn(program).result(30) == 0
+    migrator.stop(10)
 
 
 # ---- migrators ----------------------------------------------------------------
