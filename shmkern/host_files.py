@@ -6,6 +6,7 @@ not know the file yet, it hands its descriptor to init through a socket that all
 inherit, and init keeps it as long as the machine needs the file.  Init's number for it is in
 the inode, and from there every other process opens it again (inode.py).
 """
+import errno
 import os
 import socket
 import stat
@@ -69,6 +70,11 @@ class Keeper:
     def take(self):
         """Takes one descriptor and answers."""
         data, fds, _flags, _address = socket.recv_fds(_keeper_end, _REQUEST.size, 2)
+        if len(fds) < 2:
+            # The host has no room in our table for both.  Who asked is told by the end of its pipe.
+            for fd in fds:
+                os.close(fd)
+            return
         fd, reply = fds
         try:
             outcome = self.keep(fd, *_REQUEST.unpack(data))
@@ -112,7 +118,8 @@ def _hand_to_init(fd, request):
         socket.send_fds(_door, [request], [fd, reply])
         os.close(reply)
         reply = -1
-        outcome, = _REPLY.unpack(os.read(answer, _REPLY.size))
+        data = os.read(answer, _REPLY.size)
+        outcome, = _REPLY.unpack(data) if data else (-errno.ENFILE,)
     finally:
         os.close(answer)
         if reply >= 0:

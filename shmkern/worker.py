@@ -133,7 +133,7 @@ class Task(NumaSyscalls):
         another open() must say the same, or nothing.
 
         Raises OSError: what the host says; ENODEV for what is no plain file; EBUSY when it is open as
-        another sort; EMFILE, ENOMEM.
+        another sort; EMFILE; ENFILE when the host lets init keep no more files (RLIMIT_NOFILE); ENOMEM.
         """
         return host_files.open_file(self, path, flags, mode, fs, block_size)
 

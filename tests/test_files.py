@@ -338,6 +338,33 @@ def test_the_errnos_of_open_and_mmap(machine, path, tmp_path):
     machine.audit().raise_if_broken()
 
 
+def test_more_files_than_the_host_lets_init_keep_are_an_error_of_who_opens_them(machine, tmp_path):
+    """Whatever is missing then: a place for the file, or for the pipe that is to be answered through."""
+    init = f"/proc/{machine.init.os_pid}/fd"
+    soft, hard = resource.prlimit(machine.init.os_pid, resource.RLIMIT_NOFILE)
+    puppet = Puppet(machine)
+    for room in (8, 9):
+        # It closes those that nobody needs any more when it has nothing else to do.
+        used = set(map(int, os.listdir(init)))
+        free = [fd for fd in range(1024) if fd not in used]
+        resource.prlimit(machine.init.os_pid, resource.RLIMIT_NOFILE, (free[room], hard))
+
+        def program(task):
+            opened = []
+            try:
+                for number in range(40):
+                    opened.append(task.open(tmp_path / f"{room}-{number}", os.O_RDWR | os.O_CREAT))
+            except OSError as error:
+                return errno.errorcode[error.errno], len(opened)
+            finally:
+                for fd in opened:
+                    task.close(fd)
+        code, count = puppet(program)
+        assert code == "ENFILE" and count < 40
+        resource.prlimit(machine.init.os_pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert puppet(lambda task: task.open(tmp_path / "one", os.O_RDWR | os.O_CREAT)) >= 0
+
+
 def test_without_memory_a_fault_on_a_file_says_so_and_leaves_nothing(machine, path):
     """The nth allocation fails, until none is reached: of the page, the tree's nodes, a page table,
     the anon_vma, the buffers."""
