@@ -14,6 +14,7 @@ import signal
 import stat
 import time
 from multiprocess.pool import ExceptionWithTraceback
+from multiprocess.reduction import ForkingPickler
 
 from shmkern import boot, direct_map, host_files, interrupts, layout, lifeline, replay, swapoff, vmscan
 from shmkern.errors import HostError, TaskDied
@@ -22,6 +23,10 @@ from shmkern.numa import NumaSyscalls
 C = layout.constants
 _fork = multiprocess.get_context("fork")
 POLL_SECONDS = 0.2
+
+
+# The pipe that the result of this process goes through.
+_results = None
 
 
 class TaskExit(BaseException):
@@ -201,17 +206,21 @@ class Child:
     def _receive(self):
         """Takes the outcome off the pipe and waits for the process to end."""
         try:
-            # Children of a dead task's may hold its end of the pipe open, so look first.
+            # Processes that the program made otherwise may hold its end of the pipe open, so look first.
             if not self._connection.poll():
                 raise EOFError
-            self._outcome = self._connection.recv()
-        except (EOFError, ConnectionError):
+            data = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            # Also for one that ends in the middle.
             self.process.join()
             self._watch(True)
             self._outcome = False, TaskDied(self.pid, self.process.exitcode)
-        except Exception as error:
-            # It could be pickled there, but not unpickled here.
-            self._outcome = False, error
+        else:
+            try:
+                self._outcome = ForkingPickler.loads(data)
+            except Exception as error:
+                # It could be pickled there, but not unpickled here.
+                self._outcome = False, error
         self._connection.close()
 
 
@@ -245,7 +254,12 @@ def start_process(cpu, program, args, watch=lambda at_once: None):
 
 def _main(mask, cpu, pid, program, args, receive, send):
     """The life of a task's process; `mask` are the signals that its maker had blocked."""
+    global _results
     receive.close()
+    if _results is not None:
+        # The maker's.  When that is killed in the middle of its result, who reads it must see the end.
+        _results.close()
+    _results = send
     lifeline.start_task_process()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:

@@ -229,6 +229,20 @@ def test_a_task_killed_while_it_sends_its_result_has_died(machine):
         child.result(10)
 
 
+def test_a_task_killed_while_it_sends_its_result_has_died_although_its_child_lives(machine):
+    """The child does not keep the pipe open: who reads from it would wait for the rest for ever."""
+    def program(task):
+        task.fork(lambda task: signal.pause())
+        return b"x" * (8 << 20)
+
+    child = machine.spawn(program)
+    until(lambda: worker.slot(child.cpu).pid != child.pid, "its exit")
+    until(lambda: child._connection.poll(), "the pipe's filling up")
+    child.kill()
+    with pytest.raises(shmkern.TaskDied):
+        child.result(10)
+
+
 def test_a_task_killed_inside_the_kernel_stops_the_machine_and_is_named(machine):
     def program(task):
         ksym.kernel_enter()
