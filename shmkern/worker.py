@@ -5,6 +5,7 @@ Every task is an OS process of its own, forked (never spawned) so that programs 
 closures over whatever their maker had.  A process that becomes a task ignores Ctrl-C,
 which is its supervisor's business, and dies with its supervisor, however that ends.
 """
+import ctypes
 import errno
 import multiprocess
 import multiprocess.connection
@@ -45,6 +46,7 @@ class Task(NumaSyscalls):
         self.cpu = cpu
         self.os_pid = os.getpid()
         self.pid = slot(cpu).pid
+        _objects.append(self)
 
     def __reduce__(self):
         raise TypeError("a task stays in its process")
@@ -145,6 +147,36 @@ class Task(NumaSyscalls):
     def exit(self, value=None):
         """Ends this task at once; `value` is what its result() returns."""
         raise TaskExit(value)
+
+
+class NoTask(Task):
+    """What a Task object is while its process is no task: has ended as one, or was forked by the program
+    itself.  Nothing but what it was is told of it."""
+
+    def __getattribute__(self, name):
+        if name in ("cpu", "pid", "os_pid") or name.startswith("__"):
+            return super().__getattribute__(name)
+        raise RuntimeError("this process is not a task of the machine, or not any more")
+
+
+# The Task objects that this process has, or its makers had.
+_objects = []
+
+
+def _disown():
+    """This process is no task, whatever it was: Task objects, of all makers, are none."""
+    for task in _objects:
+        task.__class__ = NoTask
+
+
+def _forked():
+    """First thing in a forked process: two processes must not be one CPU.  _become makes it a task."""
+    if _objects:
+        _disown()
+        ctypes.memset(C["PERCPU_BASE"], 0, ctypes.sizeof(ctypes.c_void_p))
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def slot(cpu):
@@ -261,11 +293,15 @@ def _main(mask, cpu, pid, program, args, receive, send):
         _results.close()
     _results = send
     lifeline.start_task_process()
+    os_pid = os.getpid()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         outcome = True, _run(cpu, pid, program, args)
     except Exception as error:
         outcome = False, ExceptionWithTraceback(error, error.__traceback__)
+    if os.getpid() != os_pid:
+        # The program has forked, and here comes the fork out of it as well.  It has nothing to hand over.
+        os._exit(1)
     hand_over(send, outcome)
     send.close()
 
@@ -284,14 +320,22 @@ def hand_over(connection, outcome, *number):
 def _run(cpu, pid, program, args):
     """Runs a program as the task in slot `cpu`, from birth to exit."""
     name = getattr(program, "__name__", type(program).__name__)
+    os_pid = os.getpid()
     task = Task(cpu)
-    task._become(cpu, pid, os.getpid(), direct_map.process_start(os.getpid()), name)
+    task._become(cpu, pid, os_pid, direct_map.process_start(os_pid), name)
+    for maker in _objects:
+        # Their methods do what this task's do.
+        maker.__class__ = Task
     try:
         return program(task, *args)
     except TaskExit as stop:
         return stop.args[0]
     finally:
-        task._exit()
+        if os.getpid() == os_pid:
+            leave = task._exit
+            # The program's threads may go on.
+            _disown()
+            leave()
 
 
 # ---- programs of the machine's own ---------------------------------------------

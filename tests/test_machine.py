@@ -867,6 +867,45 @@ def test_a_task_object_in_a_process_that_is_no_task_is_an_error_and_no_crash(pro
     assert b"Error" in text.splitlines()[-1] and not left
 
 
+def test_a_thread_that_goes_on_after_its_task_has_ended_does_not_cost_the_result(machine):
+    def program(task, seen):
+        va = task.mmap(PAGE)
+
+        def work():
+            try:
+                while True:
+                    task.store64(va, 1)
+            except RuntimeError as error:
+                seen.send((str(error), task.pid))
+        threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.05)
+        return list(range(1 << 20))
+    here, there = multiprocess.Pipe()
+    child = machine.spawn(program, there)
+    assert len(child.result(20)) == 1 << 20
+    text, pid = here.recv()
+    assert "not a task" in text and pid == child.pid
+
+
+def test_a_process_that_a_program_forks_itself_is_no_task(machine):
+    """Two processes would be one CPU."""
+    def program(task):
+        va = task.mmap(PAGE)
+        task.store64(va, 1)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                task.store64(va, 2)
+            except RuntimeError:
+                # It has no result, and nothing to give back.
+                return "the fork's"
+            os._exit(3)
+        assert os.waitpid(pid, 0)[1] == 1 << 8
+        child = task.fork(lambda _child: task.load64(va))
+        return task.load64(va), child.result(10)
+    assert machine.spawn(program).result(20) == (1, 1)
+
+
 def test_threads_of_a_program_take_turns_on_its_cpu(machine):
     def program(task):
         va = task.mmap(64 * PAGE)
