@@ -98,7 +98,9 @@ class Init:
             while answered != self._calls:
                 while not self._connection.poll(worker.POLL_SECONDS):
                     self._machine.check()
-                answered, succeeded, value = self._connection.recv()
+                # All of it, or the next call would take the rest for its answer.
+                with interrupts.later():
+                    answered, succeeded, value = self._connection.recv()
         except (EOFError, ConnectionError):
             self._child.process.join()
             self._machine.check(at_once=True)
@@ -478,10 +480,10 @@ class Machine:
         """Makes the machine still and computes from the page tables up what must hold.  Returns
         an audit.Audit.  TimeoutError when tasks do not leave the kernel."""
         self.check()
-        # Init is frozen like the rest: who dies meanwhile is cleaned up afterwards.
-        self.init.busy = True
-        freezer.freeze()
         try:
+            # Init is frozen like the rest: who dies meanwhile is cleaned up afterwards.
+            self.init.busy = True
+            freezer.freeze()
             deadline = time.monotonic() + timeout
             while freezer.tasks_in_kernel():
                 self.check()
@@ -490,8 +492,9 @@ class Machine:
                 time.sleep(0.001)
             return audit_module.audit(**options)
         finally:
-            freezer.thaw()
+            # In this order: a Ctrl-C comes through behind a call, and then both are done.
             self.init.busy = False
+            freezer.thaw()
 
     def vmstat(self):
         """All counters by name; see vmstat.vmstat."""

@@ -506,6 +506,38 @@ def test_ctrl_c_in_the_middle_of_a_fork_is_not_lost():
     assert blocks_of(process.pid) == []
 
 
+def test_ctrl_c_while_an_audit_begins_does_not_leave_the_machine_frozen(machine, monkeypatch):
+    puppet, freeze = Puppet(machine), freezer.freeze
+
+    def interrupted():
+        freeze()
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(freezer, "freeze", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            machine.audit()
+    assert puppet(lambda task: task.load(task.mmap(PAGE), 1), timeout=5) == b"\0"
+    assert not machine.init.busy
+
+
+def test_ctrl_c_in_the_middle_of_inits_answer_is_put_off(machine, monkeypatch):
+    """What is left of it would be taken for the next answer."""
+    connection = machine.init._connection
+    recv, parts = connection._recv, []
+
+    def interrupted(size, *args):
+        parts.append(recv(size, *args))
+        if len(parts) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return parts[-1]
+    va = machine.init.mmap(PAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "_recv", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            machine.init.load(va, 1)
+    assert machine.init.load(va, 2) == b"\0\0"
+
+
 def test_a_task_has_the_signals_of_its_maker(machine):
     """They are blocked while it is forked."""
     assert run(machine, lambda task: signal.pthread_sigmask(signal.SIG_BLOCK, ())) == set()
