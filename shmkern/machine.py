@@ -241,27 +241,39 @@ class Machine:
             cpuset = self._cpuset_of(mems_allowed)
         elif not layout.kernel().cpusets[cpuset]["in_use"]:
             raise OSError(2, f"there is no cpuset {cpuset}")
-        cpu = boot.claim_task()
-        if cpu < 0:
-            raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
-        slot = worker.slot(cpu)
-        slot.cpuset = cpuset
-        slot.rlimit_memlock = rlimit_memlock
-        slot.uid = slot.euid = slot.suid = uid
-        slot.cap_permitted = slot.cap_effective = caps
+        slot = None
         try:
+            with interrupts.later():
+                cpu = boot.claim_task()
+                if cpu < 0:
+                    raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
+                slot = worker.slot(cpu)
+                pid = slot.pid
+            slot.cpuset = cpuset
+            slot.rlimit_memlock = rlimit_memlock
+            slot.uid = slot.euid = slot.suid = uid
+            slot.cap_permitted = slot.cap_effective = caps
             if cgroup is not None:
                 self.init.request("_prepare_mm", cpu, cgroup.id)
             child = worker.start_process(cpu, program, args, self.check)
-        except OSError:
-            if slot.mm:
-                self.init.request("_abandon", cpu)
-            else:
-                slot.state = C["TASK_UNUSED"]
+        except BaseException:
+            if slot is not None:
+                self._take_back(slot, pid, cgroup is not None)
             raise
         self.children = [other for other in self.children if other.process.exitcode is None]
         self.children.append(child)
         return child
+
+    def _take_back(self, slot, pid, prepared):
+        """Gives the slot of task `pid` back, which could not be made; unless there is a process for it all
+        the same, as after Ctrl-C.  prepared: init may have given it an address space."""
+        if layout.header().panic:
+            return
+        if prepared:
+            self.init.request("_abandon", slot.cpu, pid)
+        elif boot.announce_task(slot.cpu, pid, -1):
+            slot.pid = 0
+            slot.state = C["TASK_UNUSED"]
 
     # ---- nodes ----
 

@@ -115,7 +115,7 @@ cdef class Syscalls:
     cpdef _prepare_mm(self, u32 cpu, i32 id)
     @cython.locals(rc=cython.int)
     cpdef _copy_process(self, bint share_mm)
-    cpdef _abandon(self, u32 cpu)
+    cpdef _abandon(self, u32 cpu, i32 pid)
     cpdef _exit(self)
     cpdef _reap(self, u32 cpu, i32 pid)
     cpdef fail_nth(self, u32 nth)

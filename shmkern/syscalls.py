@@ -616,14 +616,17 @@ class Syscalls:
         check_errno(rc)
         return child.cpu
 
-    def _abandon(self, cpu):
-        """Undoes _copy_process when no process could be made for the slot."""
+    def _abandon(self, cpu, pid):
+        """Undoes _copy_process, or _prepare_mm, when making the process of task `pid` has failed.  If there
+        is one all the same, it is the task and keeps what it has; or it has not come yet, and will find
+        that it is none."""
         task = addressof(kernel().tasks[cpu])
         kernel_enter()
-        drop_mm(task)
-        drop_mempolicy(task)
-        exit_files(task)
-        release_task(task)
+        if announce_process(task, pid, -1):
+            drop_mm(task)
+            drop_mempolicy(task)
+            exit_files(task)
+            release_task(task)
         kernel_exit()
 
     def _exit(self):

@@ -124,10 +124,12 @@ class Task(NumaSyscalls):
 
     def _make_child(self, share_mm, program, args):
         cpu = self._copy_process(share_mm)
+        pid = slot(cpu).pid
         try:
             return start_process(cpu, program, args)
         except BaseException:
-            self._abandon(cpu)
+            # What a signal handler of the program's raises comes here with the process made.
+            self._abandon(cpu, pid)
             raise
 
     def open(self, path, flags=os.O_RDWR, mode=0o666, *, fs=None, block_size=None):

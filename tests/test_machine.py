@@ -506,6 +506,53 @@ def test_ctrl_c_in_the_middle_of_a_fork_is_not_lost():
     assert blocks_of(process.pid) == []
 
 
+@pytest.mark.parametrize("how", ["fork", "clone"])
+def test_a_handler_that_raises_in_the_middle_of_a_fork_takes_nothing_from_the_child(machine, how):
+    """SIGTERM is put off, and comes when the child's process is there."""
+    class Stop(Exception):
+        pass
+
+    def stop(*_arguments):
+        raise Stop
+
+    def program(task):
+        shared = task.mmap(PAGE, flags=shmkern.MAP_SHARED | shmkern.MAP_ANONYMOUS)
+        own = task.mmap(PAGE)
+        task.store64(own, 7)
+
+        def child(task):
+            for _ in range(50):
+                task.store64(shared, task.load64(own))
+                time.sleep(0.001)
+            task.store64(shared, 8)
+
+        signal.signal(signal.SIGTERM, stop)
+        os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stop):
+            getattr(task, how)(child)
+        # Or it had not begun, and never does.
+        until(lambda: task.load64(shared) == 8 or tables_in_use() == 2, "the child's end")
+        return task.load64(own)
+    assert machine.spawn(program).result(30) == 7
+    until(lambda: tables_in_use() == 1, "the slots' return")
+    machine.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_ctrl_c_while_a_task_is_spawned_takes_no_slot(boot, monkeypatch, group):
+    machine = boot(memcg=group)
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+    cgroup = machine.cgroup_create("one") if group else None
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "start_process", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            machine.spawn(lambda task: 1, cgroup=cgroup)
+    assert tables_in_use() == 1
+    assert machine.spawn(lambda task: 1, cgroup=cgroup).result(10) == 1
+
+
 def test_ctrl_c_while_an_audit_begins_does_not_leave_the_machine_frozen(machine, monkeypatch):
     puppet, freeze = Puppet(machine), freezer.freeze
 
