@@ -429,6 +429,9 @@ class Machine:
         slot = worker.slot(int(task["cpu"]))
         if slot.state == task["state"] and slot.pid == int(task["pid"]):
             embryo = task["state"] == C["TASK_EMBRYO"]
+            if not slot.os_pid and int(task["parent_pid"]) in report.running()["pid"]:
+                # Its maker's slot was free when we came by it, and this one was not when we came by here.
+                return
             self._dead(slot.cpu, slot.pid, slot.os_pid, inside=not embryo and slot.in_kernel)
         # Else it had left by itself, or has begun; somebody else may have the slot by now.
 

@@ -364,6 +364,20 @@ def test_a_task_on_its_way_out_is_not_taken_for_a_lost_one(machine):
     machine.audit().raise_if_broken()
 
 
+def test_a_child_that_is_being_made_is_not_taken_for_an_orphan(machine, monkeypatch):
+    """Its parent's slot was free when the supervisor came by it; the child's was not, when it came by
+    that."""
+    parent, living = Puppet(machine), report.living
+    cpu = parent(lambda task: task._copy_process(False))
+    pid = worker.slot(cpu).pid
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "living", lambda: (rows := living())[rows["pid"] != parent.pid])
+        look_now(machine)
+    assert (worker.slot(cpu).state, worker.slot(cpu).pid) == (layout.constants["TASK_EMBRYO"], pid)
+    parent(lambda task: task._abandon(cpu, pid))
+    assert tables_in_use() == 2
+
+
 def test_a_slot_that_changes_hands_while_the_supervisor_looks_is_left_alone(machine, monkeypatch):
     old = Puppet(machine)
     living, new = report.living, []
