@@ -31,11 +31,13 @@ def freeze():
 
 
 def tasks_in_kernel():
-    """The CPU numbers of tasks that have not left yet."""
+    """The CPU numbers of tasks that have not left yet.  Those without a pid have nothing left to do
+    there but to give their slot back (release_task)."""
     k = kernel()
     inside = []
     for cpu in range(k.max_tasks):
-        if k.tasks[cpu].state == TASK_RUNNING and smp_load_acquire32(address(k.tasks[cpu].in_kernel)):
+        if k.tasks[cpu].state == TASK_RUNNING and smp_load_acquire32(address(k.tasks[cpu].in_kernel)) and \
+                k.tasks[cpu].pid != 0:
             inside.append(cpu)
     return inside
 

@@ -416,24 +416,30 @@ class Machine:
     def _is_dead(task, running):
         """Whether the process of a task has ended, or of one that has not begun, as a copy of its
         slot says; `running` are the pids of those that have begun."""
+        if task["pid"] == 0:
+            # On its way out, or the last one's of a slot that is being claimed.
+            return task["state"] == C["TASK_RUNNING"] and task["os_pid"] != 0 and \
+                direct_map.process_gone(int(task["os_pid"]), int(task["start_time"]))
         if task["os_pid"]:
             start = int(task["start_time"]) if task["state"] == C["TASK_RUNNING"] else None
             return direct_map.process_gone(int(task["os_pid"]), start)
-        # Running, it is on its way out.  Else its maker may have been killed before it could tell
-        # of a process.
+        # Its maker may have been killed before it could tell of a process.
         return task["state"] == C["TASK_EMBRYO"] and task["parent_pid"] != 0 and \
             int(task["parent_pid"]) not in running
 
     def _lost(self, task):
         """A task that was there a moment ago, as `task` says, is dead."""
         slot = worker.slot(int(task["cpu"]))
-        if slot.state == task["state"] and slot.pid == int(task["pid"]):
-            embryo = task["state"] == C["TASK_EMBRYO"]
-            if not slot.os_pid and int(task["parent_pid"]) in report.running()["pid"]:
-                # Its maker's slot was free when we came by it, and this one was not when we came by here.
-                return
-            self._dead(slot.cpu, slot.pid, slot.os_pid, inside=not embryo and slot.in_kernel)
-        # Else it had left by itself, or has begun; somebody else may have the slot by now.
+        pid, os_pid = int(task["pid"]), slot.os_pid
+        if slot.state != task["state"] or slot.pid != pid or not pid and os_pid != int(task["os_pid"]):
+            # It had left by itself, or has begun; somebody else may have the slot by now.
+            return
+        if not os_pid and int(task["parent_pid"]) in report.running()["pid"]:
+            # Its maker's slot was free when we came by it, and this one was not when we came by here.
+            return
+        # Without a pid it was out but for its slot.
+        inside = task["state"] == C["TASK_RUNNING"] and pid != 0 and slot.in_kernel
+        self._dead(slot.cpu, pid, os_pid, inside)
 
     def _dead(self, cpu, pid, os_pid, inside):
         """A slot's process is dead, and did not leave.  Killed outside the kernel it is as if it
@@ -445,7 +451,7 @@ class Machine:
             if slot.access_seq & 1:
                 slot.access_seq += 1
             if not self.init.busy:
-                self.init.request("_reap", cpu, pid)
+                self.init.request("_reap", cpu, pid, os_pid)
             return
         if layout.header().panic == 0:
             header = layout.header()

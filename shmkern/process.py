@@ -44,7 +44,8 @@ def alloc_task():
             task.wait_kind = WAIT_NONE
             task.numa_node = cpu % k.nr_nodes
             memset(cast(pointer(char), task.comm), 0, TASK_COMM_LEN)
-            # One word with os_pid, which is 0 from here on; see announce_process.
+            # One word with os_pid, which is 0 from here on; see announce_process.  Until now it was the
+            # last one's, with no pid.
             WRITE_ONCE64(addressof(task.pid), atomic_add_return32(addressof(k.next_pid), 1))
             return task
     return NULL
@@ -62,9 +63,9 @@ def announce_process(task, pid, os_pid):
 def release_task(task):
     """Gives a slot back.  Whatever the task had is gone already."""
     VM_BUG_ON(task.mm != NULL or task.mempolicy != NULL or task.nr_held != 0 or task.preempt_count != 0)
-    # Both pids.  A process that comes too late finds that it is no task, and the supervisor does
-    # not look for who had the slot when it is claimed again.
-    WRITE_ONCE64(addressof(task.pid), 0)
+    # A process that comes too late finds that it is no task.  Who is killed from here on has left, but for
+    # the slot: os_pid stays, so that reap_task can see to that.
+    WRITE_ONCE32(addressof(task.pid), 0)
     WRITE_ONCE32(addressof(task.parent_pid), 0)
     smp_store_release32(addressof(task.in_kernel), 0)
     smp_store_release32(addressof(task.state), TASK_UNUSED)
@@ -290,13 +291,24 @@ def do_exit():
     set_current(cast(pointer(Task), NULL))
 
 
-def reap_task(task, pid):
-    """Does do_exit for task `pid`, whose process was killed outside the kernel.  Run by init.
+def reap_task(task, pid, os_pid):
+    """Does do_exit for task `pid`, whose process `os_pid` was killed outside the kernel.  Run by init.
+    With pid 0 all of that was done, and the process killed in release_task.
+
+    Does nothing when the slot is not that task's: the supervisor asks again when it was interrupted
+    while it waited for the answer, and somebody else may have the slot by now.
 
     The process may have died in the middle of a memory access; it is over now.  Or there is none
     that anybody knows of, as its maker was killed: then it may come yet, and if it does while we
     are here, the slot is its own.
     """
+    if task.pid != pid:
+        return
+    if pid == 0:
+        # With the host's pid: another one may be on its way out right now, and alive.
+        if task.os_pid == os_pid and READ_ONCE32(addressof(task.state)) == TASK_RUNNING:
+            release_task(task)
+        return
     if READ_ONCE32(addressof(task.os_pid)) == 0 and not announce_process(task, pid, -1):
         return
     VM_BUG_ON(task.in_kernel != 0 or task.rcu_nesting != 0)

@@ -117,5 +117,5 @@ cdef class Syscalls:
     cpdef _copy_process(self, bint share_mm)
     cpdef _abandon(self, u32 cpu, i32 pid)
     cpdef _exit(self)
-    cpdef _reap(self, u32 cpu, i32 pid)
+    cpdef _reap(self, u32 cpu, i32 pid, i32 os_pid)
     cpdef fail_nth(self, u32 nth)

@@ -633,10 +633,10 @@ class Syscalls:
         """Leaves the kernel; the process ends some time later."""
         do_exit()
 
-    def _reap(self, cpu, pid):
-        """Cleans up after task `pid` in slot `cpu`, whose process was killed outside the kernel."""
+    def _reap(self, cpu, pid, os_pid):
+        """Cleans up after task `pid` in slot `cpu`, whose process `os_pid` was killed outside the kernel."""
         kernel_enter()
-        reap_task(addressof(kernel().tasks[cpu]), pid)
+        reap_task(addressof(kernel().tasks[cpu]), pid, os_pid)
         kernel_exit()
 
     def fail_nth(self, nth):

@@ -357,11 +357,50 @@ def test_a_task_on_its_way_out_is_not_taken_for_a_lost_one(machine):
     puppet = Puppet(machine)
     puppet(lambda task: ksym.kernel_enter())
     slot = worker.slot(puppet.cpu)
-    slot.os_pid = 0
+    slot.pid = 0
     look_now(machine)
-    slot.os_pid = puppet.os_pid
+    slot.pid = puppet.pid
     puppet(lambda task: ksym.kernel_exit())
     machine.audit().raise_if_broken()
+
+
+def test_a_task_killed_on_its_way_out_leaves_no_slot(machine):
+    """In the middle of release_task: it had given everything back but the slot.  An audit does not wait
+    for it."""
+    victim = Puppet(machine)
+
+    def retire(task):
+        slot = worker.slot(task.cpu)
+        ksym.kernel_enter()
+        ksym.deactivate_mm(slot.mm, slot)
+        ksym.drop_mm(slot)
+        ksym.exit_files(slot)
+        ksym.drain_cpu_pagevecs(slot)
+        ksym.fold_vm_stat_diff(slot)
+        slot.pid = 0
+    victim(retire)
+    victim.kill()
+    machine.audit(timeout=5).raise_if_broken()
+    look_now(machine)
+    assert tables_in_use() == 1
+    heir = Puppet(machine)
+    assert heir.cpu == victim.cpu
+    # Asked again it leaves the heir alone.
+    for pid in (victim.pid, 0):
+        machine.init.request("_reap", victim.cpu, pid, victim.os_pid)
+    assert is_running(heir) and heir(lambda task: task.load(task.mmap(PAGE), 1)) == b"\0"
+
+
+def test_a_slot_that_is_cleaned_up_twice_is_left_to_its_next_task(machine):
+    """The supervisor was interrupted while it waited for init's answer, and asked again."""
+    victim = Puppet(machine)
+    victim.kill()
+    look_now(machine)
+    heir = Puppet(machine)
+    assert heir.cpu == victim.cpu
+    machine.init.request("_reap", victim.cpu, victim.pid, victim.os_pid)
+    assert is_running(heir)
+    assert heir(lambda task: task.load(task.mmap(PAGE), 1)) == b"\0"
 
 
 def test_a_child_that_is_being_made_is_not_taken_for_an_orphan(machine, monkeypatch):
