@@ -431,8 +431,8 @@ class Machine:
         """A task that was there a moment ago, as `task` says, is dead."""
         slot = worker.slot(int(task["cpu"]))
         pid, os_pid = int(task["pid"]), slot.os_pid
-        if slot.state != task["state"] or slot.pid != pid or not pid and os_pid != int(task["os_pid"]):
-            # It had left by itself, or has begun; somebody else may have the slot by now.
+        if slot.state != task["state"] or slot.pid != pid or os_pid != int(task["os_pid"]):
+            # It had left by itself, or has begun or is about to; somebody else may have the slot by now.
             return
         if not os_pid and int(task["parent_pid"]) in report.running()["pid"]:
             # Its maker's slot was free when we came by it, and this one was not when we came by here.

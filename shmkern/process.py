@@ -302,14 +302,15 @@ def reap_task(task, pid, os_pid):
     that anybody knows of, as its maker was killed: then it may come yet, and if it does while we
     are here, the slot is its own.
     """
-    if task.pid != pid:
+    # The host's pid too.  An orphan may have come since the supervisor found that nobody had; and another
+    # task may be on its way out right now, without a pid, and alive.
+    if task.pid != pid or READ_ONCE32(addressof(task.os_pid)) != cast(u32, os_pid):
         return
     if pid == 0:
-        # With the host's pid: another one may be on its way out right now, and alive.
-        if task.os_pid == os_pid and READ_ONCE32(addressof(task.state)) == TASK_RUNNING:
+        if READ_ONCE32(addressof(task.state)) == TASK_RUNNING:
             release_task(task)
         return
-    if READ_ONCE32(addressof(task.os_pid)) == 0 and not announce_process(task, pid, -1):
+    if os_pid == 0 and not announce_process(task, pid, -1):
         return
     VM_BUG_ON(task.in_kernel != 0 or task.rcu_nesting != 0)
     if READ_ONCE32(addressof(task.access_seq)) & 1:

@@ -403,6 +403,16 @@ def test_a_slot_that_is_cleaned_up_twice_is_left_to_its_next_task(machine):
     assert heir(lambda task: task.load(task.mmap(PAGE), 1)) == b"\0"
 
 
+def test_an_orphan_that_has_begun_when_init_comes_to_it_is_left_alone(machine):
+    """Its parent was killed before it could tell of its process, and so the supervisor knew of none."""
+    orphan = Puppet(machine)
+    va = orphan(lambda task: task.mmap(PAGE))
+    orphan(lambda task: task.store(va, b"mine"))
+    machine.init.request("_reap", orphan.cpu, orphan.pid, 0)
+    assert is_running(orphan)
+    assert orphan(lambda task: task.load(va, 4)) == b"mine"
+
+
 def test_a_child_that_is_being_made_is_not_taken_for_an_orphan(machine, monkeypatch):
     """Its parent's slot was free when the supervisor came by it; the child's was not, when it came by
     that."""
