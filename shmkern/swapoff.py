@@ -155,18 +155,24 @@ def try_to_unuse(si, type):
     fewest = si.max
     since = cast(u64, 0)
     while True:
-        inuse = READ_ONCE64(addressof(si.inuse_pages))
-        if inuse == 0:
+        if READ_ONCE64(addressof(si.inuse_pages)) == 0:
             return 0
-        if inuse < fewest:
-            fewest = inuse
-            since = ktime_get_ns()
+        began = ktime_get_ns()
         rc = unuse_all_mms(type)
         if rc == 0:
             rc = shmem_unuse(type)
         if rc != 0:
             return rc
         unuse_cache(si, type)
+        # Behind the round, in which it may have got on; and a round that took long, for its I/O or because
+        # this process could not run, counts for a slice, as in wait_check.
+        inuse = READ_ONCE64(addressof(si.inuse_pages))
+        now = ktime_get_ns()
+        if inuse < fewest:
+            fewest = inuse
+            since = now
+        elif now - began > 2 * WAIT_SLICE_NS:
+            since += now - began - WAIT_SLICE_NS
         # What is left is being forked, zapped or read this moment, and nobody wakes us after that.
         wait_begin(WAIT_SWAPOFF, si)
         # Each round has had waits of its own; it is the rounds that must not go on for ever.

@@ -10,7 +10,7 @@ import pytest
 from multiprocess import get_context
 
 import shmkern
-from helpers import Puppet, until, until_waits
+from helpers import PAGE, Puppet, until, until_waits
 from shmkern import direct_map, layout
 from shmkern.kallsyms import ksym
 from shmkern.layout import constants as C
@@ -211,6 +211,29 @@ def test_swapoff_that_cannot_get_on_is_a_hung_task_and_names_who_may_have_the_sl
     assert re.search(r"  in task 1 \(.*\)$", stopped.value.report, re.M), stopped.value.report
     assert re.search(r"task 1 \(.*\) waits \d\.\d s for free slots of: kernel 0 swap_info\[0\], "
                      r"held by task \d+ \(holder, CPU \d+, host pid \d+\) in the kernel", stopped.value.report), stopped.value.report
+
+
+def test_swapoff_whose_process_is_stopped_for_longer_than_the_limit_goes_on(boot, tmp_path):
+    machine = boot(frames_per_node=2048, hung_task_timeout=2.5)
+    area = machine.swapon(tmp_path / "swap", 8000)
+    user, giver = Puppet(machine), Puppet(machine)
+    va = user(lambda task: task.mmap(5000 * PAGE))
+    user(lambda task: task.store64_many([va + index * PAGE for index in range(5000)], 7) is None)
+    # Room for what comes back.
+    user(lambda task: task.munmap(va + 2500 * PAGE, 2500 * PAGE))
+
+    def in_use():
+        return int(layout.kernel().swap_info[area]["inuse_pages"])
+    used = in_use()
+    giver.begin(lambda task: ksym.do_swapoff(area))
+    deadline = time.monotonic() + 20
+    while in_use() == used and time.monotonic() < deadline:
+        pass
+    os.kill(giver.os_pid, signal.SIGSTOP)
+    # On a busy host it may be over by now, and then there is nothing to see.
+    time.sleep(4)
+    os.kill(giver.os_pid, signal.SIGCONT)
+    assert giver.reply() == 0 and in_use() == 0
 
 
 def test_swapoff_ends_with_the_machine(boot, tmp_path):
