@@ -209,6 +209,32 @@ def test_what_is_left_out_leads_nowhere_else(tmp_path):
     assert runs["dpor"] < 0.8 * runs["all"]
 
 
+RANGE = """
+    one = room.task()
+    flag = one.mmap(2 * PAGE)
+    data = flag + PAGE
+    one.store64(flag, 0), one.store64(data, 0)
+    two = room.task(shares=one)
+    two.fetch_add64(flag, 0), two.fetch_add64(data, 0)
+    def tell(task):
+        task.store64(flag, 1)
+        return task.load(data, {size})
+    def answer(task):
+        task.cmpxchg64(data, 0, 1 + task.load64(flag))
+    room.program(one, tell)
+    room.program(two, answer)
+    room.check(lambda read, _none: not read.startswith(bytes([2])))
+"""
+
+
+@pytest.mark.parametrize("size", [16, 64, 4096])
+def test_others_are_tried_before_words_are_read_at_once(tmp_path, scenario, size):
+    """Somebody sees the flag and answers, in a word that is then copied with others: there is no access of
+    a single word in between."""
+    results, _text = explore(tmp_path, "--file", scenario(RANGE.format(size=size)), "--preemptions", 1, status=1)
+    assert results[0]["failure"]["kind"] == "lost data"
+
+
 @pytest.mark.parametrize("strategy", ["pct", "random"])
 def test_sampling_runs_as_many_schedules_as_it_is_told(tmp_path, strategy):
     result = explore(tmp_path, "store", "--strategy", strategy, "--runs", 500, "--jobs", 2)[0][0]

@@ -736,10 +736,14 @@ static void check_page(u64 offset, u64 size, int how, u64 pc)
 
 	if (whole->pad == 0 && whole->exclusive[me] == 0 && whole->shared[me] == 0)
 		memset(rt.page_touched[page], 0, 64), whole->pad = 1;
-	for (u64 word = first; word < first + size / 8; word++)
-		if (rt.page_touched[page][word >> 6] >> (word & 63) & 1)
-			check(cell_of((offset & ~4095ull) + word * 8), &rt.words[(offset >> 3) - first + word],
+	/* Points whether they were touched or not: what a task has read or filled at once is part of its state. */
+	for (u64 word = first; word < first + size / 8; word++) {
+		u8 *flags = &rt.words[(offset >> 3) - first + word];
+
+		if (rt.page_touched[page][word >> 6] >> (word & 63) & 1 || *flags & WORD_POINT)
+			check(cell_of((offset & ~4095ull) + word * 8), flags,
 			      rt.base + (offset & ~4095ull) + word * 8, how, pc);
+	}
 	if ((how & IS_WRITE ? whole->exclusive : whole->shared)[me] == t->clock[me])
 		return;
 	no_point = WORD_NEW_POINT;
@@ -806,6 +810,31 @@ static void follow_dependencies(u64 offset)
 			join(t->clock, t->dependency[i].clock);
 }
 
+/* An access is about to happen: of a point, or of several words with points among them, such as a page that
+ * is copied? */
+static inline void look_for_points(u64 offset, u64 size, int how)
+{
+	u64 last = (offset + size - 1) >> 3, point = 0;
+	int points = 0, one_cell;
+	u8 word;
+
+	for (u64 at = offset >> 3; at <= last; at++)
+		if (!(at & 7) && !*(u64 *)(rt.words + at))
+			at += 7;
+		else if (rt.words[at] & WORD_POINT) {
+			point = at;
+			points++;
+		}
+	if (likely(!points))
+		return;
+	word = rt.words[point];
+	one_cell = points == 1 && (size <= 4 || !(word & WORD_SPLIT));
+	/* With a bound on steps it would not do as well behind the access. */
+	at_point(rt.unit && one_cell && rt.step_bound == RUN_ON ?
+		 uses_of(cell_at(offset >> 3 == point ? offset : point << 3)) : NULL,
+		 word & WORD_COUNTER ? !(how & IS_ADD) : how & IS_WRITE);
+}
+
 static void watch_sleeping_locks(u64 offset, u64 pc);
 
 /* An access is about to happen: switch if it is time to, then enter it in the books. */
@@ -824,14 +853,8 @@ static __attribute__((noinline)) void access_in_run(u64 offset, u64 size, int ho
 		}
 		next->state = READY;
 		preempt(next);
-	} else if (rt.words[offset >> 3] & WORD_POINT && size <= 8) {
-		u8 word = rt.words[offset >> 3];
-		int one_cell = !(word & WORD_SPLIT) || size <= 4;
-
-		/* With a bound on steps it would not do as well behind the access. */
-		at_point(rt.unit && one_cell && rt.step_bound == RUN_ON ? uses_of(cell_at(offset)) : NULL,
-			 word & WORD_COUNTER ? !(how & IS_ADD) : how & IS_WRITE);
-	}
+	} else
+		look_for_points(offset, size, how);
 	if (rt.mode != RUN)
 		return;
 	trace(rt.base + offset, size, how, pc);
