@@ -263,6 +263,24 @@ def test_sampling_finds_a_lost_update(tmp_path, scenario, strategy):
     assert results[0]["failure"]["kind"] == "lost data"
 
 
+def test_a_store_to_a_frame_that_has_been_freed_is_found(tmp_path, scenario):
+    """Though nobody gets the frame again, and the task itself has freed it: there is no race."""
+    path = scenario("""
+        from shmkern import layout
+        one = room.task()
+        file = room.file(one, [3])
+        inode = layout.struct("AddressSpace", file.mapping).host
+        def program(task):
+            page = task.kernel("alloc_page", C["GFP_HIGHUSER_MOVABLE"])
+            task.kernel("put_page", page)
+            task.kernel("read_into_page", inode, page, 0, 2048)
+        room.program(one, program)
+        room.program(room.task(), lambda task: None)
+    """)
+    results, text = explore(tmp_path, "--file", path, status=1)
+    assert results[0]["failure"]["kind"] == "audit" and "a free frame was written to" in text
+
+
 def test_a_livelock_shows_what_is_done_again_and_again(tmp_path, scenario):
     """Two tasks wait for a writer that there is not; each gives its CPU away in between."""
     path = scenario("""

@@ -379,7 +379,7 @@ class Room:
 
     def audit_text(self):
         """What the audit says of the machine as it is; "" when it is whole."""
-        return "; ".join(str(finding) for finding in audit_module.audit().findings[:4])
+        return "; ".join(str(finding) for finding in audit_module.audit(check_poison=True).findings[:4])
 
     def audit_once(self):
         """ValueError when the scenario begins with a broken machine."""
