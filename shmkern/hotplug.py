@@ -110,9 +110,8 @@ def empty_zone(zone, deadline):
             failures += 1
             if failures == NR_OFFLINE_RETRIES:
                 return rc
-        if rc != 0:
-            # Whoever has the pages needs a moment.
-            cpu_yield()
+        # Whoever has the pages needs a moment: one that is on its way to a free list looks as if nothing were left.
+        cpu_yield()
     return 0
 
 
