@@ -188,6 +188,7 @@ cdef void poison_frames(Page* page, u64 order) noexcept nogil
 cdef void prep_new_page(Page* page, u64 order, u64 gfp) noexcept nogil
 cdef Page* rmqueue_checked(Zone* zone, u64 order, u64 mark, u64 gfp) noexcept nogil
 cdef u64 allowed_nodes(u64 gfp) noexcept nogil
+@cython.locals(least=u64)
 cdef Page* get_page_from_freelist(i32 nid, u64 gfp, u64 order, int mark, u64 nodes) noexcept nogil
 cdef Page* alloc_pages_nodemask(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
 cdef void wakeup_kswapd(i32 nid) noexcept nogil

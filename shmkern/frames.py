@@ -168,7 +168,8 @@ def get_page_from_freelist(nid, gfp, order, mark, nodes):
             break
         if node_isset(node, nodes):
             zone = k.zones + node
-            page = rmqueue_checked(zone, order, 0 if mark == WMARK_NONE else zone.watermark[mark], gfp)
+            least = 0 if mark == WMARK_NONE else READ_ONCE64(address(zone.watermark[mark]))
+            page = rmqueue_checked(zone, order, least, gfp)
             if page != NULL:
                 return page
         if gfp & __GFP_THISNODE:
@@ -437,9 +438,10 @@ def setup_per_zone_pages_min():
         zone = k.zones + nid
         pages = (kbytes >> (PAGE_SHIFT - 10)) * zone.present_pages // present
         pages = min(pages, zone.present_pages // 32)
-        zone.watermark[WMARK_MIN] = pages
-        zone.watermark[WMARK_LOW] = pages + (pages >> 2)
-        zone.watermark[WMARK_HIGH] = pages + (pages >> 1)
+        # Who allocates meanwhile, without a lock, goes by the old mark or by the new one.
+        WRITE_ONCE64(address(zone.watermark[WMARK_MIN]), pages)
+        WRITE_ONCE64(address(zone.watermark[WMARK_LOW]), pages + (pages >> 2))
+        WRITE_ONCE64(address(zone.watermark[WMARK_HIGH]), pages + (pages >> 1))
 
 
 def calc_inactive_ratio(pages):

@@ -340,8 +340,8 @@ def get_scan_ratio(zone, priority, sc, percent):
         return
     anon = zone_nr_pages(zone, sc, LRU_ACTIVE_ANON) + zone_nr_pages(zone, sc, LRU_INACTIVE_ANON)
     files = zone_nr_pages(zone, sc, LRU_ACTIVE_FILE) + zone_nr_pages(zone, sc, LRU_INACTIVE_FILE)
-    if scanning_global_lru(sc) and \
-            files + READ_ONCE64(addressof(zone.vm_stat[NR_FREE_PAGES])) <= zone.watermark[WMARK_HIGH]:
+    if scanning_global_lru(sc) and files + READ_ONCE64(addressof(zone.vm_stat[NR_FREE_PAGES])) <= \
+            READ_ONCE64(addressof(zone.watermark[WMARK_HIGH])):
         percent[0] = 100
         percent[1] = 0
         return
@@ -438,7 +438,7 @@ set_mem_cgroup_reclaim(try_to_free_mem_cgroup_pages)
 def pgdat_balanced(pgdat):
     """Whether the node has as much free as kswapd wants."""
     zone = pgdat.node_zone
-    return zone_watermark_ok(zone, 0, zone.watermark[WMARK_HIGH], 0)
+    return zone_watermark_ok(zone, 0, READ_ONCE64(addressof(zone.watermark[WMARK_HIGH])), 0)
 
 
 def balance_pgdat(pgdat):
