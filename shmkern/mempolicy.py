@@ -110,14 +110,14 @@ def mpol_rebind_preferred(pol, nodes):
     if pol.flags & MPOL_F_STATIC_NODES:
         node = first_node(pol.user_nodemask)
         if node_isset(node, nodes):
-            pol.preferred_node = node
-            pol.flags &= ~cast(u32, MPOL_F_LOCAL)
+            WRITE_ONCE32(addressof(pol.preferred_node), node)
+            WRITE_ONCE32(addressof(pol.flags), pol.flags & ~cast(u32, MPOL_F_LOCAL))
         else:
-            pol.flags |= MPOL_F_LOCAL
+            WRITE_ONCE32(addressof(pol.flags), pol.flags | MPOL_F_LOCAL)
     elif pol.flags & MPOL_F_RELATIVE_NODES:
-        pol.preferred_node = first_node(mpol_relative_nodemask(pol.user_nodemask, nodes))
+        WRITE_ONCE32(addressof(pol.preferred_node), first_node(mpol_relative_nodemask(pol.user_nodemask, nodes)))
     elif not pol.flags & MPOL_F_LOCAL:
-        pol.preferred_node = node_remap(pol.preferred_node, pol.cpuset_mems_allowed, nodes)
+        WRITE_ONCE32(addressof(pol.preferred_node), node_remap(pol.preferred_node, pol.cpuset_mems_allowed, nodes))
         pol.cpuset_mems_allowed = nodes
 
 
@@ -141,10 +141,13 @@ def policy_node(gfp, pol):
     nid = numa_node_id()
     if pol == NULL:
         return nid
-    if pol.mode == MPOL_PREFERRED and not pol.flags & MPOL_F_LOCAL:
-        return pol.preferred_node
-    if pol.mode == MPOL_BIND and gfp & __GFP_THISNODE and not node_isset(nid, pol.nodes) and pol.nodes != 0:
-        return first_node(pol.nodes)
+    # One look at each: a cpuset that changes rebinds the policy meanwhile, and may leave it without nodes.
+    if pol.mode == MPOL_PREFERRED and not READ_ONCE32(addressof(pol.flags)) & MPOL_F_LOCAL:
+        return cast(i32, READ_ONCE32(addressof(pol.preferred_node)))
+    if pol.mode == MPOL_BIND and gfp & __GFP_THISNODE:
+        nodes = READ_ONCE64(addressof(pol.nodes))
+        if nodes != 0 and not node_isset(nid, nodes):
+            return first_node(nodes)
     return nid
 
 
