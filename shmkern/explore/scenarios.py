@@ -449,3 +449,149 @@ def isolated_fault(room):
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(other, program)
     room.check(lambda: (user.load64(va), user.load64(va + PAGE)) == (NEW, OLD))
+
+
+def page_on_last_node(room):
+    """As one_page, of a machine whose last node has nothing that cannot be moved away.  The other task has
+    the same address space.  (user, va, other)"""
+    # The first task's page tables would be there.
+    away, user = room.task(), room.task()
+    away.exit()
+    other = room.task(shares=user)
+    va = user.mmap(2 * PAGE)
+    user.store64(va + PAGE, OLD)
+    user.set_mempolicy(C["MPOL_PREFERRED"], [1])
+    user.store64(va, OLD)
+    user.store64(va + 8, OLD)
+    user.kernel("lru_add_drain_all")
+    return user, va, other
+
+
+def offline(task):
+    """A program that takes the last node offline.  Returns 0 or an errno."""
+    try:
+        task.offline_node(1)
+    except OSError as error:
+        return error.errno
+    return 0
+
+
+@scenario
+def offline_store(room):
+    """A store to a page whose node goes offline."""
+    user, va, other = page_on_last_node(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(other, offline)
+    room.check(lambda _none, status: is_stored(user, va) and (status == 0) == (user.frame_of(va) < FRAMES_PER_NODE))
+
+
+@scenario
+def offline_fault(room):
+    """A first touch of a page that would come from a node which goes offline, and whose watermarks change
+    with that."""
+    user, va, other = page_on_last_node(room)
+    new = user.mmap(PAGE)
+    room.program(user, lambda task: task.store64(new, NEW))
+    room.program(other, offline)
+    room.check(lambda: (user.load64(va), user.load64(new)) == (OLD, NEW))
+
+
+@scenario
+def offline_exit(room):
+    """A task exits while the node goes offline that its pages and page tables are on: who waits for
+    the last of them, which is on no list, gives its CPU away."""
+    user, other = room.task(), room.task()
+    user.set_mempolicy(C["MPOL_PREFERRED"], [1])
+    user.store64(user.mmap(PAGE), OLD)
+    room.program(user, lambda task: task.exit())
+    room.program(other, offline)
+    room.check(lambda _none, status: status in (0, errno.EBUSY))
+
+
+@scenario
+def cpuset_exit(room):
+    """A task's cpuset gets other nodes, and its pages are to follow, while it exits."""
+    user, va, other = page_on_last_node(room)
+    cpuset = user._cpuset_create(0, [0, 1], C["CS_MEMORY_MIGRATE"])
+    user._cpuset_attach(cpuset, user.pid)
+    room.program(user, lambda task: task.exit())
+    room.program(other, lambda task: task._cpuset_set_mems(cpuset, [0]))
+    room.check(lambda: other.load64(va) == OLD)
+
+
+@scenario
+def cow_twice(room):
+    """Two address spaces share a page, and both write to it: one gets a copy, or both do, and none the
+    other's word."""
+    user, va, _migrator = one_page(room)
+    child = room.forked(user)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(child, lambda task: task.store64(va, OLD + 1))
+    room.check(lambda: is_stored(user, va) and is_stored(child, va, OLD + 1))
+
+
+@scenario
+def cow_exit(room):
+    """A task writes to a page while the other one that has it exits: it copies the page, or keeps it."""
+    user, va, _migrator = one_page(room)
+    child = room.forked(user)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(child, lambda task: task.exit())
+    room.check(lambda: is_stored(user, va))
+
+
+@scenario
+def cow_load(room):
+    """One thread gets a copy of a page that is shared with a child, another reads by the translation that it
+    had before: once it has seen what was stored it never sees the old page again."""
+    user, va, _migrator = one_page(room)
+    child, other = room.forked(user), room.task(shares=user)
+    other.load64(va)
+    room.program(user, lambda task: (task.store64(va, NEW), task.load64(va))[1])
+    room.program(other, lambda task: (task.load64(va), task.load64(va)))
+    room.check(lambda own, seen: own == NEW and seen in ((OLD, OLD), (OLD, NEW), (NEW, NEW)) and child.load64(va) == OLD)
+
+
+@scenario
+def fork_store(room):
+    """The address space is copied while another thread stores to two words, by the translation that it
+    has: the child has both, the first, or none, and what comes later it does not see."""
+    user, va, _migrator = one_page(room)
+    other = room.task(shares=user)
+    other.store64(va, OLD)
+
+    def store(task):
+        task.store64(va, NEW)
+        task.store64(va + 8, NEW)
+    room.program(user, lambda task: task.fork())
+    room.program(other, store)
+
+    def apart(child, _none):
+        seen = [room.load_in(child, va), room.load_in(child, va + 8)]
+        assert seen in ([OLD, OLD], [NEW, OLD], [NEW, NEW])
+        other.store64(va, OLD + 1)
+        return room.load_in(child, va) == seen[0] and user.load64(va + 8) == NEW
+    room.check(apart)
+
+
+@scenario
+def mprotect_store(room):
+    """A page becomes read-only while another thread stores to it, by the translation that it has: once
+    mprotect has returned, the page stays as it is."""
+    user, va, _migrator = one_page(room)
+    other = room.task(shares=user)
+    other.store64(va, OLD)
+
+    def protect(task):
+        task.mprotect(va, PAGE, PROT_READ)
+        return task.load64(va)
+
+    def store(task):
+        try:
+            task.store64(va, NEW)
+        except SegmentationFault:
+            return OLD
+        return NEW
+    room.program(user, protect)
+    room.program(other, store)
+    room.check(lambda seen, stored: seen == stored == user.load64(va))

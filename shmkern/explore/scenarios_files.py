@@ -424,3 +424,61 @@ def read_extend(room):
     room.program(room.forked(user), lambda task: task.pread(file.fd, 16, 0))
     old, new = (word.to_bytes(8, "little") for word in (OLD, NEW))
     room.check(lambda _count, read: read in (old, old + new))
+
+
+# ---- write, msync, private copies --------------------------------------------------
+
+@scenario
+def write_migrate(room):
+    """A file is written to while its page, which is mapped, is being moved."""
+    user, va, file, migrator = cached_page(room)
+    room.program(user, lambda task: task.pwrite(file.fd, NEW.to_bytes(8, "little"), 0))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: is_kept(user, va, file))
+
+
+@scenario
+def msync_store(room):
+    """msync while another task stores to the page: what was stored before is in the file when it returns,
+    and what comes too late is written another time."""
+    user, va, file, _migrator = cached_page(room, dirty=True)
+
+    def sync(task):
+        task.store64(va, NEWER)
+        task.msync(va, PAGE)
+        assert file.word(0) == NEWER
+    room.program(user, sync)
+    room.program(room.forked(user), lambda task: task.store64(va + 16, NEWER))
+
+    def written():
+        assert is_kept(user, va, file, NEWER)
+        return user.load64(va + 16) == file.word(16) == NEWER
+    room.check(written)
+
+
+@scenario
+def private_truncate(room):
+    """The file is truncated while a store through a private mapping copies its page: the copy goes too."""
+    user, file, _page, _move, _migrator = unmapped_page(room)
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, C["MAP_PRIVATE"], fd=file.fd)
+    user.load64(va)
+    other = room.forked(user)
+
+    def store(task):
+        try:
+            task.store64(va, NEW)
+        except BusError:
+            pass
+    room.program(user, store)
+    room.program(other, lambda task: task.ftruncate(file.fd, 0))
+    room.check(lambda: file.length == 0 and is_cut_off(user, va) and is_cut_off(other, va))
+
+
+@scenario
+def truncate_exit(room):
+    """The file is truncated while a task that maps its dirty page exits."""
+    user, va, file, _migrator = cached_page(room, dirty=True)
+    other = room.forked(user)
+    room.program(user, lambda task: task.exit())
+    room.program(other, lambda task: task.ftruncate(file.fd, 0))
+    room.check(lambda: file.length == 0 and is_cut_off(other, va))

@@ -8,8 +8,9 @@ import errno
 from shmkern import layout, worker
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
-from shmkern.explore.scenarios import NEW, OLD, fork_while, is_stored, migrate, migrate_frame, one_page
-from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, PROT_WRITE, cached_page
+from shmkern.explore.scenarios import (MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, fork_while, is_stored, migrate,
+                                       migrate_frame, one_page)
+from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, PROT_WRITE, cached_page, is_kept, unmapped_page
 
 GFP_KERNEL, MAP_ANONYMOUS = C["GFP_KERNEL"], C["MAP_ANONYMOUS"]
 ANON, FILE = 0, 1
@@ -430,3 +431,153 @@ def swapoff_fork_areas(room):
     room.program(user, lambda task: task.fork())
     room.program(room.task(), lambda task: task.kernel("do_swapoff", 0))
     room.check(lambda child, _none: user.load64(va) == room.load_in(child, va) == first.load64(elsewhere) == OLD)
+
+
+# ---- reclaim, and what programs do meanwhile ----------------------------------------
+
+def zone_of_page(page):
+    """The address of the zone that a page is in."""
+    frame = (page - layout.kernel().mem_map) // layout.sizeof("Page")
+    return layout.kernel().zones + frame // FRAMES_PER_NODE * layout.sizeof("Zone")
+
+
+@scenario
+def reclaim_fork(room):
+    """The address space is copied while reclaim takes its page; then each side has its own."""
+    user, va, reclaimer = swappable_page(room)
+    fork_while(room, user, va, reclaimer, reclaim(room, user, va))
+
+
+@scenario
+def reclaim_munmap(room):
+    """A page is unmapped while reclaim takes it: neither the page nor its slot is left over."""
+    user, va, reclaimer = swappable_page(room)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(reclaimer, reclaim(room, user, va))
+
+
+@scenario
+def reclaim_mremap(room):
+    """A page is moved in the address space while reclaim takes it."""
+    user, va, reclaimer = swappable_page(room)
+    target = va - (8 << 20)
+    room.program(user, lambda task: task.mremap(va, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target))
+    room.program(reclaimer, reclaim(room, user, va))
+    room.check(lambda: user.load64(target) == OLD)
+
+
+@scenario
+def reclaim_cow(room):
+    """Reclaim takes a page that two address spaces share, while one of them writes to it."""
+    user, va, reclaimer = swappable_page(room)
+    evict = reclaim(room, user, va)
+    child = room.forked(user)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(reclaimer, evict)
+    room.check(lambda: is_stored(user, va) and is_stored(child, va, OLD))
+
+
+@scenario
+def reclaim_swapoff(room):
+    """Reclaim takes a page while the only swap area is given back."""
+    user, va, reclaimer = swappable_page(room)
+    room.program(room.task(), lambda task: task.kernel("do_swapoff", 0))
+    room.program(reclaimer, reclaim(room, user, va))
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
+def swap_cache_reclaim(room):
+    """A store brings back a page that is still in the swap cache, while reclaim takes it from there."""
+    user, va, page, reclaimer = in_swap_cache(room)
+    zone, control = zone_of_page(page), scan_control(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(reclaimer, lambda task: task.kernel("shrink_inactive_list", zone, ANON, 1, control))
+    room.check(lambda: is_stored(user, va))
+
+
+@scenario
+def swap_in_fork(room):
+    """The address space is copied while another thread stores to a page that is in its slot: the child has
+    the page as it was before or after, and stays with it."""
+    user, va, _node, _migrator = swapped_out(room)
+    other = room.task(shares=user)
+    room.program(user, lambda task: task.fork())
+    room.program(other, lambda task: task.store64(va, NEW))
+
+    def apart(child, _none):
+        seen = room.load_in(child, va)
+        assert seen in (OLD, NEW) and is_stored(user, va)
+        other.store64(va, OLD + 1)
+        return room.load_in(child, va) == seen
+    room.check(apart)
+
+
+@scenario
+def reclaim_write_file(room):
+    """A file is written to while reclaim takes its page."""
+    user, file, page, _move, reclaimer = unmapped_page(room)
+    user.kernel("lru_add_drain_all")
+    zone, control = zone_of_page(page), scan_control(room)
+    room.program(user, lambda task: task.pwrite(file.fd, NEW.to_bytes(8, "little"), 0))
+    room.program(reclaimer, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
+
+    def kept():
+        va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+        return is_kept(user, va, file)
+    room.check(kept)
+
+
+@scenario
+def reclaim_store_file(room):
+    """A store to a clean page of a file that reclaim takes: it is in the page that is given up, which is
+    dirty then and stays, or in the one that the file gets next."""
+    user, va, file, reclaimer = cached_page(room)
+    user.kernel("lru_add_drain_all")
+    zone, control = zone_of(user, va), scan_control(room)
+    user.kernel("page_referenced", room.page_of(user, va), 1, 0)
+    user.kernel("shrink_active_list", zone, FILE, 1, control)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(reclaimer, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
+    room.check(lambda: is_kept(user, va, file))
+
+
+@scenario(memcg=True)
+def limit_faults(room):
+    """Two threads touch a page each in a group that may have one: one of them gets it."""
+    user = room.task()
+    group = user.cgroup_create("group", PAGE)
+    user.cgroup_attach(group)
+    va = user.mmap(2 * PAGE)
+
+    def touch(at):
+        def program(task):
+            try:
+                task.store64(at, NEW)
+            except OSError as error:
+                assert error.errno == errno.ENOMEM
+                return 0
+            return PAGE
+        return program
+    room.program(user, touch(va))
+    room.program(room.task(shares=user), touch(va + PAGE))
+    room.check(lambda one, two: one + two == PAGE == user.cgroup_stat(group)["usage"])
+
+
+@scenario(memcg=True)
+def attach_exit(room):
+    """A task is put into another group while it exits: no group has a charge or a task left over."""
+    user, _va, _migrator = one_page(room, group="group")
+    old, _memcg = group_of(user)
+    other = room.task()
+    new = other.cgroup_create("other")
+    pid = user.pid
+
+    def attach(task):
+        try:
+            task.cgroup_attach(new, pid)
+        except OSError as error:
+            assert error.errno in (errno.ESRCH, errno.EINVAL)
+    room.program(user, lambda task: task.exit())
+    room.program(other, attach)
+    room.check(lambda: other.cgroup_stat(old)["usage"] == other.cgroup_stat(new)["usage"] == 0)
