@@ -125,10 +125,11 @@ class HostFile:
         return int(layout.view("u64", self._length + PAGE + offset)[()])
 
     def fill(self, words):
-        """Makes it as many pages long as there are `words`, which their pages begin with, twice."""
+        """Makes it as many pages long as there are `words`, which their pages begin with, twice, and end with."""
         layout.view("u64", self._length)[()] = len(words) * PAGE
         for index, word in enumerate(words):
-            layout.view("u64", self._length + PAGE * (index + 1), 2)[:] = word
+            page = layout.view("u64", self._length + PAGE * (index + 1), PAGE // 8)
+            page[:2] = page[-1] = word
 
 
 class Run:

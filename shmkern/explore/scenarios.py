@@ -12,25 +12,26 @@ from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
 
 PROT_READ, MREMAP_MAYMOVE, MREMAP_FIXED = C["PROT_READ"], C["MREMAP_MAYMOVE"], C["MREMAP_FIXED"]
 OLD, NEW = 0x0123456789abcdef, 0xfedcba9876543210
+LAST = PAGE - 8
 
 
 def one_page(room, value=OLD, group=None):
-    """A task with one page of its own that begins with a word, twice, and a migrator.  In a new control
-    group of that name.  (user, va, migrator)"""
+    """A task with one page of its own that begins with a word, twice, and ends with it, and a migrator.  In a
+    new control group of that name.  (user, va, migrator)"""
     user = room.task()
     if group:
         user.cgroup_attach(user.cgroup_create(group))
     va = user.mmap(PAGE)
-    user.store64(va, value)
-    user.store64(va + 8, value)
+    for at in (va, va + 8, va + LAST):
+        user.store64(at, value)
     migrator = room.task()
     migrator.migrate_prep()
     return user, va, migrator
 
 
 def is_stored(task, va, value=NEW):
-    """Whether a word that was stored is in its page, with what was there beside it."""
-    return (task.load64(va), task.load64(va + 8)) == (value, OLD)
+    """Whether a word that was stored is in its page, with what was there beside it and at the page's end."""
+    return (task.load64(va), task.load64(va + 8), task.load64(va + LAST)) == (value, OLD, OLD)
 
 
 def other_node(user, va):
@@ -461,8 +462,8 @@ def page_on_last_node(room):
     va = user.mmap(2 * PAGE)
     user.store64(va + PAGE, OLD)
     user.set_mempolicy(C["MPOL_PREFERRED"], [1])
-    user.store64(va, OLD)
-    user.store64(va + 8, OLD)
+    for at in (va, va + 8, va + LAST):
+        user.store64(at, OLD)
     user.kernel("lru_add_drain_all")
     return user, va, other
 

@@ -6,7 +6,7 @@ May import: room, scenarios.
 from shmkern import layout
 from shmkern.errors import BusError, SegmentationFault
 from shmkern.explore.room import C, PAGE, scenario
-from shmkern.explore.scenarios import MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, is_stored, migrate_frame
+from shmkern.explore.scenarios import LAST, MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, is_stored, migrate_frame
 
 MAP_SHARED, PROT_READ, PROT_WRITE = C["MAP_SHARED"], C["PROT_READ"], C["PROT_WRITE"]
 GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
@@ -198,7 +198,7 @@ def shared_anonymous(room):
     """A store to a page of shared anonymous memory that is being moved."""
     user = room.task()
     va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | C["MAP_ANONYMOUS"])
-    for at in (va, va + 8):
+    for at in (va, va + 8, va + LAST):
         user.store64(at, OLD)
     migrator = room.task()
     migrator.migrate_prep()
