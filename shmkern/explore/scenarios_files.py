@@ -164,6 +164,18 @@ def munmap_locked(room):
 
 
 @scenario
+def munlock_mprotect(room):
+    """Two tasks have a page of a file locked.  One lets go while the other changes the protection of its
+    mapping, whose PTE is none for a moment: the page stays locked."""
+    user, va, _file, _migrator = cached_page(room)
+    other = room.forked(user)
+    for task in (user, other):
+        task.mlock(va, PAGE)
+    room.program(user, lambda task: task.munlock(va, PAGE))
+    room.program(other, lambda task: task.mprotect(va, PAGE, PROT_READ))
+
+
+@scenario
 def fork_file(room):
     """The address space is copied while its page of a file is being moved."""
     user, va, file, migrator = cached_page(room, dirty=True)
@@ -380,10 +392,9 @@ def writeback_buffers(room):
     room.check(lambda: is_kept(user, va, file))
 
 
-@scenario
-def munmap_writeback(room):
-    """A page is unmapped while a thread stores to it by the translation that it has, and written
-    back.  A store that has succeeded is in the file after an fsync."""
+def store_written(room, change):
+    """A mapped page is written back while a thread stores to it by the translation that it has, and another
+    does change(task, va).  A store that has succeeded is in the file after an fsync."""
     user, va, file, flusher = cached_page(room, dirty=True)
     other = room.task(shares=user)
     other.store64(va, NEW)
@@ -394,7 +405,7 @@ def munmap_writeback(room):
         except SegmentationFault:
             return NEW
         return NEWER
-    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(user, lambda task: change(task, va))
     room.program(other, store)
     room.program(flusher, lambda task: task.writeback())
 
@@ -402,6 +413,20 @@ def munmap_writeback(room):
         user.fsync(file.fd)
         return file.word(0) == stored
     room.check(is_written)
+
+
+@scenario
+def munmap_writeback(room):
+    """A page is unmapped while a thread stores to it by the translation that it has, and written
+    back.  A store that has succeeded is in the file after an fsync."""
+    store_written(room, lambda task, va: task.munmap(va, PAGE))
+
+
+@scenario
+def mprotect_writeback(room):
+    """As munmap_writeback; the page is made read-only.  Its PTE is none for a moment, and writeback must not
+    take it for unmapped then: no CPU has been told yet."""
+    store_written(room, lambda task, va: task.mprotect(va, PAGE, PROT_READ))
 
 
 @scenario
