@@ -318,6 +318,15 @@ def anon_vma(room):
 
 
 @scenario
+def munmap_forked(room):
+    """Two address spaces that share a page unmap it: its anon_vma goes with the last area, once."""
+    user, va, _migrator = one_page(room)
+    child = room.forked(user)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(child, lambda task: task.munmap(va, PAGE))
+
+
+@scenario
 def slab_reclaim(room):
     """A task wants an object when the arena is used up, but for one that waits for its grace period;
     another task takes that one off the queue, to free it."""
