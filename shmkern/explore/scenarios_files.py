@@ -261,12 +261,11 @@ def truncate_mapped(room):
     room.check(lambda: file.length == 0 and is_cut_off(user, va))
 
 
-@scenario
-def truncate_fault(room):
-    """The file is truncated while a task touches its page: what was there is gone in the end, for the
-    task as well."""
+def truncate_touched(room, flags):
+    """The file is truncated while a task stores to its page through a mapping of its own: there is no page
+    for the task in the end."""
     user, file, _page, _move, other = unmapped_page(room)
-    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, flags, fd=file.fd)
     inode = field("AddressSpace", file.mapping, "host")
 
     def touch(task):
@@ -278,6 +277,19 @@ def truncate_fault(room):
     room.program(user, touch)
     room.program(other, lambda task: task.kernel("do_truncate", inode, 0))
     room.check(lambda: file.length == 0 and is_cut_off(user, va))
+
+
+@scenario
+def truncate_fault(room):
+    """The file is truncated while a task touches its page: what was there is gone in the end, for the
+    task as well."""
+    truncate_touched(room, MAP_SHARED)
+
+
+@scenario
+def truncate_private(room):
+    """As truncate_fault, with a private mapping: the copy that the task has just got goes as well."""
+    truncate_touched(room, C["MAP_PRIVATE"])
 
 
 @scenario
