@@ -451,6 +451,16 @@ def read_migrate(room):
 
 
 @scenario
+def read_twice(room):
+    """Two tasks read a page that has been used before: it is activated, once."""
+    user, file, _page, _move, _migrator = unmapped_page(room)
+    other = room.forked(user)
+    room.program(user, lambda task: task.pread(file.fd, 8, 0))
+    room.program(other, lambda task: task.pread(file.fd, 8, 0))
+    room.check(lambda one, two: one == two == OLD.to_bytes(8, "little"))
+
+
+@scenario
 def read_extend(room):
     """A file is read while a write makes it longer."""
     user = room.task()
