@@ -330,6 +330,41 @@ def charged_munmap(room):
     room.check(lambda: user.cgroup_stat(group)["usage"] == 0)
 
 
+def charged_race(room, user, va):
+    """Two threads of an address space in a control group store to a page of which both get a frame: the
+    one that is given back is not charged any more."""
+    group, other = group_of(user)[0], room.task(shares=user)
+    before = user.cgroup_stat(group)["usage"]
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(other, lambda task: task.store64(va + 8, NEW))
+    room.check(lambda: user.load64(va) == user.load64(va + 8) == NEW and
+               user.cgroup_stat(group)["usage"] == before + PAGE)
+
+
+@scenario(memcg=True)
+def charged_first_touch(room):
+    """As first_touch, in a control group."""
+    user, _va, _migrator = one_page(room, group="group")
+    charged_race(room, user, user.mmap(PAGE))
+
+
+@scenario(memcg=True)
+def charged_copy(room):
+    """As charged_first_touch; the page is one that a fork shares."""
+    user, va, _migrator = one_page(room, group="group")
+    room.forked(user)
+    charged_race(room, user, va)
+
+
+@scenario(memcg=True)
+def charged_private(room):
+    """As charged_first_touch; the page is a copy of one of a file, which is mapped private."""
+    user, _va, _migrator = one_page(room, group="group")
+    file = room.file(user, [OLD])
+    user.load64(user.mmap(PAGE, PROT_READ, MAP_SHARED, fd=file.fd))
+    charged_race(room, user, user.mmap(PAGE, PROT_READ | PROT_WRITE, C["MAP_PRIVATE"], fd=file.fd))
+
+
 @scenario(memcg=True)
 def empty_group_reclaim(room):
     """A group without tasks is emptied while reclaim takes the page that it is charged for."""
