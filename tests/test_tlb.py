@@ -10,6 +10,7 @@ import pytest
 from multiprocess import get_context
 
 import shmkern
+from helpers import Puppet, until_waits
 from shmkern import PROT_NONE, PROT_READ, PROT_WRITE, layout
 from shmkern.kallsyms import ksym
 from shmkern.layout import constants as C
@@ -285,6 +286,17 @@ def test_flush_of_a_long_range_empties_everything_and_of_a_short_one_that(run, p
     entries, advanced = run(program)
     assert entries == [False] * pages + [left] * (100 - pages)
     assert advanced >= 1
+
+
+def test_flush_of_everything_empties_the_last_entry_too(run):
+    """Each entry is in use.  (The zero page is at every address: there are not so many frames.)"""
+    def program(task):
+        tlb = slot(task.cpu).tlb
+        task.load(task.mmap(REACH), REACH)
+        filled = int((tlb != 0).sum())
+        ksym.flush_tlb_mm(mm_of(task))
+        return filled, int((tlb != 0).sum())
+    assert run(program) == (C["TLB_ENTRIES"], 0)
 
 
 def test_flush_leaves_cpus_of_other_address_spaces_alone(run):
@@ -584,6 +596,51 @@ def test_walk_that_a_flush_overtakes_leaves_no_translation_behind(machine, share
     stale, seen = child.result(timeout=20)
     assert stale == 0 and seen > 0
     cpus.close()
+
+
+def test_what_is_unmapped_after_a_full_gather_needs_a_flush_of_its_own(machine):
+    """A gather that is full is flushed and forgets its range.  A CPU that walks meanwhile to a page which
+    is still mapped has a translation again when that page goes."""
+    owner = Puppet(machine)
+    pages = C["GATHER_PAGES"] + 10
+    # Below one table, which the page behind them keeps: freeing that would flush as well.
+    va = 1 << 36
+    late = va + (pages - 5) * PAGE_SIZE
+
+    def prepare(task):
+        for start, count in ((va, pages), (va + 511 * PAGE_SIZE, 1)):
+            task.mmap(count * PAGE_SIZE, PROT_READ | PROT_WRITE, FIXED, start)
+            task.store(start, bytes(count * PAGE_SIZE))
+    owner(prepare)
+    inside, walker = owner.clone(), owner.clone()
+    inside(lambda task: ksym.access_begin(slot(task.cpu)))
+    owner.begin(lambda task: task.munmap(va, pages * PAGE_SIZE))
+    assert until_waits(owner, "WAIT_TLB_ACK") == slot(inside.cpu).address
+    walker(lambda task: task.load(late, 1))
+    assert entry_at(walker.cpu, late)
+    inside(lambda task: ksym.access_end(slot(task.cpu)))
+    owner.reply()
+    assert not entry_at(walker.cpu, late)
+    with pytest.raises(shmkern.SegmentationFault):
+        walker(lambda task: task.load(late, 1))
+
+
+def test_a_table_in_which_nothing_is_mapped_is_not_freed_under_a_walk(machine):
+    """Where no page goes with it there is nothing else to flush; but a CPU may be on its way through."""
+    owner = Puppet(machine)
+    va = 1 << 36
+
+    def prepare(task):
+        task.mmap(2 * PAGE_SIZE, PROT_READ | PROT_WRITE, FIXED, va)
+        task.store(va, b"x")
+        task.munmap(va, PAGE_SIZE)
+    owner(prepare)
+    inside = owner.clone()
+    inside(lambda task: ksym.access_begin(slot(task.cpu)))
+    owner.begin(lambda task: task.munmap(va + PAGE_SIZE, PAGE_SIZE))
+    assert until_waits(owner, "WAIT_TLB_ACK") == slot(inside.cpu).address
+    inside(lambda task: ksym.access_end(slot(task.cpu)))
+    owner.reply()
 
 
 def test_memory_that_runs_out_is_enomem_for_the_access(boot):
