@@ -38,6 +38,13 @@ def test_a_fork_shares_every_frame_read_only(family):
     assert vmas(parent) == vmas(child)
 
 
+def test_what_a_child_has_not_touched_is_old(family):
+    """copy_one_pte: the parent's use is no use of the child's."""
+    parent, child, va = family
+    assert pte_of(parent, va) & C["_PAGE_ACCESSED"] and not pte_of(child, va) & C["_PAGE_ACCESSED"]
+    assert contents(child, va)[0] == 0 and pte_of(child, va) & C["_PAGE_ACCESSED"]
+
+
 def test_neither_side_sees_what_the_other_writes(family, machine):
     parent, child, va = family
     parent(lambda task: task.store(va + PAGE, b"P"))
