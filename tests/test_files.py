@@ -12,7 +12,7 @@ import pytest
 
 import shmkern
 from helpers import (PAGE, Mapper, Puppet, counter, errno_of, flags, migration_entry, mm_of, node_at, page_at, pfn_at,
-                     pte_of, until_waits, vmas)
+                     pte_of, set_pte, until_waits, vmas)
 from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout, vmstat
 from shmkern.kallsyms import ksym
 
@@ -236,6 +236,29 @@ def test_a_mapped_page_under_way_is_waited_for_by_every_kind_of_look(machine, pa
         return busy
     assert mover(land) == -errno.EAGAIN
     assert one.reply() == b"x" == other.reply()
+
+
+def test_what_a_page_table_knew_of_a_pages_use_outlives_it(machine, path):
+    """zap_pte_range: mark_page_accessed, for the page stays in the cache; a second use makes it active."""
+    one = Mapper(machine, path)
+    used, idle = one.va, one.va + PAGE
+    one.load(0, 2 * PAGE), machine.init.migrate_prep()
+    set_pte(one, idle, pte_of(one, idle) & ~C["_PAGE_ACCESSED"])
+    rows = page_at(one, used), page_at(one, idle)
+    noted = flags("PG_referenced", "PG_active")
+    assert [row.flags & noted for row in rows] == [0, 0]
+    one(lambda task: task.munmap(used, 2 * PAGE))
+    assert [row.flags & noted for row in rows] == [flags("PG_referenced"), 0]
+    fd = one.fd
+
+    def use(task):
+        va = task.mmap(PAGE, RW, MAP_SHARED, fd=fd)
+        task.load(va, 1)
+        task.munmap(va, PAGE)
+    one(use)
+    # Activated, it has to be noted twice again to be kept.
+    assert [row.flags & noted for row in rows] == [flags("PG_active"), 0]
+    machine.audit().raise_if_broken()
 
 
 # ---- shorter and longer ----------------------------------------------------------------
