@@ -6,7 +6,7 @@ May import: room.
 """
 import errno
 
-from shmkern import layout
+from shmkern import layout, worker
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
 
@@ -204,6 +204,28 @@ def mlock(room):
     room.program(user, lambda task: task.mlock(va, PAGE))
     room.program(migrator, migrate_frame(user, va))
     room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
+def mlock_fault(room):
+    """A fault in a locked area sees to the page that it has found there, while a thread's store puts a copy in
+    its place: then the page is the child's alone, and nobody has it locked."""
+    user, va, _migrator = one_page(room)
+    child = room.forked(user)
+    # Locked without a write, for that would be the copy.
+    user.mprotect(va, PAGE, PROT_READ)
+    user.mlock(va, PAGE)
+    user.mprotect(va, PAGE, PROT_READ | C["PROT_WRITE"])
+    mm = worker.slot(user.cpu).mm
+    mmap_sem = mm + room.offset("MmStruct", "mmap_sem")
+
+    def fault(task):
+        task.kernel("down_read", mmap_sem)
+        task.kernel("mlock_faulted_page", task.kernel("find_vma", mm, va), va)
+        task.kernel("up_read", mmap_sem)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(room.task(shares=user), fault)
+    room.check(lambda: is_stored(user, va) and child.load64(va) == OLD)
 
 
 @scenario
