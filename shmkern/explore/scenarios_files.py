@@ -261,11 +261,8 @@ def truncate_mapped(room):
     room.check(lambda: file.length == 0 and is_cut_off(user, va))
 
 
-def truncate_touched(room, flags):
-    """The file is truncated while a task stores to its page through a mapping of its own: there is no page
-    for the task in the end."""
-    user, file, _page, _move, other = unmapped_page(room)
-    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, flags, fd=file.fd)
+def store_truncated(room, user, va, file, other):
+    """The file is truncated while a task stores to its page: there is no page for the task in the end."""
     inode = field("AddressSpace", file.mapping, "host")
 
     def touch(task):
@@ -283,13 +280,24 @@ def truncate_touched(room, flags):
 def truncate_fault(room):
     """The file is truncated while a task touches its page: what was there is gone in the end, for the
     task as well."""
-    truncate_touched(room, MAP_SHARED)
+    user, file, _page, _move, other = unmapped_page(room)
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+    store_truncated(room, user, va, file, other)
 
 
 @scenario
 def truncate_private(room):
     """As truncate_fault, with a private mapping: the copy that the task has just got goes as well."""
-    truncate_touched(room, C["MAP_PRIVATE"])
+    user, file, _page, _move, other = unmapped_page(room)
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, C["MAP_PRIVATE"], fd=file.fd)
+    store_truncated(room, user, va, file, other)
+
+
+@scenario
+def truncate_store(room):
+    """As truncate_fault; the task has the page mapped, clean, and makes it dirty."""
+    user, va, file, other = cached_page(room)
+    store_truncated(room, user, va, file, other)
 
 
 @scenario
