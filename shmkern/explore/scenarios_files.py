@@ -87,6 +87,19 @@ def find_get_page(room):
 
 
 @scenario
+def first_read(room):
+    """Two threads touch a page of a file that nobody has read yet: one frame is given back."""
+    user = room.task()
+    file = room.file(user, [OLD, OLD])
+    va = user.mmap(2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+    # So that the page tree has its node.
+    user.load64(va + PAGE)
+    room.program(user, lambda task: task.load64(va))
+    room.program(room.task(shares=user), lambda task: task.load64(va))
+    room.check(lambda one, two: one == two == OLD)
+
+
+@scenario
 def radix_delete(room):
     """A look-up without a lock against the page's leaving its file, and with it a node of the page
     tree, which is freed when RCU lets it."""

@@ -366,6 +366,19 @@ def charged_private(room):
 
 
 @scenario(memcg=True)
+def charged_read(room):
+    """Two tasks of a group bring the same page of a file into the page cache: who comes second gives a frame
+    back, with its charge."""
+    user = room.task()
+    user.cgroup_attach(user.cgroup_create("group"))
+    file = room.file(user, [OLD, OLD])
+    user.pread(file.fd, 8, PAGE)
+    for task in (user, room.forked(user)):
+        room.program(task, lambda task: task.kernel("page_cache_read", file.mapping, 0))
+    room.check(lambda one, two: one == two == 0 and user.cgroup_stat(group_of(user)[0])["usage"] == 2 * PAGE)
+
+
+@scenario(memcg=True)
 def empty_group_reclaim(room):
     """A group without tasks is emptied while reclaim takes the page that it is charged for."""
     user, va, migrator = swappable_page(room, "group")
