@@ -378,6 +378,19 @@ def fsync(room):
     room.program(migrator, move)
 
 
+@scenario
+def fsync_writeback(room):
+    """A store and an fsync while the flusher writes the page: when that returns, the host has the store."""
+    user, va, file, flusher = cached_page(room, dirty=True)
+
+    def sync(task):
+        task.store64(va, NEWER)
+        task.fsync(file.fd)
+        assert file.word(0) == NEWER
+    room.program(user, sync)
+    room.program(flusher, lambda task: task.writeback())
+
+
 # ---- buffers -----------------------------------------------------------------------
 
 @scenario
