@@ -189,6 +189,24 @@ def test_a_page_whose_dirty_buffers_are_all_busy_is_not_written_and_stays(machin
     assert user.load(0, 5) == b"dirty" == (tmp_path / "file").read_bytes()[:5]
 
 
+def test_a_page_with_one_busy_buffer_is_written_but_for_that_and_stays_to_be_written(machine, tmp_path):
+    """block_write_full_page redirties the page before its writeback begins, which must leave it the tag of a
+    dirty page: by that the next fsync finds it."""
+    (tmp_path / "file").write_bytes(bytes(PAGES * PAGE))
+    user = Mapper(machine, str(tmp_path / "file"), fs="buffer", block_size=2048)
+    holder, va, fd = Puppet(machine), user.va, user.fd
+    user.store(0, b"busy"), user.store(2048, b"idle")
+    buffer = first_buffer(user, va)
+    holder(lambda task: ksym.lock_buffer(buffer))
+    machine.init.writeback()
+    assert [(tmp_path / "file").read_bytes()[at:at + 4] for at in (0, 2048)] == [bytes(4), b"idle"]
+    assert page_at(user, va).flags & flags("PG_dirty", "PG_writeback") == flags("PG_dirty")
+    holder(lambda task: ksym.unlock_buffer(buffer))
+    machine.audit().raise_if_broken()
+    user(lambda task: task.fsync(fd))
+    assert (tmp_path / "file").read_bytes()[:4] == b"busy" and machine.vmstat()["nr_file_dirty"] == 0
+
+
 @pytest.mark.parametrize("fs", ["buffer", "fallback"])
 def test_an_orphan_stays_as_long_as_its_buffers_are_busy_and_is_freed_by_migration(machine, tmp_path, fs):
     """Lines 679-688: a page that truncation took out of its file while somebody had a buffer of it.  And
