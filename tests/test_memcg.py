@@ -268,6 +268,21 @@ def test_a_limit_is_never_exceeded_and_what_is_given_back_can_be_used_again(mach
     assert usages(group) == (6,)
 
 
+def test_a_private_copy_that_a_limit_forbids_leaves_no_frame(machine, tmp_path):
+    """cow_fault_page, of a page that another group has brought into the cache."""
+    path = str(tmp_path / "file")
+    with open(path, "wb") as file:
+        file.write(b"file" * 1024)
+    other, group = Puppet(machine), machine.cgroup_create("small", limit=PAGE)
+    other(lambda task: task.load(task.mmap(PAGE, PROT_READ, MAP_PRIVATE, fd=task.open(path)), 4))
+    one = member(machine, group)
+    touch(one, 0)
+    at = one(lambda task: task.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd=task.open(path)))
+    fails(errno.ENOMEM, one, lambda task: task.store(at, b"copy"))
+    assert usages(group) == (1,) and one(lambda task: task.load(at, 4)) == b"file"
+    machine.audit().raise_if_broken()
+
+
 def test_the_limit_of_an_ancestor_holds_and_the_failure_is_counted_there(machine):
     parent = machine.cgroup_create("parent", limit=6 * PAGE)
     a, b = (machine.cgroup_create(name, limit=4 * PAGE, parent=parent) for name in "ab")
