@@ -15,7 +15,7 @@ cdef enum:
     NR_OFFLINE_AT_ONCE_PAGES = 256     # mm/memory_hotplug.c
     CACHE_LINE = 64                    # bytes; where a line is longer, some hints are for nothing
     PAGE_LINES = 64
-    LINES_A_STAGE = 12                 # see prefetch_upcoming; a move has seven stages
+    LINES_A_STAGE = 7                  # see prefetch_upcoming; a move has seven stages
 
 # What migrate_page_copy does to the flags (seed lines 346-379): the new page takes these
 # over, and the old page loses those.

@@ -221,7 +221,9 @@ def prefetch_upcoming():
 
     A copy waits for memory, and what is done between two copies does not: it is lock after lock.  So
     memory works for the next copy meanwhile.  (No hardware prefetcher goes beyond a page.)  Only a few
-    lines at a time, for a CPU has only so many on their way, and what comes next has its own.
+    lines at a time, for a CPU has only so many on their way, and what comes next has its own.  The last
+    quarter of the page is left to the copy: once that has begun, the hardware asks ahead for more lines
+    than we could.
     """
     me = current()
     source = cast(pointer(char), page_address(me.upcoming))
