@@ -481,7 +481,8 @@ def mremap_check(mm, addr, old_len, new_len, flags, new_addr):
         if new_addr & ~PAGE_MASK or not flags & MREMAP_MAYMOVE or \
                 new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
             return -EINVAL
-        if new_addr < addr + old_len and addr < new_addr + new_len:
+        # Also an empty old range within the new one: its mapping would be gone before it is looked up.
+        if new_addr <= addr < new_addr + new_len or addr <= new_addr < addr + old_len:
             return -EINVAL
     return 0
 

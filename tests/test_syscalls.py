@@ -216,6 +216,17 @@ def test_low_addresses_cannot_be_mapped(machine):
     assert run(machine, program) == ("EPERM", "EPERM", 0x10000, "EPERM", True)
 
 
+def test_shared_memory_mapped_again_over_itself_is_not_lost(machine):
+    """An old length of 0 asks for a second mapping.  (Later kernels unmap the first, and then miss it.)"""
+    def program(task):
+        va = task.mmap(2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS)
+        task.store(va + PAGE, b"here")
+        same, around = (errno_of(lambda: task.mremap(va + PAGE, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, to))
+                        for size, to in ((PAGE, va + PAGE), (2 * PAGE, va)))
+        return same, around, task.load(va + PAGE, 4)
+    assert run(machine, program) == ("EINVAL", "EINVAL", b"here")
+
+
 def test_a_hint_is_taken_when_there_is_room_and_ignored_when_not(machine):
     def program(task):
         first = task.mmap(2 * PAGE, RW, PRIVATE, ARENA)
