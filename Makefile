@@ -125,10 +125,11 @@ build/.compiled: $(VENV)/.packages setup.py $(KERNEL:=.py) \
 
 # ---- the other modules ----------------------------------------------------
 
-# Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each command would compile all it
-# imports, which takes as long as what `shmkern ls` does.
-build/.bytecode: $(VENV)/.packages $(wildcard *.py shmkern/*.py shmkern/explore/*.py stress/*.py) | build/.compiled
-	$(VENV)/bin/python -m compileall -q $(filter %.py,$^)
+# Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each command would compile what it imports.
+PLAIN := $(filter-out setup.py $(KERNEL:=.py),$(wildcard *.py shmkern/*.py shmkern/explore/*.py stress/*.py))
+
+build/.bytecode: $(VENV)/.packages $(PLAIN) | build/.compiled
+	$(VENV)/bin/python -m compileall -q $(PLAIN)
 	touch $@
 
 # ---- the project ----------------------------------------------------------
