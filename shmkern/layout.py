@@ -53,7 +53,7 @@ def _value(text, known):
     integers, names, brackets and + - * << |.
     """
     text = text.strip()
-    if text.isdecimal():        # most of them; ast takes long
+    if re.fullmatch("0|[1-9][0-9]*", text):     # most of them; ast takes long
         return int(text)
 
     def walk(node):

@@ -142,6 +142,7 @@ def test_header_is_read_without_code_and_comments():
     ("    u64 index  ", "    u64 index[len(x)]  "),
     ("    PG_error = 1\n", "    PG_error = sizeof(Page)\n"),
     ("    PG_error = 1\n", "    PG_error = 1, PG_next\n"),
+    ("    PG_error = 1\n", "    PG_error = 010\n"),       # eight in C
     ("    PG_error = 1\n", "    PG_error = 1\n    PG_locked = 7\n"),
 ])
 def test_what_is_not_of_the_plain_form_is_refused(tmp_path, old, new):
