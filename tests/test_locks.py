@@ -268,101 +268,59 @@ def test_writer_keeps_out_everybody_and_names_itself(machine, shared, until):
     first.result(timeout=20)
 
 
-def test_readers_to_come_let_a_waiting_writer_go_first(machine, shared, until):
-    """A stream of readers that overlap would else keep it out for ever."""
+@pytest.mark.parametrize("held, goes_first", [("read", "write"), ("write", "read")])
+def test_who_has_waited_for_the_one_sort_goes_before_the_other_one(machine, shared, until, held, goes_first):
+    """A writer that waits before readers to come, and a reader that has waited for a writer before the next
+    one: a stream of either would else keep the other out for ever."""
     sem, order = shared("RwSem"), shared("u64", 2)
-    held, leave = mp.Event(), mp.Event()
+    inside, leave = mp.Event(), mp.Event()
 
     def early(task):
-        ksym.down_read(sem)
-        held.set()
+        getattr(ksym, f"down_{held}")(sem)
+        inside.set()
         assert leave.wait(20)
-        ksym.up_read(sem)
+        getattr(ksym, f"up_{held}")(sem)
 
-    def late(task, down, up):
-        getattr(ksym, down)(sem)
+    def late(task, how):
+        getattr(ksym, f"down_{how}")(sem)
         order[1] += 1
         place = int(order[1])
-        getattr(ksym, up)(sem)
+        getattr(ksym, f"up_{how}")(sem)
         return place
     first = machine.spawn(early)
-    assert held.wait(20)
-    writer = machine.spawn(late, "down_write", "up_write")
-    until(lambda: waits_for(writer, "WAIT_RWSEM_WRITE") and sem.writers_waiting == 1)
-    reader = machine.spawn(late, "down_read", "up_read")
+    assert inside.wait(20)
+    writer = machine.spawn(late, "write")
+    until(lambda: waits_for(writer, "WAIT_RWSEM_WRITE") and sleeps(writer) and sem.writers_waiting == 1)
+    reader = machine.spawn(late, "read")
     until(lambda: waits_for(reader, "WAIT_RWSEM_READ") and sleeps(reader))
-    assert sem.word & C["RWSEM_READERS"] == 1
+    assert sem.word & C["RWSEM_READERS"] == (held == "read")
     leave.set()
-    assert writer.result(timeout=20) == 1
-    assert reader.result(timeout=20) == 2
+    places = {"write": writer.result(timeout=20), "read": reader.result(timeout=20)}
+    assert places == {goes_first: 1, held: 2}
     first.result(timeout=20)
+    assert sem.word == sem.writers_waiting == 0
 
 
-def test_writer_gets_in_under_a_stream_of_readers(machine, shared):
+@pytest.mark.parametrize("one, many, crowd_size, hold", [("write", "read", 4, 0), ("read", "write", 6, 0.001)])
+def test_one_gets_in_under_a_stream_of_the_other_sort(machine, shared, one, many, crowd_size, hold):
+    """Of five writers that hold it for a while and come back at once one is always waiting."""
     sem, over = shared("RwSem"), shared("u64")
 
     def program(task, number):
         if number == 0:
             for _ in range(20):
-                ksym.down_write(sem)
-                ksym.up_write(sem)
-            over[0] = 1
-            return True
-        deadline = time.monotonic() + 20
-        while not over[0] and time.monotonic() < deadline:
-            ksym.down_read(sem)
-            ksym.up_read(sem)
-        return bool(over[0])
-    assert all(crowd(machine, 4, program))
-
-
-def test_reader_gets_in_under_a_stream_of_writers(machine, shared):
-    """Of five that hold it for a while and come back at once one is always waiting."""
-    sem, over = shared("RwSem"), shared("u64")
-
-    def program(task, number):
-        if number == 0:
-            for _ in range(20):
-                ksym.down_read(sem)
-                ksym.up_read(sem)
+                getattr(ksym, f"down_{one}")(sem)
+                getattr(ksym, f"up_{one}")(sem)
             over[0] = 1
             return True
         deadline = time.monotonic() + 15
         while not over[0] and time.monotonic() < deadline:
-            ksym.down_write(sem)
-            time.sleep(0.001)
-            ksym.up_write(sem)
+            getattr(ksym, f"down_{many}")(sem)
+            if hold:
+                time.sleep(hold)
+            getattr(ksym, f"up_{many}")(sem)
         return bool(over[0])
-    assert all(crowd(machine, 6, program))
-    assert sem.word == sem.writers_waiting == 0
-
-
-def test_reader_that_has_waited_for_a_writer_goes_before_the_next_one(machine, shared, until):
-    sem, order = shared("RwSem"), shared("u64", 2)
-    held, leave = mp.Event(), mp.Event()
-
-    def early(task):
-        ksym.down_write(sem)
-        held.set()
-        assert leave.wait(20)
-        ksym.up_write(sem)
-
-    def late(task, down, up):
-        getattr(ksym, down)(sem)
-        order[1] += 1
-        place = int(order[1])
-        getattr(ksym, up)(sem)
-        return place
-    first = machine.spawn(early)
-    assert held.wait(20)
-    writer = machine.spawn(late, "down_write", "up_write")
-    until(lambda: waits_for(writer, "WAIT_RWSEM_WRITE") and sleeps(writer))
-    reader = machine.spawn(late, "down_read", "up_read")
-    until(lambda: waits_for(reader, "WAIT_RWSEM_READ") and sleeps(reader))
-    leave.set()
-    assert reader.result(timeout=20) == 1
-    assert writer.result(timeout=20) == 2
-    first.result(timeout=20)
+    assert all(crowd(machine, crowd_size, program))
     assert sem.word == sem.writers_waiting == 0
 
 
