@@ -10,7 +10,7 @@ import pytest
 from multiprocess import get_context
 
 import shmkern
-from helpers import PAGE, Puppet, until, until_waits
+from helpers import PAGE, Puppet, mm_of, until, until_asleep, until_waits
 from shmkern import direct_map, layout
 from shmkern.kallsyms import ksym
 from shmkern.layout import constants as C
@@ -214,6 +214,7 @@ def test_swapoff_that_cannot_get_on_is_a_hung_task_and_names_who_may_have_the_sl
 
 
 def test_swapoff_whose_process_is_stopped_for_longer_than_the_limit_goes_on(boot, tmp_path):
+    """In the middle of a round, where it waits for an address space to let it in."""
     machine = boot(frames_per_node=2048, hung_task_timeout=2.5)
     area = machine.swapon(tmp_path / "swap", 8000)
     user, giver = Puppet(machine), Puppet(machine)
@@ -221,19 +222,18 @@ def test_swapoff_whose_process_is_stopped_for_longer_than_the_limit_goes_on(boot
     user(lambda task: task.store64_many([va + index * PAGE for index in range(5000)], 7) is None)
     # Room for what comes back.
     user(lambda task: task.munmap(va + 2500 * PAGE, 2500 * PAGE))
-
-    def in_use():
-        return int(layout.kernel().swap_info[area]["inuse_pages"])
-    used = in_use()
+    info = layout.struct("SwapInfo", layout.kernel().address + layout.offsetof("Kernel", "swap_info") +
+                         area * layout.sizeof("SwapInfo"))
+    assert info.inuse_pages > 0
+    holder, sem = user.clone(), mm_of(user).address + layout.offsetof("MmStruct", "mmap_sem")
+    holder(lambda task: ksym.down_write(sem))
     giver.begin(lambda task: ksym.do_swapoff(area))
-    deadline = time.monotonic() + 20
-    while in_use() == used and time.monotonic() < deadline:
-        pass
+    until_asleep(giver, "WAIT_RWSEM_READ")
     os.kill(giver.os_pid, signal.SIGSTOP)
-    # On a busy host it may be over by now, and then there is nothing to see.
+    holder(lambda task: ksym.up_write(sem))
     time.sleep(4)
     os.kill(giver.os_pid, signal.SIGCONT)
-    assert giver.reply() == 0 and in_use() == 0
+    assert giver.reply() == 0 and info.inuse_pages == 0
 
 
 def test_swapoff_ends_with_the_machine(boot, tmp_path):
