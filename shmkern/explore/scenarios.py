@@ -34,6 +34,15 @@ def is_stored(task, va, value=NEW):
     return (task.load64(va), task.load64(va + 8), task.load64(va + LAST)) == (value, OLD, OLD)
 
 
+def stores(task, va, value=NEW, fault=SegmentationFault):
+    """Stores a word.  Whether it could: the task may meet that fault instead."""
+    try:
+        task.store64(va, value)
+    except fault:
+        return False
+    return True
+
+
 def other_node(user, va):
     """The node that the page at `va` is not on."""
     return 1 - user.frame_of(va) // FRAMES_PER_NODE
@@ -189,11 +198,7 @@ def mprotect(room):
 
     def read_only():
         assert user.load64(va) == OLD
-        try:
-            user.store64(va, NEW)
-        except SegmentationFault:
-            return True
-        return False
+        return not stores(user, va)
     room.check(read_only)
 
 
@@ -313,17 +318,10 @@ def mremap_store(room):
     other = room.task(shares=user)
     other.load64(va)
     target = va - (8 << 20)
-
-    def store(task):
-        try:
-            task.store64(va, NEW)
-        except SegmentationFault:
-            return OLD
-        return NEW
     room.program(user, lambda task: task.mremap(va, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target))
-    room.program(other, store)
+    room.program(other, lambda task: stores(task, va))
     room.program(migrator, migrate_frame(user, va))
-    room.check(lambda _new, stored, _stayed: user.load64(target) == stored)
+    room.check(lambda _new, stored, _stayed: user.load64(target) == (NEW if stored else OLD))
 
 
 @scenario
@@ -433,14 +431,8 @@ def load_unhooked(room):
     user = room.task()
     va = user.mmap(PAGE)
     user.store64(va, OLD)
-
-    def store(task):
-        try:
-            task.store64(va, NEW)
-        except SegmentationFault:
-            pass
     room.program(user, lambda task: task.munmap(va, PAGE))
-    room.program(room.task(shares=user), store)
+    room.program(room.task(shares=user), lambda task: stores(task, va))
     room.check(lambda *_: third.load64(secret) == OLD)
 
 
@@ -617,13 +609,6 @@ def mprotect_store(room):
     def protect(task):
         task.mprotect(va, PAGE, PROT_READ)
         return task.load64(va)
-
-    def store(task):
-        try:
-            task.store64(va, NEW)
-        except SegmentationFault:
-            return OLD
-        return NEW
     room.program(user, protect)
-    room.program(other, store)
-    room.check(lambda seen, stored: seen == stored == user.load64(va))
+    room.program(other, lambda task: stores(task, va))
+    room.check(lambda seen, stored: seen == user.load64(va) == (NEW if stored else OLD))

@@ -4,9 +4,9 @@
 May import: room, scenarios.
 """
 from shmkern import layout
-from shmkern.errors import BusError, SegmentationFault
+from shmkern.errors import BusError
 from shmkern.explore.room import C, PAGE, scenario
-from shmkern.explore.scenarios import LAST, MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, is_stored, migrate_frame
+from shmkern.explore.scenarios import LAST, MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, is_stored, migrate_frame, stores
 
 MAP_SHARED, PROT_READ, PROT_WRITE = C["MAP_SHARED"], C["PROT_READ"], C["PROT_WRITE"]
 GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
@@ -277,14 +277,7 @@ def truncate_mapped(room):
 def store_truncated(room, user, va, file, other):
     """The file is truncated while a task stores to its page: there is no page for the task in the end."""
     inode = field("AddressSpace", file.mapping, "host")
-
-    def touch(task):
-        try:
-            task.store64(va, NEW)
-        except BusError:
-            return False
-        return True
-    room.program(user, touch)
+    room.program(user, lambda task: stores(task, va, fault=BusError))
     room.program(other, lambda task: task.kernel("do_truncate", inode, 0))
     room.check(lambda: file.length == 0 and is_cut_off(user, va))
 
@@ -444,20 +437,13 @@ def store_written(room, change):
     user, va, file, flusher = cached_page(room, dirty=True)
     other = room.task(shares=user)
     other.store64(va, NEW)
-
-    def store(task):
-        try:
-            task.store64(va, NEWER)
-        except SegmentationFault:
-            return NEW
-        return NEWER
     room.program(user, lambda task: change(task, va))
-    room.program(other, store)
+    room.program(other, lambda task: stores(task, va, NEWER))
     room.program(flusher, lambda task: task.writeback())
 
     def is_written(_none, stored, _written):
         user.fsync(file.fd)
-        return file.word(0) == stored
+        return file.word(0) == (NEWER if stored else NEW)
     room.check(is_written)
 
 
@@ -538,19 +524,13 @@ def msync_store(room):
 
 
 @scenario
-def private_truncate(room):
-    """The file is truncated while a store through a private mapping copies its page: the copy goes too."""
+def truncate_copy(room):
+    """As truncate_private; the task has the page mapped, and so has a child that does the truncation."""
     user, file, _page, _move, _migrator = unmapped_page(room)
     va = user.mmap(PAGE, PROT_READ | PROT_WRITE, C["MAP_PRIVATE"], fd=file.fd)
     user.load64(va)
     other = room.forked(user)
-
-    def store(task):
-        try:
-            task.store64(va, NEW)
-        except BusError:
-            pass
-    room.program(user, store)
+    room.program(user, lambda task: stores(task, va, fault=BusError))
     room.program(other, lambda task: task.ftruncate(file.fd, 0))
     room.check(lambda: file.length == 0 and is_cut_off(user, va) and is_cut_off(other, va))
 
