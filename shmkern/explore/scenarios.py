@@ -543,15 +543,19 @@ def cpuset_exit(room):
     room.check(lambda: other.load64(va) == OLD)
 
 
-@scenario
-def cow_twice(room):
-    """Two address spaces share a page, and both write to it: one gets a copy, or both do, and none the
-    other's word."""
-    user, va, _migrator = one_page(room)
+def store_apart(room, user, va):
+    """The task and a forked child both store to the page: none sees the other's word."""
     child = room.forked(user)
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(child, lambda task: task.store64(va, OLD + 1))
     room.check(lambda: is_stored(user, va) and is_stored(child, va, OLD + 1))
+
+
+@scenario
+def cow_twice(room):
+    """Two address spaces share a page, and both write to it: one gets a copy, or both do."""
+    user, va, _migrator = one_page(room)
+    store_apart(room, user, va)
 
 
 @scenario

@@ -9,7 +9,7 @@ from shmkern import layout, worker
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
 from shmkern.explore.scenarios import (MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, fork_while, is_stored, migrate,
-                                       migrate_frame, one_page)
+                                       migrate_frame, one_page, store_apart)
 from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, PROT_WRITE, cached_page, is_kept, unmapped_page
 
 GFP_KERNEL, MAP_ANONYMOUS = C["GFP_KERNEL"], C["MAP_ANONYMOUS"]
@@ -242,10 +242,7 @@ def swap_fork(room):
 def swap_in_forked(room):
     """Two address spaces have one swap entry, and both store: each gets a page of its own."""
     user, va, _page, _migrator = in_swap_cache(room)
-    child = room.forked(user)
-    room.program(user, lambda task: task.store64(va, NEW))
-    room.program(child, lambda task: task.store64(va, OLD + 1))
-    room.check(lambda: is_stored(user, va) and is_stored(child, va, OLD + 1))
+    store_apart(room, user, va)
 
 
 @scenario
