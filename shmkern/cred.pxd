@@ -3,7 +3,7 @@
 
 cimport cython
 from shmkern.atomics cimport *
-from shmkern.mm_types cimport *
+from shmkern.current cimport *
 
 cdef extern from *:
     """

@@ -3,7 +3,7 @@
 # task, of a frame or a slab object, fails once.  Tests count n up until nothing
 # fails any more, and audit after each.
 
-from shmkern.mm_types cimport Task, current
+from shmkern.current cimport Task, current
 
 cdef inline bint should_fail() noexcept nogil:
     cdef Task* me = current()

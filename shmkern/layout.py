@@ -296,5 +296,5 @@ def header():
 
 
 def kernel():
-    """The machine's globals, struct Kernel, where kernel() of mm_types.pxd finds them."""
+    """The machine's globals, struct Kernel, where kernel() of current.pxd finds them."""
     return struct("Kernel", constants["DIRECT_MAP_BASE"] + constants["PAGE_SIZE"])

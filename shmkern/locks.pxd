@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Locks of the machine.  May use: atomics, mm_types.
+# Locks of the machine.  May use: current and below.
 
 cimport cython
 from shmkern.atomics cimport *
-from shmkern.mm_types cimport *
+from shmkern.current cimport *
 from shmkern.page_flags cimport *
 from shmkern.trace cimport *
 

@@ -6,7 +6,7 @@
 # form: one field a line, `type name` or `type name[constant]`.  Every field is
 # naturally aligned and the order is the layout.
 
-from shmkern.atomics cimport u8, u16, u32, u64, i32, i64, DIRECT_MAP_BASE, PERCPU_BASE
+from shmkern.atomics cimport u8, u16, u32, u64, i32, i64
 
 cdef enum:
     PAGE_SHIFT = 12
@@ -692,14 +692,3 @@ cdef struct Kernel:
     u64 wait_buckets[128]      # NR_WAIT_BUCKETS
     u64 lock_wait_buckets[128]
     u64 fault_buckets[128]
-
-
-cdef inline Kernel* kernel() noexcept nogil:
-    return <Kernel*>(DIRECT_MAP_BASE + PAGE_SIZE)
-
-cdef inline Task* current() noexcept nogil:
-    return (<Task**>PERCPU_BASE)[0]
-
-# Nobody else writes these words, so a plain increment is exact.
-cdef inline void count_vm_event(int item) noexcept nogil:
-    current().vm_events[item] += 1

@@ -6,7 +6,7 @@
 # a page asks its neighbour whether it is PG_buddy.
 
 from shmkern.atomics cimport u64, READ_ONCE64, smp_load_acquire64, WRITE_ONCE64, fetch_or64, fetch_and64
-from shmkern.mm_types cimport *
+from shmkern.current cimport *
 
 cdef inline bint PageLocked(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_locked)) != 0

@@ -3,7 +3,7 @@
 
 cimport cython
 from shmkern.atomics cimport *
-from shmkern.mm_types cimport *
+from shmkern.current cimport *
 from shmkern.lists cimport *
 from shmkern.locks cimport *
 from shmkern.fault_inject cimport should_fail

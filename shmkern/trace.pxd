@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Tracepoints.  May use: atomics, mm_types.
+# Tracepoints.  May use: current and below.
 #
 # Names and arguments are Linux's where it has them (include/trace/events/); what it leaves to
 # its function tracer (the end of a fault, the stages of a migration, a wait that is for no
@@ -8,7 +8,7 @@
 # A tracepoint that is off is a look at one word, which nobody writes, and a branch not taken.
 
 from shmkern.atomics cimport *
-from shmkern.mm_types cimport *
+from shmkern.current cimport *
 
 # enum trace_event: bit numbers of Kernel.trace_events
 cdef enum:
