@@ -115,7 +115,9 @@ ifneq ($(COMPILED) $(EXPLORED) $(wildcard shmkern/explore/runtime.*.so),\
 WRONG_OBJECTS := yes
 endif
 
-build/.compiled: $(VENV)/.packages setup.py $(KERNEL:=.py) \
+BUILDERS := setup.py pxd_declarations.py translator.py
+
+build/.compiled: $(VENV)/.packages $(BUILDERS) $(KERNEL:=.py) \
 		$(wildcard shmkern/*.pxd shmkern/*.h) shmkern/explore/runtime.c \
 		$(if $(WRONG_OBJECTS),FORCE)
 	mkdir -p build
@@ -126,7 +128,7 @@ build/.compiled: $(VENV)/.packages setup.py $(KERNEL:=.py) \
 # ---- the other modules ----------------------------------------------------
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each command would compile what it imports.
-PLAIN := $(filter-out setup.py $(KERNEL:=.py),$(wildcard *.py shmkern/*.py shmkern/explore/*.py stress/*.py))
+PLAIN := $(filter-out $(BUILDERS) $(KERNEL:=.py),$(wildcard *.py shmkern/*.py shmkern/explore/*.py stress/*.py))
 
 build/.bytecode: $(VENV)/.packages $(PLAIN) | build/.compiled
 	$(VENV)/bin/python -m compileall -q $(PLAIN)

@@ -2,9 +2,9 @@
 """Compiles the kernel; everything else about the package stands in pyproject.toml.
 
 Every shmkern/NAME.py with a shmkern/NAME.pxd beside it is a kernel module: Cython
-makes C of it and gcc a shared object.  A module is compiled again when its .py, a
-.pxd that it cimports (however indirectly), a header or an option has changed since
-it was last finished; build_temp/NAME.done says when that was, and with what.
+makes C of it and gcc a shared object.  A module is compiled again when its .py or .pxd,
+a declaration that it needs of another .pxd (pxd_declarations.py), a header or an option
+has changed since it was last finished; build_temp/NAME.done says with what that was.
 
 The C of a module is compiled twice: optimised, and for the explorer, whose runtime is
 told of every access (explore/runtime.c).  Both flavours have the same module names; the
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from tokenize import TokenError
 
 PYTHON_WANTED = (3, 11)
 DIRECTIVES = {
@@ -100,17 +101,20 @@ def kernel_modules():
 if __name__ == "__main__" and sys.argv[1:] == ["check-machine"]:
     raise SystemExit(missing_tool(for_venv=True))
 
+import hashlib  # noqa: E402
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait  # noqa: E402
 from copy import copy  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from multiprocessing import get_context  # noqa: E402
 
-from Cython.Compiler.CmdLine import parse_command_line  # noqa: E402
-from Cython.Compiler.Main import compile as compile_to_c  # noqa: E402
 from setuptools import Extension, setup  # noqa: E402
 from setuptools.command.build_ext import build_ext  # noqa: E402
 from setuptools.command.build_py import build_py  # noqa: E402
 from setuptools.errors import CompileError  # noqa: E402
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # pip does not
+from pxd_declarations import text_needed  # noqa: E402
+from translator import translate  # noqa: E402
 
 HEADERS = sorted(str(header) for header in Path("shmkern").glob("*.h"))
 RUNTIME = "shmkern.explore.runtime"
@@ -130,10 +134,12 @@ class BuildKernel(build_ext):
 
     def build_extensions(self):
         # distutils has a pool too, but that one works to its end on Ctrl-C.
+        # All at once, before any is compiled: a file edited from here on is out of date the next time.
+        self.texts = {str(path): path.read_text() for name in ("*.py", "*.pxd", "*.h", "explore/*.c")
+                      for path in Path("shmkern").glob(name)}
         stale = [ext for ext in self.extensions if not self.is_done(ext)]
         stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
         cpus = len(os.sched_getaffinity(0))
-        # Half of what Cython takes for a module is its own beginning: each of these translates many.
         # Ctrl-C is ours, and ends them.
         with ProcessPoolExecutor(cpus, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) \
                 as self.translators, ThreadPoolExecutor(cpus) as pool, ThreadPoolExecutor(cpus) as self.compilers:
@@ -146,27 +152,20 @@ class BuildKernel(build_ext):
                 self.compilers.shutdown(wait=False, cancel_futures=True)
 
     def build_extension(self, ext):
-        """Make ext's shared object, then its .done.
-
-        The .done is dated when the work began, so that a source edited
-        meanwhile is newer; it is absent while the work goes on, so that a
-        build killed at any point is taken up again.
-        """
+        """Make ext's shared object, then its .done, which is absent meanwhile, so that a build
+        killed at any point is taken up again."""
         sys.stdout.write("Compiling {}\n".format(ext.sources[0]))
         sys.stdout.flush()
         done = self.done(ext)
         done.parent.mkdir(parents=True, exist_ok=True)
         done.unlink(missing_ok=True)
-        draft = done.with_suffix(".draft")
-        draft.write_bytes(b"")
-        began = draft.stat().st_mtime_ns
 
         if ext.name == RUNTIME:
-            dependencies = list(ext.sources)
+            includes = []
             self.compile(ext)
         else:
             c_file = done.with_suffix(".c")
-            dependencies = self.translate(ext, c_file)
+            includes = self.translate(ext, c_file)
             made = []
             if "shipped" in FLAVOURS:
                 made.append(copy(ext))
@@ -181,8 +180,8 @@ class BuildKernel(build_ext):
             for job in [self.compilers.submit(self.compile, flavour) for flavour in made]:
                 job.result()
 
-        draft.write_text("\n".join([self.options(), *dependencies, *HEADERS]))
-        os.utime(draft, ns=(began, began))
+        draft = done.with_suffix(".draft")
+        draft.write_text("\n".join([self.made_of(ext, includes), *includes]))
         os.replace(draft, done)
 
     def compile(self, ext):
@@ -196,27 +195,30 @@ class BuildKernel(build_ext):
             os.replace(linked, target)
 
     def translate(self, ext, c_file):
-        """Run Cython; returns every file that the C was made from."""
-        arguments = ["-I", ".", "--line-directives", "--depfile", "--module-name", ext.name, "-o", str(c_file)]
+        """Run Cython; returns every .pxd of ours that the C was made from."""
+        arguments = ["-I", ".", "--line-directives", "--module-name", ext.name, "-o", str(c_file)]
         for name, value in DIRECTIVES.items():
             arguments += ["-X", "{}={}".format(name, value)]
-        options, sources = parse_command_line(arguments + ext.sources)
-        if self.translators.submit(compile_to_c, sources, options).result().num_errors:
+        includes = self.translators.submit(translate, ext.name, arguments + ext.sources).result()
+        if includes is None:
             raise CompileError("Cython refuses {}".format(ext.sources[0]))
-        depfile = Path(str(c_file) + ".dep")
-        return depfile.read_text().replace("\\\n", " ").split()[1:]
+        return includes
 
     def is_done(self, ext):
-        done = self.done(ext)
         try:
-            options, *dependencies = done.read_text().splitlines()
-            finished = done.stat().st_mtime_ns
-            return (options == self.options()
-                    and all(self.shared_object(made).exists() for made in flavours(ext))
-                    and all(os.stat(path).st_mtime_ns <= finished
-                            for path in dependencies))
-        except (FileNotFoundError, ValueError):     # never built, or a source is gone
+            made_of, *includes = self.done(ext).read_text().splitlines()
+            return (made_of == self.made_of(ext, includes)
+                    and all(self.shared_object(made).exists() for made in flavours(ext)))
+        except (FileNotFoundError, KeyError, ValueError):   # never built, or a source is gone
             return False
+        except (SyntaxError, TokenError):                   # Cython will say it better
+            return False
+
+    def made_of(self, ext, includes):
+        """A hash of all that decides what is compiled; `includes` are the .pxd files that ext includes."""
+        texts = text_needed([self.texts[path] for path in ext.sources + ext.depends],
+                            [self.texts[path] for path in includes])
+        return hashlib.sha256("\0".join([self.options(), *texts]).encode()).hexdigest()
 
     def options(self):
         """Whatever else decides what is compiled, on one line."""
@@ -264,7 +266,7 @@ def runtime():
     """The explorer's runtime: plain C, which calls greenlet's C API."""
     import greenlet
     return Extension(
-        RUNTIME, sources=["shmkern/explore/runtime.c"],
+        RUNTIME, sources=["shmkern/explore/runtime.c"], depends=HEADERS,
         include_dirs=[os.path.dirname(greenlet.__file__)],
         extra_compile_args=["-O2", "-g1", "-fno-strict-aliasing", "-Wno-unused-parameter"])
 

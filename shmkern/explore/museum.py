@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 TREE = HERE.parent.parent
 MUSEUM = HERE / "museum"
 FIELDS = ("Title", "Linux", "Scenario", "Symptom")
-COPIED = ("setup.py", "pyproject.toml", "README.md")
+COPIED = ("setup.py", "pxd_declarations.py", "translator.py", "pyproject.toml", "README.md")
 
 
 @dataclass
@@ -87,9 +87,6 @@ def build(piece, tree):
     (tree / "build" / "inplace").mkdir(parents=True)
     for done in (TREE / "build" / "inplace").glob("*.done"):
         shutil.copy2(done, tree / "build" / "inplace")
-    # Where Cython's own declarations lie, which modules depend on by a path in the tree.
-    if Path(sys.prefix).is_relative_to(TREE):
-        (tree / Path(sys.prefix).relative_to(TREE)).symlink_to(sys.prefix)
     command = ["patch", "--batch", "--forward", "--silent", "-p1", "-i", str(MUSEUM / f"{piece.name}.patch")]
     run(command, tree, f"the patch of {piece.name} no longer fits")
     run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], tree, f"{piece.name} cannot be compiled",

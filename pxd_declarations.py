@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which declarations of the .pxd files a kernel module depends on: setup.py's question.
+
+Nearly every module includes nearly every .pxd, as a file of Linux includes most headers, but uses
+few of the names in them.  Who changes one function's signature shall wait for the modules that
+call it, and not for all.
+
+A module depends on the declarations whose names are in its text, on those whose names are in
+these, and so on.  A name is a word, whatever it means there: a local called as some function is
+makes one module too many compiled, and nothing makes one too few.
+"""
+import functools
+import io
+import re
+import tokenize
+from typing import NamedTuple
+
+WORD = re.compile(r"[A-Za-z_]\w*")
+INDENT, DEDENT, END = "<indent>", "<dedent>", "<end>"
+
+FUNCTION, VARIABLE, CODE, OTHER = "function", "variable", "code", "other"
+
+# Of a statement's first line, in tokens with blanks between.  The name is what it declares.
+A_TYPE = re.compile(r"c(type)?def (packed )?(struct|union|class) (?P<name>\w+)\b.*")
+A_POINTER_TO_FUNCTION = re.compile(r"c(type)?def [^=(\[]*\( \* (?P<name>\w+) \) \(.*")
+A_FUNCTION = re.compile(r"cp?def [^=(\[]*\b(?P<name>\w+) \(.*")
+A_VARIABLE = re.compile(r"cdef [^=(,]*?\b(?P<name>\w+)( \[ \w+ \])? <end>")
+A_TYPEDEF = re.compile(r"ctypedef [^=(,]*?\b(?P<name>\w+)( \[ \w+ \])? <end>")
+KEYWORDS = frozenset({"cdef", "cpdef", "ctypedef", "const", "enum", "extern", "from", "nogil", "noexcept"})
+AN_ENUM = re.compile(r"cdef enum : <end>")
+AN_ENUMERATOR = re.compile(r"(?P<name>\w+) = [^=,]*")
+
+
+class Declaration(NamedTuple):
+    """A statement at the left margin of a .pxd, or one enumerator, without comments.
+
+    names: what it declares; none for what concerns all who include the file, as a cimport does.
+    words: all that is named in it.
+    text: its tokens; those of code with their lines, which compiled code has in it.
+    kind: FUNCTION and VARIABLE are those of a module, CODE is an inline function.
+    """
+    names: frozenset
+    words: frozenset
+    text: str
+    kind: str
+
+
+def text_needed(own, pxds):
+    """All text that decides what a module is compiled to: its own, and that of the declarations that it needs.
+
+    own: its .py, its .pxd and the headers, as texts; pxds: those of all .pxd files that it includes.
+    """
+    words = frozenset(WORD.findall("".join(own)))
+    return [*own, *sorted(declaration.text for declaration in needed(words, pxds))]
+
+
+def needed(words, pxds):
+    """The declarations in the texts `pxds` that a text of these words depends on, in any order."""
+    everything = [declaration for pxd in pxds for declaration in declarations(pxd)]
+    declared = {}
+    for declaration in everything:
+        for name in declaration.names:
+            declared.setdefault(name, []).append(declaration)
+    found = {declaration for declaration in everything if not declaration.names}
+    # Cython imports more than is used: of the files that are included all variables, and the functions
+    # that code in them calls.
+    found.update(variable for variable in everything if variable.kind == VARIABLE)
+    found.update(function for code in everything if code.kind == CODE for name in code.words
+                 for function in declared.get(name, ()) if function.kind == FUNCTION)
+    todo = [words, *(declaration.words for declaration in found)]
+    seen = set()
+    while todo:
+        for name in todo.pop() - seen:
+            seen.add(name)
+            new = [declaration for declaration in declared.get(name, ()) if declaration not in found]
+            found.update(new)
+            todo += [declaration.words for declaration in new]
+    return found
+
+
+@functools.cache
+def declarations(pxd):
+    """The declarations in the text of a .pxd, in its order."""
+    return [declaration for lines, tokens in _statements(pxd) for declaration in _parse(lines, tokens)]
+
+
+def _statements(pxd):
+    """Each statement at the left margin, as two lists: the lines its tokens are in, and the tokens.
+    What is indented below a statement belongs to it, and it to the decorator above it."""
+    marks = {tokenize.INDENT: INDENT, tokenize.DEDENT: DEDENT, tokenize.NEWLINE: END}
+    depth, lines, tokens, line_begins = 0, [], [], 0
+    for token in tokenize.generate_tokens(io.StringIO(pxd).readline):
+        if token.type in (tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER):
+            continue
+        tokens.append(marks.get(token.type, token.string))
+        # The end of what is indented is where the next statement begins; that is not its line.
+        lines.append(lines[-1] if token.type == tokenize.DEDENT else token.start[0])
+        depth += (tokens[-1] == INDENT) - (tokens[-1] == DEDENT)
+        if tokens[-1] == END:
+            more_follows = tokens[-2] == ":" or tokens[line_begins] == "@"
+            line_begins = len(tokens)
+        if depth == 0 and (tokens[-1] == DEDENT or tokens[-1] == END and not more_follows):
+            yield lines, tokens
+            lines, tokens, line_begins = [], [], 0
+
+
+def _parse(lines, tokens):
+    """The Declarations that one statement makes."""
+    begin = 0
+    while tokens[begin] == "@":
+        begin = tokens.index(END, begin) + 1
+    end = tokens.index(INDENT) if INDENT in tokens else len(tokens)
+    head = " ".join(tokens[begin:end])
+    if AN_ENUM.fullmatch(head):
+        members = " ".join(tokens[end + 1:-1]).removesuffix(f" {END}").split(f" {END} ")
+        if all(map(AN_ENUMERATOR.fullmatch, members)):
+            return [Declaration(frozenset(member.split()[:1]), _words(member.split()), member, OTHER)
+                    for member in members]
+    kind = OTHER
+    plain = A_TYPE.fullmatch(head) or A_TYPEDEF.fullmatch(head) or A_POINTER_TO_FUNCTION.fullmatch(head)
+    if not plain and (plain := A_FUNCTION.fullmatch(head)):
+        kind = CODE if INDENT in tokens else FUNCTION
+    if not plain and (plain := A_VARIABLE.fullmatch(head)):
+        kind = VARIABLE
+    if plain:
+        names = frozenset([plain["name"]])
+    elif tokens[begin] in ("cdef", "cpdef", "ctypedef"):
+        names = _words(tokens) - KEYWORDS   # one of them, or several: too many do no harm
+    else:
+        names = frozenset()
+    text = " ".join(map("{}:{}".format, lines, tokens) if kind == CODE else tokens)
+    return [Declaration(names, _words(tokens), text, kind)]
+
+
+def _words(tokens):
+    return frozenset(filter(WORD.fullmatch, tokens))

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What setup.py compiles again after an edit: all that depends on it, and nothing else."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from pxd_declarations import (CODE, FUNCTION, OTHER, VARIABLE, WORD, declarations, needed,  # noqa: E402
+                              text_needed)
+
+# A kernel of four modules.  `types` has no code; `low` is below all; `middle` calls it, `top` calls
+# `middle`, and `aside` includes `low` but calls nothing of it.
+KERNEL = {
+    "types.pxd": """
+cdef enum:
+    SMALL = 3
+    LARGE = 1000
+
+cdef struct Inner:
+    int value
+
+cdef struct Outer:
+    Inner inner
+
+cdef struct Lonely:
+    int value
+""",
+    "low.pxd": """
+from shmkern.types cimport *
+
+# Said of it.
+cdef int low_twice(int number) noexcept nogil
+cdef int low_count
+cdef int low_hidden(int number) noexcept nogil
+cdef int low_unused(int number) noexcept nogil
+cdef inline int low_inline(int number) noexcept nogil:
+    return low_hidden(number) + 1
+""",
+    "low.py": """
+def low_twice(number):
+    return 2 * number
+def low_hidden(number):
+    return number
+def low_unused(number):
+    return number
+""",
+    "middle.pxd": """
+from shmkern.low cimport *
+cdef int middle_size(Outer* outer) noexcept nogil
+cdef int middle_add(int number) noexcept nogil
+""",
+    "middle.py": """
+from cython import sizeof
+def middle_size(outer):
+    return sizeof(outer[0])
+def middle_add(number):
+    return low_twice(number) + SMALL
+""",
+    "top.pxd": """
+from shmkern.middle cimport *
+""",
+    "top.py": """
+from cython import NULL, cast
+def answer():
+    return middle_add(4), low_inline(6), middle_size(NULL)
+""",
+    "aside.pxd": """
+from shmkern.low cimport *
+cdef int aside_work() noexcept nogil
+""",
+    "aside.py": """
+def aside_work():
+    return LARGE
+""",
+}
+
+
+def stale(before, after):
+    """The modules that an edit makes out of date: before and after are texts as KERNEL has."""
+    includes = {"low": ["types", "low"], "middle": ["types", "low", "middle"],
+                "top": ["types", "low", "middle", "top"], "aside": ["types", "low", "aside"]}
+    return {module for module, names in includes.items()
+            if text_of(before, module, names) != text_of(after, module, names)}
+
+
+def text_of(texts, module, includes):
+    return text_needed([texts[f"{module}.py"], texts[f"{module}.pxd"]], [texts[f"{name}.pxd"] for name in includes])
+
+
+def edited(name, old, new):
+    assert old in KERNEL[name]
+    return KERNEL | {name: KERNEL[name].replace(old, new, 1)}
+
+
+@pytest.mark.parametrize("name, old, new, expected", [
+    ("types.pxd", "    SMALL = 3", "    # Said.\n    SMALL = 3", set()),
+    ("types.pxd", "SMALL = 3", "SMALL = 4", {"middle"}),
+    ("types.pxd", "LARGE = 1000", "LARGE = 1001", {"aside"}),
+    ("types.pxd", "    LARGE = 1000", "    LARGE", {"middle", "aside"}),      # counted from the one before
+    ("types.pxd", "    int value\n", "    int value, other\n", {"middle", "top"}),
+    ("types.pxd", "cdef struct Lonely:\n    int value\n", "", set()),
+    ("low.pxd", "# Said of it.", "# Said of it otherwise.", {"low"}),
+    ("low.pxd", "# Said of it.\n", "", {"low", "top"}),                       # the inline function moves up
+    ("low.pxd", "+ 1", "+ 2", {"low", "top"}),
+    ("low.pxd", "low_twice(int number)", "low_twice(long number)", {"low", "middle"}),
+    ("low.pxd", "low_unused(int number)", "low_unused(long number)", {"low"}),
+    ("low.pxd", "from shmkern", "cimport cython\nfrom shmkern", {"low", "middle", "top", "aside"}),
+    # Cython checks its signature wherever the code that calls it is included.
+    ("low.pxd", "low_hidden(int number)", "low_hidden(long number)", {"low", "middle", "top", "aside"}),
+    ("low.pxd", "int low_count", "long low_count", {"low", "middle", "top", "aside"}),
+    ("middle.pxd", "middle_add(int number)", "middle_add(short number)", {"middle", "top"}),
+    ("low.py", "2 * number", "3 * number", {"low"}),
+])
+def test_what_depends_on_an_edit_is_out_of_date(name, old, new, expected):
+    assert stale(KERNEL, edited(name, old, new)) == expected
+
+
+@pytest.mark.parametrize("statement, names, kind", [
+    ("cdef u64* f(int (*g)(int), u64 h) noexcept nogil", {"f"}, FUNCTION),
+    ("@cython.locals(a=u64, b=Page)\ncdef int f(int a)", {"f"}, FUNCTION),
+    ("cdef inline int f(int a) noexcept:\n    return g(a)\n", {"f"}, CODE),
+    ("ctypedef Page* (*new_page_t)(Page* page, int** result) noexcept nogil", {"new_page_t"}, OTHER),
+    ("cdef int (*hook)(int a)", {"hook"}, OTHER),
+    ("ctypedef const u64[::1] words_view", {"words_view"}, OTHER),
+    ("ctypedef char path_t[64]", {"path_t"}, OTHER),
+    ("cdef AddressSpaceOperations a_ops_table[16]     # NR_AOPS", {"a_ops_table"}, VARIABLE),
+    ("cdef packed struct A:\n    B b\n    C* c\n", {"A"}, OTHER),
+    ("cdef class A(B):\n    cdef C c\n    cpdef f(self)\n", {"A"}, OTHER),
+    ("cdef enum A:\n    B = 1\n    C\n", {"A", "B", "C"}, OTHER),
+    ("cdef int a, b", {"int", "a", "b"}, OTHER),
+    ("cdef int a[f(1)]", {"int", "a", "f"}, OTHER),
+    ("cdef extern from *:\n    const u64 A\n", {"u64", "A"}, OTHER),
+    ("from shmkern.low cimport *", set(), OTHER),
+    ("include 'some.pxi'", set(), OTHER),
+])
+def test_what_a_statement_declares(statement, names, kind):
+    (declaration,) = declarations(statement)
+    assert (declaration.names, declaration.kind) == (names, kind)
+
+
+# ---- setup.py itself ---------------------------------------------------------
+
+def build(tree):
+    """Run setup.py there; returns the names of the modules that it compiled and the finished process."""
+    run = subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree,
+                         env=os.environ | {"SHMKERN_FLAVOURS": "shipped"}, capture_output=True, text=True)
+    return set(re.findall(r"Compiling shmkern/(?:explore/)?(\w+)\.", run.stdout)), run
+
+
+def answer(tree):
+    return subprocess.run([sys.executable, "-c", "import shmkern.top; print(*shmkern.top.answer())"], cwd=tree,
+                          capture_output=True, text=True)
+
+
+def test_a_build_makes_what_is_out_of_date_and_nothing_else(tmp_path):
+    for name in ("setup.py", "pxd_declarations.py", "translator.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    package = tmp_path / "shmkern"
+    (package / "explore").mkdir(parents=True)
+    for name, text in {**KERNEL, "__init__.py": "", "__init__.pxd": "", "explore/runtime.c": "int nothing;\n"}.items():
+        (package / name).write_text(text)
+    compiled, run = build(tmp_path)
+    assert compiled == {"low", "middle", "top", "aside", "runtime"}, run.stderr
+    assert answer(tmp_path).stdout == "11 7 4\n"
+
+    for path in package.glob("*.p*"):
+        path.touch()
+    assert build(tmp_path)[0] == set()
+
+    (package / "low.pxd").write_text(KERNEL["low.pxd"].replace("low_hidden(int", "low_hidden(long"))
+    (package / "types.pxd").write_text(KERNEL["types.pxd"].replace("SMALL = 3", "SMALL = 4"))
+    compiled, run = build(tmp_path)
+    assert compiled == {"low", "middle", "top", "aside"}, run.stderr
+    assert answer(tmp_path).stdout == "12 7 4\n"
+
+    (package / "low.pxd").write_text(KERNEL["low.pxd"].replace("int low_twice(int number)", "Nothing low_twice(int number)"))
+    _, run = build(tmp_path)
+    assert run.returncode != 0
+    assert "shmkern/low.pxd:5:5: 'Nothing' is not a type identifier" in run.stderr
+    assert "Cython refuses shmkern/" in run.stderr
+
+    (package / "low.pxd").write_text(KERNEL["low.pxd"])
+    (package / "types.pxd").write_text(KERNEL["types.pxd"])
+    _, run = build(tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert answer(tmp_path).stdout == "11 7 4\n"
+
+
+def test_all_that_the_kernels_modules_import_is_among_what_they_need():
+    """Held against the C that Cython made: each function or variable of another module is in it under its name."""
+    texts = {path.stem: path.read_text() for path in (ROOT / "shmkern").glob("*.pxd")}
+    declared = {(module, name): declaration for module, text in texts.items()
+                for declaration in declarations(text) for name in declaration.names}
+    checked = 0
+    for done in (ROOT / "build" / "inplace").glob("shmkern.*.done"):
+        module = done.stem.removeprefix("shmkern.")
+        includes = [Path(line).stem for line in done.read_text().splitlines()[1:]]
+        if not includes:        # explore/runtime.c
+            continue
+        words = frozenset(WORD.findall((ROOT / "shmkern" / f"{module}.py").read_text() + texts[module]))
+        needs = needed(words, [texts[include] for include in includes])
+        cnames = re.findall(r"\b__pyx_v?[fp]_7shmkern_(\d+)(\w+)", done.with_suffix(".c").read_text())
+        # Each has its module's length before it.  What is there once is a prototype of what is not called.
+        used = Counter((name[:int(length)], name[int(length) + 1:]) for length, name in cnames)
+        for (owner, name), times in used.items():
+            if owner != module and times > 1 and declared[owner, name].kind != CODE:
+                assert declared[owner, name] in needs, f"{module} uses {name} of {owner}"
+                checked += 1
+    assert checked > 1000
