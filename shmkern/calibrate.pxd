@@ -4,5 +4,9 @@
 cimport cython
 from shmkern.uaccess cimport *
 
-cpdef evict_frames(u64[::1] frames)
-cpdef u64 memcpy_frames(u64[::1] sources, u64[::1] targets)
+
+@cython.locals(count=u64, pfns=words)
+cpdef evict_frames(frames)
+@cython.locals(count=u64, old=words, new=words)
+cpdef u64 memcpy_frames(sources, targets)
+cdef char* frame_numbers(array) except? NULL

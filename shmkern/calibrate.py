@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the machine's costs are measured against, on the machine's own memory."""
 import cython
+import numpy as np
 from cython import address as addressof, cast, declare, pointer
 
 
@@ -8,25 +9,39 @@ def memcpy_frames(sources, targets):
     """Nanoseconds for copying frames, one memcpy of 4 KiB each (libc's), from those numbered in the u64
     array `sources` to those in `targets`.  The targets must be free; they are poisoned again
     afterwards."""
-    for index in range(targets.shape[0]):
-        BUG_ON(page_count(pfn_to_page(targets[index])) != 0)
+    count = len(targets)
+    if len(sources) != len(targets):
+        raise ValueError(f"{len(sources)} frames to copy, but {count} to copy to")
+    old = cast(words, frame_numbers(sources))
+    new = cast(words, frame_numbers(targets))
+    for index in range(count):
+        BUG_ON(page_count(pfn_to_page(new[index])) != 0)
     began = ktime_get_ns()
-    for index in range(sources.shape[0]):
-        copy_page(pfn_to_kaddr(targets[index]), pfn_to_kaddr(sources[index]))
+    for index in range(count):
+        copy_page(pfn_to_kaddr(new[index]), pfn_to_kaddr(old[index]))
     ended = ktime_get_ns()
-    for index in range(targets.shape[0]):
-        poison_frames(pfn_to_page(targets[index]), 0)
+    for index in range(count):
+        poison_frames(pfn_to_page(new[index]), 0)
     return ended - began
 
 
 def evict_frames(frames):
     """Drops the contents and struct pages of the frames numbered in the u64 array from all
     caches, as if they had not been used for long."""
-    for index in range(frames.shape[0]):
-        flush_cache_line(pfn_to_page(frames[index]))
+    count = len(frames)
+    pfns = cast(words, frame_numbers(frames))
+    for index in range(count):
+        flush_cache_line(pfn_to_page(pfns[index]))
         for line in range(0, PAGE_SIZE, 64):
-            flush_cache_line(cast(pointer(char), pfn_to_kaddr(frames[index])) + line)
+            flush_cache_line(cast(pointer(char), pfn_to_kaddr(pfns[index])) + line)
     smp_mb()
+
+
+def frame_numbers(array):
+    """The numbers in a contiguous u64 array, which the caller keeps.  TypeError for another."""
+    if array.dtype != np.uint64:
+        raise TypeError(f"frames are numbered by u64, not {array.dtype}")
+    return bytes_of(array)
 
 
 def load64_loop(start, stride, count, rounds):

@@ -46,15 +46,12 @@ cdef struct Outcome:
     unsigned char expected[4096]
     unsigned char found[4096]
 
-ctypedef const u64[::1] words_view
-ctypedef u64[::1] numbers_view
-ctypedef const unsigned char[::1] text_view
 ctypedef const char* text_pointer
 
 cdef class Shadow:
     cdef ShadowTable table
     cpdef bytes read(self, u64 address, u64 length)
-    @cython.locals(view=text_view)
+    @cython.locals(size=u64)
     cpdef write(self, u64 address, data)
     cpdef discard(self, u64 address, u64 length)
     @cython.locals(page=cython.p_char)
@@ -85,7 +82,7 @@ cdef int checked_store(ShadowTable* shadow, const Access* access, u64 seed, u64 
 cdef int perform(ShadowTable* shadow, const Access* access, u64 seed, u64 index, Outcome* out) noexcept nogil
 cdef u64 perform_all(ShadowTable* shadow, const Access* records, u64 seed, u64 start, u64 end,
                      Outcome* out, int* reason) noexcept nogil
-@cython.locals(words=words_view, out=Outcome, reason=cython.int, count=u64, stop=u64, index=u64,
+@cython.locals(out=Outcome, reason=cython.int, count=u64, stop=u64, index=u64,
                accesses=access_pointer)
 cpdef replay(records, Shadow shadow, u64 seed, u64 start=*, end=*)
 
@@ -99,8 +96,7 @@ cdef int parse_access(text_pointer at, text_pointer end, Access* access) noexcep
 cdef bint is_valgrinds(text_pointer at, text_pointer end) noexcept nogil
 @cython.locals(eol=text_pointer)
 cdef int parse_lines(text_pointer* at, text_pointer end, Access* records, u64* count, u64* lines) noexcept nogil
-@cython.locals(view=text_view, at=text_pointer, count=u64, lines=u64, words=numbers_view,
-               begin=text_pointer, rc=cython.int)
+@cython.locals(at=text_pointer, begin=text_pointer, size=u64, count=u64, lines=u64, rc=cython.int)
 cpdef parse_lackey(text)
 
 @cython.locals(rc=cython.int, frame=cython.p_char)
@@ -112,6 +108,5 @@ cdef int word_unaligned(int op, u64 address, u64 a, u64* result) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int bulk_words(int op, const u64* addresses, const u64* a, const u64* b, u64* results,
                     u64 count, u64* done) noexcept nogil
-@cython.locals(where=words_view, first=words_view, second=words_view, into=numbers_view, done=u64,
-               count=u64, rc=cython.int)
+@cython.locals(done=u64, count=u64, rc=cython.int)
 cdef bulk(int op, addresses, a, b)

@@ -61,7 +61,8 @@ class Shadow:
     def write(self, address, data):
         """Puts bytes at `address`."""
         view = memoryview(data).cast("B")
-        if view.shape[0] and shadow_write(addressof(self.table), address, addressof(view[0]), view.shape[0]):
+        size = view.nbytes
+        if shadow_write(addressof(self.table), address, bytes_of(view), size):
             raise MemoryError("no memory for the shadow")
 
     def discard(self, address, length):
@@ -308,8 +309,8 @@ def replay(records, shadow, seed, start=0, end=None):
         raise ValueError(f"accesses {start} to {stop} of {count}")
     if start == stop:
         return stop, 0, None
-    words = np.ascontiguousarray(records).view(np.uint64)
-    accesses = cast(access_pointer, addressof(words[0]))
+    contiguous = np.ascontiguousarray(records)
+    accesses = cast(access_pointer, bytes_of(contiguous))
     reason = 0
     # With the GIL, here and below: other threads of the program run on the same CPU.
     index = perform_all(addressof(shadow.table), accesses, seed, start, stop, addressof(out), addressof(reason))
@@ -417,16 +418,13 @@ def parse_lackey(text):
     and what was read before it.
     """
     view = memoryview(text).cast("B")
-    if view.shape[0] == 0:
-        return np.empty(0, ACCESS), 0, None
+    size = view.nbytes
     records = np.zeros(bytes(text).count(b"\n") + 2, ACCESS)
-    words = records.view(np.uint64)
-    at = cast(text_pointer, addressof(view[0]))
+    at = cast(text_pointer, bytes_of(view))
     begin = at
     count = 0
     lines = 0
-    rc = parse_lines(addressof(at), begin + view.shape[0], cast(pointer(Access), addressof(words[0])),
-                     addressof(count), addressof(lines))
+    rc = parse_lines(addressof(at), begin + size, cast(pointer(Access), bytes_of(records)), addressof(count), addressof(lines))
     if rc == 0:
         return records[:count], lines, None
     bad = bytes(view[at - begin:]).split(b"\n", 1)[0]
@@ -514,17 +512,14 @@ def bulk(op, addresses, a, b):
     first = as_words(a, shape)
     second = as_words(b, shape)
     results = np.zeros(shape, np.uint64)
-    into = results.reshape(-1)
     count = results.size
-    if count == 0:
-        return results
     done = 0
-    rc = bulk_words(op, addressof(where[0]), addressof(first[0]), addressof(second[0]),
-                    addressof(into[0]), count, addressof(done))
+    rc = bulk_words(op, cast(words, bytes_of(where)), cast(words, bytes_of(first)), cast(words, bytes_of(second)),
+                    cast(pointer(u64), bytes_of(results)), count, addressof(done))
     if rc == -EINVAL:
         check_errno(rc)
     if rc != 0:
-        user_fault(where[done], op != BULK_LOAD, rc)
+        user_fault(int(where[done]), op != BULK_LOAD, rc)
     return results
 
 

@@ -3,7 +3,6 @@
 # and below.
 
 cimport cython
-from cpython.buffer cimport Py_buffer
 from shmkern.uaccess cimport *
 from shmkern.read_write cimport *
 from shmkern.populate cimport *
@@ -23,12 +22,10 @@ cdef u64 word(value) except? 0xffffffffffffffff
 @cython.locals(size=u64)
 cdef u64 page_counter(value) except? 0xffffffffffffffff
 
-cdef int take_bytes(Py_buffer* view, source) except -1
-
 cdef class Syscalls:
     @cython.locals(rc=cython.int, va=u64, size=u64, left=u64, cbuf=cython.p_char)
     cpdef bytes load(self, address, length)
-    @cython.locals(rc=cython.int, va=u64, size=u64, left=u64, view=Py_buffer)
+    @cython.locals(rc=cython.int, va=u64, size=u64, left=u64)
     cpdef store(self, address, data)
     @cython.locals(rc=cython.int, va=u64, left=u64, value=u64, frame=cython.p_char)
     cpdef load64(self, address)
@@ -58,11 +55,11 @@ cdef class Syscalls:
     cpdef fstat_size(self, fd)
     @cython.locals(rc=i64, arg=cython.int, size=u64, place=u64)
     cpdef bytes pread(self, fd, count, offset)
-    @cython.locals(rc=i64, arg=cython.int, place=u64, view=Py_buffer)
+    @cython.locals(rc=i64, arg=cython.int, place=u64)
     cpdef pwrite(self, fd, data, offset)
     @cython.locals(rc=i64, arg=cython.int, size=u64)
     cpdef bytes read(self, fd, count)
-    @cython.locals(rc=i64, arg=cython.int, view=Py_buffer)
+    @cython.locals(rc=i64, arg=cython.int)
     cpdef write(self, fd, data)
     @cython.locals(rc=i64, arg=cython.int, place=i64, how=cython.int)
     cpdef lseek(self, fd, offset, whence=*)

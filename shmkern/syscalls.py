@@ -10,7 +10,6 @@ import errno
 import os
 
 from cython import NULL, address as addressof, cast, pointer, sizeof
-from cython.cimports.cpython.buffer import PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cython.cimports.cpython.bytes import PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cython.cimports.cpython.long import PyLong_AsLongLong, PyLong_AsUnsignedLong
 from cython.cimports.cpython.number import PyNumber_Index
@@ -71,12 +70,6 @@ def page_counter(value):
     return RESOURCE_MAX if size > RESOURCE_MAX - PAGE_SIZE else (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE
 
 
-def take_bytes(view, source):
-    """Takes hold of the contiguous bytes of a memoryview, until PyBuffer_Release.  TypeError for one that
-    has none.  (Cython's typed memoryviews would double what there is to compile here.)"""
-    PyObject_GetBuffer(source.cast("B"), view, PyBUF_SIMPLE)
-
-
 class Syscalls:
     """System calls and memory instructions of the current task.
 
@@ -105,14 +98,10 @@ class Syscalls:
         address that cannot be stored to is stored.  Raises SegmentationFault, or
         OSError(ENOMEM)."""
         va = unsigned(address)
-        source = memoryview(data)
-        if source.nbytes == 0:
-            return
-        take_bytes(addressof(view), source)
-        size = view.len
+        source = memoryview(data).cast("B")
+        size = source.nbytes
         rc = 0
-        left = copy_to_user(va, view.buf, size, addressof(rc))
-        PyBuffer_Release(addressof(view))
+        left = copy_to_user(va, bytes_of(source), size, addressof(rc))
         if left:
             user_fault(va + (size - left), 1, rc)
 
@@ -343,13 +332,12 @@ class Syscalls:
         """pwrite(2) of bytes, or anything that has contiguous ones, into the page cache.  Returns how many
         were written."""
         arg, place = descriptor(fd), unsigned(offset)
-        take_bytes(addressof(view), memoryview(data))
+        source = memoryview(data).cast("B")
         kernel_enter()
         current().addr_limit = KERNEL_DS
-        rc = do_pwrite(arg, cast(u64, view.buf), view.len, place)
+        rc = do_pwrite(arg, cast(u64, bytes_of(source)), source.nbytes, place)
         current().addr_limit = USER_DS
         kernel_exit()
-        PyBuffer_Release(addressof(view))
         return check_errno(rc)
 
     def read(self, fd, count):
@@ -367,13 +355,12 @@ class Syscalls:
     def write(self, fd, data):
         """write(2): as pwrite, at the file's position, which moves."""
         arg = descriptor(fd)
-        take_bytes(addressof(view), memoryview(data))
+        source = memoryview(data).cast("B")
         kernel_enter()
         current().addr_limit = KERNEL_DS
-        rc = do_write(arg, cast(u64, view.buf), view.len)
+        rc = do_write(arg, cast(u64, bytes_of(source)), source.nbytes)
         current().addr_limit = USER_DS
         kernel_exit()
-        PyBuffer_Release(addressof(view))
         return check_errno(rc)
 
     def lseek(self, fd, offset, whence=SEEK_SET):

@@ -2,6 +2,7 @@
 # Memory accesses of the current task.  May use: fault and below.
 
 cimport cython
+from cpython.buffer cimport Py_buffer
 from shmkern.fault cimport *
 
 # Task.addr_limit (include/asm/uaccess.h): whose memory a system call's pointers are in.
@@ -25,6 +26,11 @@ cdef u64 copy_in_inatomic(void* to, u64 address, u64 length) noexcept nogil
 cdef int fault_in_readable(u64 address, u64 length) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int probe_write(u64 address) noexcept nogil
+
+ctypedef const u64* words
+
+@cython.locals(view=Py_buffer)
+cdef char* bytes_of(exporter) except? NULL
 
 # Begins an access to memory within one page: the host address of the byte, valid until
 # access_end(); or NULL, outside an access, with -EFAULT or -ENOMEM in *rc.
