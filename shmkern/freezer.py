@@ -36,7 +36,7 @@ def tasks_in_kernel():
     k = kernel()
     inside = []
     for cpu in range(k.max_tasks):
-        if k.tasks[cpu].state == TASK_RUNNING and smp_load_acquire32(address(k.tasks[cpu].in_kernel)) and \
+        if k.tasks[cpu].state != TASK_UNUSED and smp_load_acquire32(address(k.tasks[cpu].in_kernel)) and \
                 k.tasks[cpu].pid != 0:
             inside.append(cpu)
     return inside

@@ -438,7 +438,7 @@ class Machine:
             # Its maker's slot was free when we came by it, and this one was not when we came by here.
             return
         # Without a pid it was out but for its slot.
-        inside = task["state"] == C["TASK_RUNNING"] and pid != 0 and slot.in_kernel
+        inside = pid != 0 and slot.in_kernel
         self._dead(slot.cpu, pid, os_pid, inside)
 
     def _dead(self, cpu, pid, os_pid, inside):

@@ -222,6 +222,8 @@ def start_task(task, pid, os_pid, start_time):
         return False
     VM_BUG_ON(task.state != TASK_EMBRYO)
     set_current(task)
+    # Who is killed in here may have the lock.
+    kernel_enter()
     task.start_time = start_time
     # A fork inherits them.
     WRITE_ONCE32(addressof(task.nr_host_files), nr_host_files)
@@ -235,6 +237,7 @@ def start_task(task, pid, os_pid, start_time):
     # A forked task has its parent's, and follows its cpuset since: its policies and pages are those of
     # mems_allowed, and must be when a cpuset that is changing right now comes to it.
     smp_store_release32(addressof(task.state), TASK_RUNNING)
+    kernel_exit()
     return True
 
 

@@ -145,7 +145,7 @@ def waiters():
 def in_kernel():
     """A line for each task that is in the kernel, with the state of its process, as ps shows it."""
     return [f"{name_of(task)} is in the kernel; the host says {direct_map.process_stat(int(task['os_pid']))[0] or 'gone'}"
-            for task in running() if task["in_kernel"]]
+            for task in living() if task["in_kernel"]]
 
 
 def held():

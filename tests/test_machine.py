@@ -19,7 +19,7 @@ import pytest
 
 import shmkern
 from helpers import PAGE, Puppet, blocks_of, free_frames, is_running, mm_of, run, until, until_waits
-from shmkern import direct_map, freezer, layout, lifeline, report, vmstat, worker
+from shmkern import direct_map, freezer, layout, lifeline, report, tracing, vmstat, worker
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -312,6 +312,34 @@ def test_a_task_killed_in_the_middle_of_an_access_does_not_hang_a_flush(boot):
     assert status in ([1], [-errno.EAGAIN], [-errno.EFAULT], [-errno.ESRCH])
     look_now(machine)
     assert not is_running(victim)
+
+
+def test_a_task_killed_while_it_begins_with_a_lock_stops_the_machine(machine, monkeypatch):
+    """Who cleaned up after it would wait for the lock."""
+    holder, go, begin = Puppet(machine), *multiprocess.Pipe()
+    become = worker._run
+
+    def late(*args):
+        begin.recv()
+        return become(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_run", late)
+        child = machine.spawn(lambda task: 1)
+    slot = worker.slot(child.cpu)
+    lock = slot.address + layout.offsetof("Task", "alloc_lock")
+    with machine, tracing.Tracing(["contention_end"]):
+        tracing.set_breaks(child.cpu, ["contention_end"])
+        holder(lambda task: ksym.spin_lock(lock))
+        go.send("go")
+        until(lambda: slot.wait_kind == layout.constants["WAIT_SPINLOCK"], "its wait for the lock")
+        holder(lambda task: ksym.spin_unlock(lock))
+        # It has the lock, and says so.
+        until(lambda: tracing.is_stopped(child.cpu), "its stop")
+        child.kill()
+        child.process.join()
+        with pytest.raises(shmkern.KernelBug) as caught:
+            look_now(machine)
+    assert caught.value.kind == "lost task"
 
 
 def test_the_next_task_in_a_slot_does_not_inherit_a_dead_ones_wait(machine):
