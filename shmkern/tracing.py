@@ -216,9 +216,10 @@ class Tracing:
         size = size or self._wanted or default_ring_events()
         check_ring_events(size)
         direct_map.reserve(self._block, *_rings(size))
+        # Before there is an owner: who ends this if we are killed gives the rings' memory back.
+        kernel.trace_ring_events = size
         kernel.trace_owner_start = direct_map.process_start(os.getpid())
         kernel.trace_owner = os.getpid()
-        kernel.trace_ring_events = size
         self._reader = Reader()
         kernel.trace_events = self._mask
         # After that: who comes later says so.

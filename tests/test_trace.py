@@ -320,6 +320,35 @@ def test_a_killed_tracers_machine_stops_writing_events(machine):
     assert layout.kernel().trace_events == 0 and layout.kernel().trace_owner == 0
 
 
+@pytest.mark.parametrize("word", ["trace_owner", "trace_ring_events", "trace_events"])
+def test_a_tracer_killed_while_it_begins_does_not_harm_the_machine(machine, word):
+    class Kernel:
+        """struct Kernel, whose writer dies when it comes to that word."""
+
+        def __getattr__(self, name):
+            return getattr(layout.kernel(), name)
+
+        def __setattr__(self, name, value):
+            if name == word:
+                os.kill(os.getpid(), signal.SIGKILL)
+            setattr(layout.kernel(), name, value)
+
+    def trace_and_die():
+        trace = tracing.Tracing()
+        trace._kernel = Kernel()
+        trace.__enter__()
+
+    other = multiprocess.get_context("fork").Process(target=trace_and_die)
+    other.start()
+    other.join()
+    assert other.exitcode == -signal.SIGKILL
+    machine.check(at_once=True)
+    assert layout.kernel().trace_owner == 0
+    with tracing.Tracing() as trace:
+        Puppet(machine)
+        assert len(trace.read())
+
+
 def test_a_machine_closed_while_it_is_traced_takes_the_rings_along(boot):
     machine = boot()
     block = direct_map.SHM_DIR / machine.name
