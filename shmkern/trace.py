@@ -43,13 +43,15 @@ def trace_write(event, arg0, arg1, arg2, arg3, arg4, arg5):
 
 
 def trace_stop():
-    """Waits, wherever it is, until whoever set trace_breaks lets it go on."""
+    """Waits, wherever it is, until whoever set trace_breaks lets it go on, or tracing has ended."""
     me = current()
-    smp_store_release32(address(me.trace_stopped), 1)
-    while smp_load_acquire32(address(me.trace_stopped)) != 0:
+    k = kernel()
+    smp_store_mb32(address(me.trace_stopped), 1)
+    while smp_load_acquire32(address(me.trace_stopped)) != 0 and READ_ONCE64(address(k.trace_events)) != 0:
         futex_wait(address(me.trace_stopped), 1, cast(u64, 1000000000))
         if kernel_panicked():
             BUG(b"the machine has stopped while a task stood at a tracepoint")
+    smp_store_release32(address(me.trace_stopped), 0)
 
 
 def trace_wait(begin, kind, channel):

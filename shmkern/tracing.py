@@ -184,9 +184,12 @@ def tracer_gone():
 
 
 def end_tracing():
-    """Ends tracing and gives the rings' memory back."""
-    kernel = layout.kernel()
+    """Ends tracing and gives the rings' memory back.  Who stands at a tracepoint goes on."""
+    kernel, tasks = layout.kernel(), vmstat.tasks()
     kernel.trace_events = 0
+    tasks["trace_breaks"] = 0
+    for cpu in np.flatnonzero(tasks["trace_stopped"]):
+        go_on(cpu)
     # Who is still writing an event gets a new page for it.
     direct_map.give_back(direct_map.mapped, *_rings(kernel.trace_ring_events))
     kernel.trace_owner = 0
@@ -208,8 +211,10 @@ class Tracing:
 
     def __enter__(self):
         kernel = self._kernel
-        if kernel.trace_owner and not tracer_gone():
-            raise TracingError(f"the machine is being traced by process {kernel.trace_owner}")
+        if kernel.trace_owner:
+            if not tracer_gone():
+                raise TracingError(f"the machine is being traced by process {kernel.trace_owner}")
+            end_tracing()
         size = kernel.trace_ring_events
         if size and self._wanted not in (None, size):
             raise TracingError(f"the machine was traced before and its rings have {size} events each")

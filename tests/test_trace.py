@@ -377,6 +377,47 @@ def test_a_task_stops_at_a_tracepoint_with_what_it_holds(machine, owner, until):
         assert is_present(pte_of(owner, va))
 
 
+class Raised(Exception):
+    pass
+
+
+def test_a_task_at_a_tracepoint_goes_on_when_tracing_ends(machine, owner, until):
+    mover = Puppet(machine)
+    with pytest.raises(Raised), tracing.Tracing():
+        tracing.set_breaks(mover.cpu, ["set_migration_pte"])
+        mover.begin(move(owner.pid, owner.va))
+        until(lambda: tracing.is_stopped(mover.cpu))
+        raise Raised
+    assert mover.reply() == [1]
+    # Nor is it told to stop by who traces next.
+    with tracing.Tracing():
+        assert mover(move(owner.pid, owner.va, 0)) == [0]
+
+
+@pytest.mark.parametrize("heir", ["the supervisor", "the next tracer"])
+def test_a_task_at_a_tracepoint_goes_on_when_its_controller_is_killed(machine, owner, until, heir):
+    mover = Puppet(machine)
+
+    def stop_it_and_die():
+        tracing.Tracing().__enter__()
+        tracing.set_breaks(mover.cpu, ["set_migration_pte"])
+        mover.begin(move(owner.pid, owner.va))
+        until(lambda: tracing.is_stopped(mover.cpu))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    other = multiprocess.get_context("fork").Process(target=stop_it_and_die)
+    other.start()
+    other.join()
+    assert tracing.is_stopped(mover.cpu)
+    if heir == "the supervisor":
+        machine.check(at_once=True)
+        assert mover.reply() == [1]
+    else:
+        with tracing.Tracing():
+            until(mover.is_done)
+        assert mover.reply() == [1]
+
+
 def test_the_audit_knows_the_trace_rings(machine):
     kernel = layout.kernel()
     # What nobody does here, for a ring of that size would be written anywhere.
