@@ -34,6 +34,18 @@ def close_lifeline():
     _read_fd = _write_fd = -1
 
 
+def _forked():
+    """First thing in a forked process, task or not: as long as it had the write end, its supervisor's death
+    would close nothing."""
+    global _write_fd
+    if _write_fd >= 0:
+        os.close(_write_fd)
+        _write_fd = -1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def guard_frames():
     """Makes SIGBUS in the block a report: the host had promised memory it does not have."""
     if install_sigbus_handler() != 0:
@@ -50,13 +62,10 @@ def join_fences():
 
 def start_task_process():
     """A task's part, first thing in its process: no Ctrl-C, and ties to the supervisor."""
-    global _write_fd, is_task
+    global is_task
     is_task = True
     join_fences()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if _write_fd >= 0:
-        os.close(_write_fd)
-        _write_fd = -1
     # Opened anew: who gets the signal is kept in the open file, not in the descriptor.
     fd = os.open(f"/proc/self/fd/{_read_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     rc = kill_me_when_pipe_closes(fd)

@@ -707,6 +707,33 @@ def test_tasks_die_with_a_killed_supervisor_and_leave_a_block_to_be_seen(supervi
     assert record["supervisor_pid"] == process.pid and not direct_map.supervisor_alive(record)
 
 
+def test_tasks_die_with_a_killed_supervisor_although_a_process_that_it_forked_lives_on():
+    program = textwrap.dedent("""
+        import os, signal
+        import shmkern
+
+        with shmkern.Machine(frames_per_node=256) as machine:
+            child = machine.spawn(lambda task: signal.pause())
+            if os.fork() == 0:
+                os.write(1, b"%8d%8d" % (child.os_pid, os.getpid()))
+                signal.pause()
+            child.result()
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    task, other = (int(process.stdout.read(8)) for _ in range(2))
+    [name] = blocks_of(process.pid)
+    process.kill()
+    process.wait()
+    try:
+        until(lambda: not alive(task), "the end of the task", 5)
+        assert alive(other)
+    finally:
+        os.kill(other, signal.SIGKILL)
+        process.stdout.close()
+        (direct_map.SHM_DIR / name).unlink()
+
+
 def test_forty_boots_leave_nothing(boot):
     me = psutil.Process()
 
