@@ -123,13 +123,16 @@ class Task(NumaSyscalls):
         os.close(fd)
 
     def _make_child(self, share_mm, program, args):
-        cpu = self._copy_process(share_mm)
-        pid = slot(cpu).pid
+        cpu = None
         try:
+            with interrupts.later():
+                cpu = self._copy_process(share_mm)
+                pid = slot(cpu).pid
             return start_process(cpu, program, args)
         except BaseException:
-            # What a signal handler of the program's raises comes here with the process made.
-            self._abandon(cpu, pid)
+            # What a signal handler of the program's raises comes here, perhaps with the process made.
+            if cpu is not None:
+                self._abandon(cpu, pid)
             raise
 
     def open(self, path, flags=os.O_RDWR, mode=0o666, *, fs=None, block_size=None):

@@ -629,6 +629,32 @@ def test_a_handler_that_raises_in_the_middle_of_a_fork_takes_nothing_from_the_ch
     machine.audit().raise_if_broken()
 
 
+@pytest.mark.parametrize("how", ["fork", "clone"])
+def test_a_handler_that_raises_when_a_child_has_its_slot_takes_no_slot(machine, how):
+    """Before there is a process for it."""
+    class Stop(Exception):
+        pass
+
+    def stop(*_arguments):
+        raise Stop
+
+    def program(task):
+        task.store64(task.mmap(PAGE), 7)
+        signal.signal(signal.SIGTERM, stop)
+        copy_process = task._copy_process
+
+        def interrupted(share_mm):
+            cpu = copy_process(share_mm)
+            signal.raise_signal(signal.SIGTERM)
+            return cpu
+        task._copy_process = interrupted
+        with pytest.raises(Stop):
+            getattr(task, how)(lambda task: 1)
+        return tables_in_use()
+    assert machine.spawn(program).result(30) == 2
+    machine.audit().raise_if_broken()
+
+
 @pytest.mark.parametrize("group", [False, True])
 def test_ctrl_c_while_a_task_is_spawned_takes_no_slot(boot, monkeypatch, group):
     machine = boot(memcg=group)
