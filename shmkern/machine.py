@@ -255,14 +255,12 @@ class Machine:
             slot.cap_permitted = slot.cap_effective = caps
             if cgroup is not None:
                 self.init.request("_prepare_mm", cpu, cgroup.id)
-            child = worker.start_process(cpu, program, args, self.check)
+            self.children = [child for child in self.children if child.process.exitcode is None]
+            return worker.start_process(cpu, program, args, self.check, self.children.append)
         except BaseException:
             if slot is not None:
                 self._take_back(slot, pid, cgroup is not None)
             raise
-        self.children = [other for other in self.children if other.process.exitcode is None]
-        self.children.append(child)
-        return child
 
     def _take_back(self, slot, pid, prepared):
         """Gives the slot of task `pid` back, which could not be made; unless there is a process for it all

@@ -266,9 +266,9 @@ def _host_error(error):
     return HostError(error.errno, f"the host gives no process for a task: {error.strerror}")
 
 
-def start_process(cpu, program, args, watch=lambda at_once: None):
+def start_process(cpu, program, args, watch=lambda at_once: None, keep=lambda child: None):
     """Forks the process for a claimed slot.  Returns its Child.  Raises HostError when the host
-    gives no process."""
+    gives no process.  keep(child) is called as soon as there is one, whatever a signal does then."""
     try:
         receive, send = _fork.Pipe(duplex=False)
     except OSError as error:
@@ -277,16 +277,19 @@ def start_process(cpu, program, args, watch=lambda at_once: None):
     try:
         with interrupts.later() as mask:
             process = _fork.Process(target=_main, args=(mask, cpu, pid, program, args, receive, send), name=f"task-{pid}")
-            process.start()
-    except OSError as error:
-        receive.close()
-        raise _host_error(error) from error
+            try:
+                process.start()
+            except OSError as error:
+                receive.close()
+                raise _host_error(error) from error
+            # The process does so too.  If it is killed before it comes to that, this is how the
+            # supervisor knows.
+            boot.announce_task(cpu, pid, process.pid)
+            child = Child(cpu, pid, process, receive, watch)
+            keep(child)
     finally:
         send.close()
-    # The process does so too.  If it is killed before it comes to that, this is how the
-    # supervisor knows.
-    boot.announce_task(cpu, pid, process.pid)
-    return Child(cpu, pid, process, receive, watch)
+    return child
 
 
 def _main(mask, cpu, pid, program, args, receive, send):
