@@ -201,6 +201,7 @@ class Child:
         self.os_pid = process.pid
         self._connection = connection
         self._watch = watch
+        self._received = bytearray()
         self._outcome = None
 
     def is_alive(self):
@@ -220,7 +221,7 @@ class Child:
         it had there.  TimeoutError after `timeout` seconds, TaskDied when the process ended
         without a word, KernelBug when the machine stopped."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._outcome is None:
+        while self._outcome is None and not self._unpack():
             if self._connection.closed:
                 self._watch(True)       # The machine ended first, and says why.
                 raise TaskDied(self.pid, self.process.exitcode)
@@ -229,7 +230,7 @@ class Child:
                 wait = min(wait, max(0, deadline - time.monotonic()))
             if multiprocess.connection.wait([self._connection], wait) or not self.process.is_alive():
                 self._receive()
-                break
+                continue
             self._watch(False)
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"task {self.pid} has no result after {timeout} s")
@@ -241,24 +242,41 @@ class Child:
         raise value
 
     def _receive(self):
-        """Takes the outcome off the pipe and waits for the process to end."""
-        try:
+        """Takes what has come of the outcome off the pipe; if nothing will any more, the task has died."""
+        # What is off the pipe is kept, whatever a signal does then: result() may be called again.
+        with interrupts.later():
             # Processes that the program made otherwise may hold its end of the pipe open, so look first.
-            if not self._connection.poll():
-                raise EOFError
-            data = self._connection.recv_bytes()
-        except (EOFError, OSError):
+            data = os.read(self._connection.fileno(), 1 << 16) if self._connection.poll() else b""
+            self._received += data
+        if not data:
             # Also for one that ends in the middle.
             self.process.join()
             self._watch(True)
             self._outcome = False, TaskDied(self.pid, self.process.exitcode)
-        else:
-            try:
-                self._outcome = ForkingPickler.loads(data)
-            except Exception as error:
-                # It could be pickled there, but not unpickled here.
-                self._outcome = False, error
+            self._connection.close()
+
+    def _unpack(self):
+        """Whether all of the outcome has come; then it is unpacked."""
+        message = _message(memoryview(self._received))
+        if message is None:
+            return False
+        try:
+            self._outcome = ForkingPickler.loads(message)
+        except Exception as error:
+            # It could be pickled there, but not unpickled here.
+            self._outcome = False, error
+        self._received = b""
         self._connection.close()
+        return True
+
+
+def _message(data):
+    """The message in what Connection.send has written; None when it is not all there."""
+    size, start = int.from_bytes(data[:4], "big", signed=True), 4
+    if size == -1:
+        # It does not fit four bytes.
+        size, start = int.from_bytes(data[4:12], "big"), 12
+    return data[start:] if len(data) >= start and len(data) == start + size else None
 
 
 def _host_error(error):

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Machines and their processes: programs and results, killing and dying, leaving nothing
 behind.  All on real processes."""
+import array
 import errno
+import fcntl
 import gc
 import os
 import random
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import threading
 import time
@@ -105,6 +108,71 @@ def test_result_times_out_and_can_be_had_later(machine):
     os.write(write_end, b"!")
     assert child.result(10) == b"!"
     os.close(read_end), os.close(write_end)
+
+
+BIG = b"result" * (1 << 20)
+
+
+@pytest.fixture
+def sending(machine):
+    """A Child that is stopped in the middle of sending BIG."""
+    child = machine.spawn(lambda task: BIG)
+    until(lambda: child._connection.poll(), "the beginning")
+    os.kill(child.os_pid, signal.SIGSTOP)
+    yield child
+    child.kill()
+
+
+def test_result_times_out_in_the_middle_and_can_be_had_later(sending):
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            sending.result(timeout=0.1)
+    os.kill(sending.os_pid, signal.SIGCONT)
+    assert sending.result(20) == BIG
+
+
+def test_ctrl_c_in_the_middle_of_a_result_loses_nothing_of_it(sending):
+    def interrupt():
+        left = array.array("i", [1])
+        while left[0]:
+            fcntl.ioctl(sending._connection.fileno(), termios.FIONREAD, left)
+        os.kill(os.getppid(), signal.SIGINT)
+    other = multiprocess.get_context("fork").Process(target=interrupt)
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        sending.result()
+    other.join()
+    os.kill(sending.os_pid, signal.SIGCONT)
+    assert sending.result(20) == BIG
+
+
+@pytest.mark.parametrize("length", [b"\0\0\0\5", b"\xff\xff\xff\xff\0\0\0\0\0\0\0\5"], ids=["short", "two GiB or more"])
+def test_a_result_is_there_when_its_last_byte_is(length):
+    sent = length + b"hello"
+    assert [worker._message(sent[:size]) for size in range(len(sent))] == [None] * len(sent)
+    assert worker._message(sent) == b"hello"
+
+
+def test_ctrl_c_while_a_result_is_unpacked_loses_nothing_of_it(machine):
+    child = machine.spawn(lambda task: Interrupts())
+    with pytest.raises(KeyboardInterrupt):
+        child.result(20)
+    assert child.result(20) == "unpacked"
+
+
+class Interrupts:
+    """When it is unpacked for the first time there is a Ctrl-C, then it is a word."""
+    times = 0
+
+    def __reduce__(self):
+        return Interrupts.unpack, ()
+
+    @classmethod
+    def unpack(cls):
+        cls.times += 1
+        if cls.times == 1:
+            signal.raise_signal(signal.SIGINT)
+        return "unpacked"
 
 
 def test_a_result_that_cannot_be_sent_is_an_error_of_its_own(machine):
