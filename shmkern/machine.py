@@ -14,6 +14,8 @@ import operator
 import os
 import time
 
+from multiprocess.reduction import ForkingPickler
+
 from shmkern import audit as audit_module
 from shmkern.cgroup import Cgroup
 from shmkern import boot, direct_map, freezer, host_files, interrupts, layout, lifeline, report, vmstat, worker
@@ -64,7 +66,8 @@ class Init:
         self.os_pid = self._child.os_pid
         # In the middle of a call: it cannot take another one.
         self.busy = False
-        self._calls = 0
+        # Whether it has an answer to give, or to be taken: unasked it says when it has begun.
+        self._due = True
 
     def __getattr__(self, name):
         if not callable(getattr(worker.Task, name, None)):
@@ -80,8 +83,7 @@ class Init:
 
     def request(self, name, *args):
         """Has init call task.name(*args); returns or raises what that does."""
-        self._calls += 1
-        return self._answer((self._calls, name, args))
+        return self._answer((name, args))
 
     def wait_for_start(self):
         """Waits until it runs and has its address space; worker.init says so unasked."""
@@ -92,24 +94,34 @@ class Init:
         self.busy = True
         try:
             if request is not None:
-                self._connection.send(request)
-            answered = None
-            # The answer to a call that was interrupted may come first.
-            while answered != self._calls:
-                while not self._connection.poll(worker.POLL_SECONDS):
-                    self._machine.check()
-                # All of it, or the next call would take the rest for its answer.
+                if self._due:
+                    # To a call that was interrupted.  Who is sending a long one takes no request meanwhile.
+                    self._receive()
+                # All of it, or init would take the next request for the rest.
                 with interrupts.later():
-                    answered, succeeded, value = self._connection.recv()
+                    self._connection.send(request)
+                    self._due = True
+            answer = self._receive()
         except (EOFError, ConnectionError):
             self._child.process.join()
             self._machine.check(at_once=True)
             raise TaskDied(self.pid, self._child.process.exitcode) from None
         finally:
             self.busy = False
+        succeeded, value = ForkingPickler.loads(answer)
         if succeeded:
             return value
         raise value
+
+    def _receive(self):
+        """Waits for an answer, and takes it off the connection."""
+        while not self._connection.poll(worker.POLL_SECONDS):
+            self._machine.check()
+        # All of it, or the next call would take the rest for its answer.
+        with interrupts.later():
+            answer = self._connection.recv_bytes()
+            self._due = False
+        return answer
 
     def close(self):
         """Closes the connection; init ends when it sees that."""

@@ -56,12 +56,11 @@ class Led:
 
     def __init__(self, machine, connection, pid, cpu):
         self.machine, self.pid, self.cpu = machine, pid, cpu
-        self._connection, self._calls = connection, 0
+        self._connection = connection
 
     def begin(self, method, *args):
         """Has the task call task.method(*args)."""
-        self._calls += 1
-        self._connection.send((self._calls, method, args))
+        self._connection.send((method, args))
 
     def is_done(self):
         """Whether what was begun is over."""
@@ -70,7 +69,7 @@ class Led:
     def reply(self):
         """Returns or raises what the call did."""
         wait_until(self.machine, self.is_done, f"the answer of task {self.pid}")
-        _number, succeeded, value = self._connection.recv()
+        succeeded, value = self._connection.recv()
         if not succeeded:
             raise value
         return value

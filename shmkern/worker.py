@@ -332,15 +332,14 @@ def _main(mask, cpu, pid, program, args, receive, send):
     send.close()
 
 
-def hand_over(connection, outcome, *number):
-    """Sends an outcome; or, when it cannot be pickled, what was wrong with it (behind the number
-    of the call, if there is one)."""
+def hand_over(connection, outcome):
+    """Sends an outcome; or, when it cannot be pickled, what was wrong with it."""
     try:
         connection.send(outcome)
     except BrokenPipeError:
         pass  # Nobody is waiting for it any more.
     except Exception as error:
-        connection.send((*number, False, ExceptionWithTraceback(error, error.__traceback__)))
+        connection.send((False, ExceptionWithTraceback(error, error.__traceback__)))
 
 
 def _run(cpu, pid, program, args):
@@ -370,7 +369,7 @@ def init(task, connection):
     """Does on request what its supervisor, who is no task, cannot do itself; and keeps the
     descriptors of the host files that tasks open."""
     keeper = host_files.keeper = host_files.Keeper(task)
-    hand_over(connection, (0, True, None), 0)
+    hand_over(connection, (True, None))
     while True:
         ready = multiprocess.connection.wait([connection, keeper], keeper.patience())
         keeper.tidy()
@@ -389,7 +388,7 @@ def serve(task, connection):
 def answer(task, connection):
     """Does what the next request asks for, and replies.  False when there will be no more."""
     try:
-        number, method, args = connection.recv()
+        method, args = connection.recv()
     except EOFError:
         return False
     try:
@@ -398,7 +397,7 @@ def answer(task, connection):
         reply = False, PermissionError(1, "init does not exit")
     except Exception as error:
         reply = False, ExceptionWithTraceback(error, error.__traceback__)
-    hand_over(connection, (number, *reply), number)
+    hand_over(connection, reply)
     return True
 
 

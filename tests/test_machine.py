@@ -788,6 +788,41 @@ def test_ctrl_c_in_the_middle_of_inits_answer_is_put_off(machine, monkeypatch):
     assert machine.init.load(va, 2) == b"\0\0"
 
 
+def test_ctrl_c_in_the_middle_of_a_request_to_init_is_put_off(machine, monkeypatch):
+    """Init would take the next one for its rest."""
+    connection = machine.init._connection
+    send, parts = connection._send, []
+
+    def interrupted(data, *args):
+        send(data, *args)
+        parts.append(data)
+        if len(parts) == 1:
+            signal.raise_signal(signal.SIGINT)
+    va = machine.init.mmap(8 * PAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "_send", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            machine.init.store(va, b"x" * 8 * PAGE)
+    # In two parts, for it is long.
+    assert len(parts) == 2
+    assert machine.init.load(va, 8 * PAGE) == b"x" * 8 * PAGE
+
+
+def test_a_long_answer_of_init_that_nobody_waits_for_does_not_hold_up_a_long_request(machine, monkeypatch):
+    """Ctrl-C, and init is in the middle of its answer: there is no room for all of it."""
+    size = 1 << 20
+    va = machine.init.mmap(size)
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.init._connection, "poll", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            machine.init.load(va, size)
+    machine.init.store(va, b"x" * size)
+    assert machine.init.load(va, size) == b"x" * size
+
+
 def test_a_task_has_the_signals_of_its_maker(machine):
     """They are blocked while it is forked."""
     assert run(machine, lambda task: signal.pthread_sigmask(signal.SIG_BLOCK, ())) == set()
