@@ -388,10 +388,11 @@ def serve(task, connection):
 def answer(task, connection):
     """Does what the next request asks for, and replies.  False when there will be no more."""
     try:
-        method, args = connection.recv()
+        request = connection.recv_bytes()
     except EOFError:
         return False
     try:
+        method, args = ForkingPickler.loads(request)
         reply = True, getattr(task, method)(*args)
     except TaskExit:
         reply = False, PermissionError(1, "init does not exit")

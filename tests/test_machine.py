@@ -1118,6 +1118,12 @@ def test_a_reply_of_init_that_cannot_be_sent_is_an_error_of_that_call_alone(mach
     assert machine.init.load(machine.init.mmap(PAGE), 1) == b"\0"
 
 
+def test_a_request_that_init_cannot_unpack_is_an_error_of_that_call_alone(machine):
+    with pytest.raises(TypeError, match="other"):
+        machine.init.load(TakesTwo("this", "that"), 1)
+    assert machine.init.load(machine.init.mmap(PAGE), 1) == b"\0"
+
+
 def test_init_does_not_fork(machine):
     for make in (machine.init.fork, machine.init.clone):
         with pytest.raises(PermissionError, match=r"init does not (fork|clone); Machine\.spawn\(\)"):
