@@ -85,6 +85,15 @@ class Init:
         """Has init call task.name(*args); returns or raises what that does."""
         return self._answer((name, args))
 
+    def settle(self):
+        """Takes the answer to a call that was interrupted, if it comes now: init does nothing else while it is
+        sending a long one."""
+        try:
+            if self._due and not self.busy and self._connection.poll():
+                self._receive()
+        except (EOFError, ConnectionError):
+            pass        # It has died, and check() will come to that.
+
     def wait_for_start(self):
         """Waits until it runs and has its address space; worker.init says so unasked."""
         self._answer(None)
@@ -416,6 +425,7 @@ class Machine:
             self._checked = now
             if tracer_gone():
                 end_tracing()
+            self.init.settle()
             tasks = report.living()
             running = set(tasks["pid"][tasks["state"] == C["TASK_RUNNING"]].tolist())
             for task in tasks:

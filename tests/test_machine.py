@@ -823,6 +823,20 @@ def test_a_long_answer_of_init_that_nobody_waits_for_does_not_hold_up_a_long_req
     assert machine.init.load(va, size) == b"x" * size
 
 
+def test_a_long_answer_of_init_that_nobody_waits_for_does_not_hold_up_a_task(machine, monkeypatch, tmp_path):
+    """That opens a file, which init keeps for it."""
+    (tmp_path / "file").write_bytes(b"x" * PAGE)
+    va = machine.init.mmap(1 << 20)
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.init._connection, "poll", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            machine.init.load(va, 1 << 20)
+    assert run(machine, lambda task: task.pread(task.open(tmp_path / "file"), 1, 0)) == b"x"
+
+
 def test_a_task_has_the_signals_of_its_maker(machine):
     """They are blocked while it is forked."""
     assert run(machine, lambda task: signal.pthread_sigmask(signal.SIG_BLOCK, ())) == set()
