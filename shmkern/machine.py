@@ -549,6 +549,7 @@ class Machine:
 
     # ---- the end ----
 
+    @interrupts.later()
     def _end_processes(self):
         """Kills every task and waits until all are gone."""
         tasks = [(int(task["os_pid"]), int(task["start_time"])) for task in report.running()]
@@ -566,6 +567,7 @@ class Machine:
         while not all(direct_map.process_gone(*task) for task in tasks) and time.monotonic() < deadline:
             time.sleep(0.005)
 
+    @interrupts.later()
     def close(self):
         """Ends every process and removes the block.  Does nothing the second time, or in a
         task."""

@@ -837,6 +837,20 @@ def test_a_long_answer_of_init_that_nobody_waits_for_does_not_hold_up_a_task(mac
     assert run(machine, lambda task: task.pread(task.open(tmp_path / "file"), 1, 0)) == b"x"
 
 
+def test_ctrl_c_while_a_machine_is_closed_is_put_off(boot, monkeypatch):
+    machine, running = boot(), report.running
+    machine.spawn(lambda task: signal.pause())
+
+    def interrupted():
+        signal.raise_signal(signal.SIGINT)
+        return running()
+    monkeypatch.setattr(report, "running", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        machine.close()
+    assert not machine.is_open and direct_map.mapped is None and machine.name not in direct_map.blocks()
+    assert psutil.Process().children() == []
+
+
 def test_a_task_has_the_signals_of_its_maker(machine):
     """They are blocked while it is forked."""
     assert run(machine, lambda task: signal.pthread_sigmask(signal.SIG_BLOCK, ())) == set()
