@@ -3,6 +3,10 @@
 import contextlib
 import signal
 
+# All but what a process does to itself: blocked, that would end it at once.
+_FROM_OUTSIDE = signal.valid_signals() - {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV,
+                                          signal.SIGSYS, signal.SIGTRAP}
+
 
 @contextlib.contextmanager
 def deadly():
@@ -19,8 +23,8 @@ def deadly():
 
 @contextlib.contextmanager
 def later():
-    """SIGINT, SIGTERM and SIGHUP have their effect when this is over.  Gives the mask of signals from
-    before, for a child that is forked within and does not come to the end of this.
+    """Ctrl-C and all other signals from outside have their effect when this is over.  Gives the mask of
+    signals from before, for a child that is forked within and does not come to the end of this.
 
     A handler that raises must not run where nobody would clean up what is half made; nor in the
     callbacks of a fork, for Python drops what is raised there.
@@ -28,7 +32,7 @@ def later():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         # Within: a signal that came just before has its effect in this call, with the others blocked.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_OUTSIDE)
         yield before
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

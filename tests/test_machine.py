@@ -667,8 +667,9 @@ def test_ctrl_c_in_the_middle_of_a_fork_is_not_lost():
 
 
 @pytest.mark.parametrize("how", ["fork", "clone"])
-def test_a_handler_that_raises_in_the_middle_of_a_fork_takes_nothing_from_the_child(machine, how):
-    """SIGTERM is put off, and comes when the child's process is there."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=lambda number: number.name)
+def test_a_handler_that_raises_in_the_middle_of_a_fork_takes_nothing_from_the_child(machine, how, number):
+    """The signal is put off, and comes when the child's process is there."""
     class Stop(Exception):
         pass
 
@@ -686,8 +687,8 @@ def test_a_handler_that_raises_in_the_middle_of_a_fork_takes_nothing_from_the_ch
                 time.sleep(0.001)
             task.store64(shared, 8)
 
-        signal.signal(signal.SIGTERM, stop)
-        os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        signal.signal(number, stop)
+        os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), number))
         with pytest.raises(Stop):
             getattr(task, how)(child)
         until(lambda: task.load64(shared) == 8, "the child's end")
@@ -698,7 +699,8 @@ def test_a_handler_that_raises_in_the_middle_of_a_fork_takes_nothing_from_the_ch
 
 
 @pytest.mark.parametrize("how", ["fork", "clone"])
-def test_a_handler_that_raises_when_a_child_has_its_slot_takes_no_slot(machine, how):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=lambda number: number.name)
+def test_a_handler_that_raises_when_a_child_has_its_slot_takes_no_slot(machine, how, number):
     """Before there is a process for it."""
     class Stop(Exception):
         pass
@@ -708,12 +710,12 @@ def test_a_handler_that_raises_when_a_child_has_its_slot_takes_no_slot(machine, 
 
     def program(task):
         task.store64(task.mmap(PAGE), 7)
-        signal.signal(signal.SIGTERM, stop)
+        signal.signal(number, stop)
         copy_process = task._copy_process
 
         def interrupted(share_mm):
             cpu = copy_process(share_mm)
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
             return cpu
         task._copy_process = interrupted
         with pytest.raises(Stop):
