@@ -205,7 +205,8 @@ class Machine:
         self._checked = 0.0
         self.init = None
         self.children = []
-        self.kswapds = []
+        # By node.
+        self.kswapds = {}
         atexit.register(self.close)
         try:
             with interrupts.later():
@@ -376,7 +377,8 @@ class Machine:
     def swapon(self, path, pages):
         """Lets memory overflow into a file of the host, which is made if there is none and keeps
         room for `pages` pages from now on; anonymous pages that are not in use go there when frames
-        are short.  The first call starts a kswapd for each node, which are tasks as well.
+        are short.  Starts a kswapd for each node that has none, which are tasks as well: the first call all,
+        a later one those that were killed, without which tasks free memory themselves.
 
         Returns the area's number.  Raises OSError: whatever the host says to the file; EINVAL (no
         pages, or neither a plain file nor a block device), EBUSY (it is an area already, or a task has it
@@ -385,8 +387,9 @@ class Machine:
         """
         self._mine()
         pages = _whole("pages", pages, 1, 1 << 30)
-        for node in range(len(self.kswapds), layout.kernel().nr_nodes):
-            self.kswapds.append(self.spawn(worker.kswapd, node))
+        for node in range(layout.kernel().nr_nodes):
+            if node not in self.kswapds or not self.kswapds[node].is_alive():
+                self.kswapds[node] = self.spawn(worker.kswapd, node)
         return self.init.request("_swapon", os.path.abspath(path), pages)
 
     def swapoff(self, area):

@@ -176,6 +176,21 @@ def test_kswapd_frees_before_anybody_has_to(boot, tmp_path):
     assert task(partial(wrong, va=va, pages=960, first=0)) == 0
 
 
+def test_a_killed_kswapd_stops_nobody_and_the_next_swapon_makes_another(boot, tmp_path):
+    machine = boot(1, 1024)
+    machine.swapon(tmp_path / "swap", 2000)
+    node = layout.view("PgData", layout.kernel().nodes, 1)
+    old = machine.kswapds[0]
+    until(lambda: node["kswapd_pid"][0] == old.pid, "its sleep", check=machine.check)
+    old.kill()
+    old.process.join()
+    count = counter(machine)
+    assert machine.spawn(lambda task: wrong(task, store_new(task, 1500, 0), 1500, 0)).result(30) == 0
+    assert count("pgsteal_direct") > 0 and count("pgsteal_kswapd") == 0
+    machine.swapon(tmp_path / "more", 10)
+    until(lambda: node["kswapd_pid"][0] == machine.kswapds[0].pid != old.pid, "another kswapd", check=machine.check)
+
+
 def test_memory_is_not_out_as_long_as_anybody_frees_some(small):
     """Whoever finds every page in use has found them slowly, perhaps: others get on meanwhile."""
     owner, late = Puppet(small), Puppet(small)
