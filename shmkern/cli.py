@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 
 import shmkern
 from shmkern import direct_map, interrupts, layout, record
@@ -37,12 +38,14 @@ class LeftTask(NamedTuple):
 
 
 class BlockState(NamedTuple):
-    """What a file of ours in /dev/shm is.  `supervisor` is a pid, `alive` whether it runs, `note`
-    why nothing is known of nodes, frames and tasks, if so; `uid` is the owner of the file."""
+    """What a file of ours in /dev/shm is.  `supervisor` is a pid, of the process that started then, `alive`
+    whether it runs, `note` why nothing is known of nodes, frames and tasks, if so; `uid` is the owner of the
+    file."""
     name: str
     size: int
     used: int
     supervisor: int
+    supervisor_start: int
     alive: bool
     age: float
     nodes: int
@@ -81,6 +84,17 @@ def _read_machine(fd, header):
         [task for task in tasks if not direct_map.process_gone(task.os_pid, task.start)]
 
 
+def _has_in_hand(pid, path):
+    """Whether a process has a file open or mapped."""
+    try:
+        process = psutil.Process(pid)
+        # In this order: it is open until it is mapped.
+        return any(file.path == str(path) for file in process.open_files()) or \
+            any(area.path == str(path) for area in process.memory_maps())
+    except psutil.Error:
+        return False
+
+
 def block_state(name):
     """The BlockState of a file in /dev/shm, or None when it is gone or not ours to read."""
     try:
@@ -90,11 +104,13 @@ def block_state(name):
     try:
         stat, header = os.fstat(fd), direct_map.header_of(fd)
         if header is None:
-            # Its maker died, or is at work, before it was a block.  The name has its pid.
+            # Its maker died, or is at work, before it was a block.  The name has its pid, which may be another's
+            # by now.
             maker = name.removeprefix(direct_map.PREFIX).split("-")[0]
             maker = int(maker) if maker.isdecimal() else 0
-            alive = maker != 0 and os.path.exists(f"/proc/{maker}")
-            return BlockState(name, stat.st_size, stat.st_blocks * 512, maker, alive, time.time() - stat.st_mtime,
+            start = direct_map.process_start(maker)
+            return BlockState(name, stat.st_size, stat.st_blocks * 512, maker, start,
+                              _has_in_hand(maker, direct_map.SHM_DIR / name), time.time() - stat.st_mtime,
                               0, 0, [], "unfinished", stat.st_uid)
         nodes, frames, tasks, note = 0, 0, [], ""
         try:
@@ -108,8 +124,8 @@ def block_state(name):
     finally:
         os.close(fd)
     return BlockState(name, stat.st_size, stat.st_blocks * 512, int(header["supervisor_pid"]),
-                      direct_map.supervisor_alive(header), time.time() - int(header["boot_time_ns"]) / 1e9,
-                      nodes, frames, tasks, note, stat.st_uid)
+                      int(header["supervisor_start"]), direct_map.supervisor_alive(header),
+                      time.time() - int(header["boot_time_ns"]) / 1e9, nodes, frames, tasks, note, stat.st_uid)
 
 
 def block_states():
@@ -167,7 +183,7 @@ def remove_block(block):
     """Ends what belongs to a block and removes it.  Returns a sentence."""
     if block.alive:
         # First: it looks after its tasks.
-        kill_process(block.supervisor, direct_map.process_start(block.supervisor), block.uid)
+        kill_process(block.supervisor, block.supervisor_start, block.uid)
     ended = sum(kill_process(task.os_pid, task.start, block.uid) for task in block.tasks)
     try:
         (direct_map.SHM_DIR / block.name).unlink(missing_ok=True)

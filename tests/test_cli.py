@@ -425,6 +425,41 @@ def test_rm_ends_tasks_that_outlived_their_supervisor(running):
     assert_gone(block)
 
 
+def test_rm_force_ends_nobody_who_has_the_pid_of_a_supervisor_by_now(running, tmp_path, monkeypatch, capsys):
+    process, block = running()
+    with subprocess.Popen(["sleep", "600"]) as sleeper:
+        # The supervisor was ended meanwhile, and its pid is another's.
+        process.kill()
+        process.wait(10)
+        cli.remove_block(block._replace(supervisor=sleeper.pid))
+        assert_gone(block)
+        # A supervisor that was killed before it had made its block leaves nothing but its pid.
+        monkeypatch.setattr(direct_map, "SHM_DIR", tmp_path)
+        (tmp_path / f"shmkern-{sleeper.pid}-0").write_bytes(b"")
+        assert cli.main(["ls"]) == 0
+        assert "left behind (unfinished)" in capsys.readouterr().out
+        assert cli.main(["rm", "--force"]) == 0
+        assert list(tmp_path.iterdir()) == [] and sleeper.poll() is None
+        sleeper.kill()
+
+
+@pytest.mark.parametrize("step", ["ftruncate", "write_header"])
+def test_a_block_that_is_being_made_is_not_left_behind(step, monkeypatch):
+    """Its maker has it open, or mapped."""
+    holder, seen = os if step == "ftruncate" else direct_map, []
+    done = getattr(holder, step)
+
+    def look(*args):
+        # From another process: whoever looks has the file open, too.
+        blocks = json.loads(shmkern_run("ls", "--json", "-").stdout)
+        seen.extend(block for block in blocks if block["supervisor"] == os.getpid())
+        return done(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, step, look)
+        shmkern.Machine(frames_per_node=64).close()
+    assert [(block["alive"], block["note"]) for block in seen] == [(True, "unfinished")]
+
+
 def forged_block(victim):
     """A block of a supervisor that is gone, with one task: the process `victim`.  As anybody can write it."""
     C, page = layout.constants, layout.constants["PAGE_SIZE"]
@@ -476,16 +511,17 @@ def test_rm_without_names_takes_all_that_is_left_and_nothing_else(tmp_path, monk
     dead.wait()
     (tmp_path / f"shmkern-{dead.pid}-0").write_bytes(b"")
     (tmp_path / f"shmkern-{dead.pid}-1").write_bytes(bytes(8192))
-    (tmp_path / f"shmkern-{os.getpid()}-0").write_bytes(b"being made")
     (tmp_path / "sem.other").write_bytes(b"")
-    assert cli.main(["ls"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("left behind (unfinished)") == 2 and said.count("running (unfinished)") == 1
-    assert cli.main(["rm", "--all"]) == 0
-    assert capsys.readouterr().out.count("removed") == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sem.other", f"shmkern-{os.getpid()}-0"]
-    assert cli.main(["rm"]) == 0
-    assert "Nothing was left behind. 1 machines are running." in capsys.readouterr().out
+    with (tmp_path / f"shmkern-{os.getpid()}-0").open("wb"):
+        # That one is being made.
+        assert cli.main(["ls"]) == 0
+        said = capsys.readouterr().out
+        assert said.count("left behind (unfinished)") == 2 and said.count("running (unfinished)") == 1
+        assert cli.main(["rm", "--all"]) == 0
+        assert capsys.readouterr().out.count("removed") == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["sem.other", f"shmkern-{os.getpid()}-0"]
+        assert cli.main(["rm"]) == 0
+        assert "Nothing was left behind. 1 machines are running." in capsys.readouterr().out
 
 
 def test_damaged_and_foreign_blocks_are_listed_and_removed(machine, tmp_path, monkeypatch, capsys):
