@@ -2,10 +2,11 @@
 """Ctrl-C and its like, put off."""
 import contextlib
 import signal
+import threading
 
 # All but what a process does to itself: blocked, that would end it at once.
-_FROM_OUTSIDE = signal.valid_signals() - {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV,
-                                          signal.SIGSYS, signal.SIGTRAP}
+_FROM_OUTSIDE = set(signal.Signals) - {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV,
+                                       signal.SIGSYS, signal.SIGTRAP}
 
 
 @contextlib.contextmanager
@@ -23,16 +24,38 @@ def deadly():
 
 @contextlib.contextmanager
 def later():
-    """Ctrl-C and all other signals from outside have their effect when this is over.  Gives the mask of
-    signals from before, for a child that is forked within and does not come to the end of this.
+    """Ctrl-C and all other signals from outside have their effect when this is over.  Gives what ends it,
+    for a child that is forked within and does not come to the end of this.
 
     A handler that raises must not run where nobody would clean up what is half made; nor in the
     callbacks of a fork, for Python drops what is raised there.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handlers, caught = {}, []
+
+    def note(number, _frame):
+        caught.append(number)
+
+    def end():
+        for number, handler in handlers.items():
+            # Unless a child has set another one.
+            if signal.getsignal(number) is note:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     try:
         # Within: a signal that came just before has its effect in this call, with the others blocked.
         signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_OUTSIDE)
-        yield before
+        # Blocked here it comes to another thread, if the program has some, and is handled in the main one all
+        # the same.
+        if threading.current_thread() is threading.main_thread():
+            for number in _FROM_OUTSIDE:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    handlers[number] = handler
+                    signal.signal(number, note)
+        yield end
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        end()
+        for number in caught:
+            signal.raise_signal(number)

@@ -293,8 +293,8 @@ def start_process(cpu, program, args, watch=lambda at_once: None, keep=lambda ch
         raise _host_error(error) from error
     pid = slot(cpu).pid
     try:
-        with interrupts.later() as mask:
-            process = _fork.Process(target=_main, args=(mask, cpu, pid, program, args, receive, send), name=f"task-{pid}")
+        with interrupts.later() as end:
+            process = _fork.Process(target=_main, args=(end, cpu, pid, program, args, receive, send), name=f"task-{pid}")
             try:
                 process.start()
             except OSError as error:
@@ -310,8 +310,8 @@ def start_process(cpu, program, args, watch=lambda at_once: None, keep=lambda ch
     return child
 
 
-def _main(mask, cpu, pid, program, args, receive, send):
-    """The life of a task's process; `mask` are the signals that its maker had blocked."""
+def _main(end, cpu, pid, program, args, receive, send):
+    """The life of a task's process; `end` is that of the time in which its maker puts signals off."""
     global _results
     receive.close()
     if _results is not None:
@@ -320,7 +320,7 @@ def _main(mask, cpu, pid, program, args, receive, send):
     _results = send
     lifeline.start_task_process()
     os_pid = os.getpid()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    end()
     try:
         outcome = True, _run(cpu, pid, program, args)
     except Exception as error:

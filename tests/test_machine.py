@@ -740,18 +740,40 @@ def test_ctrl_c_while_a_task_is_spawned_takes_no_slot(boot, monkeypatch, group):
     assert machine.spawn(lambda task: 1, cgroup=cgroup).result(10) == 1
 
 
-def test_ctrl_c_when_a_task_has_its_process_leaves_none_behind(boot, monkeypatch):
+@pytest.fixture
+def other_thread():
+    """other_thread() is a Ctrl-C that a thread of the program gets: its handler runs in the main thread."""
+    (seen, wakeup), over = os.pipe(), threading.Event()
+    os.set_blocking(wakeup, False)
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    signal.set_wakeup_fd(wakeup)
+
+    def ctrl_c():
+        signal.pthread_kill(thread.ident, signal.SIGINT)
+        # When the thread has got it.
+        os.read(seen, 1)
+    yield ctrl_c
+    signal.set_wakeup_fd(-1)
+    over.set()
+    thread.join()
+    os.close(seen), os.close(wakeup)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_ctrl_c_when_a_task_has_its_process_leaves_none_behind(boot, monkeypatch, threads, other_thread):
     """The spawn does not come to an end, so nobody knows of the process but the machine."""
     machine, announce = boot(), boot_module.announce_task
 
     def interrupted(*args):
+        # Once: the slot is not going to be given back.
+        monkeypatch.undo()
         announced = announce(*args)
-        signal.raise_signal(signal.SIGINT)
+        other_thread() if threads else signal.raise_signal(signal.SIGINT)
         return announced
-    with monkeypatch.context() as patch:
-        patch.setattr(boot_module, "announce_task", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            machine.spawn(lambda task: signal.pause())
+    monkeypatch.setattr(boot_module, "announce_task", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        machine.spawn(lambda task: signal.pause())
     assert len(multiprocess.active_children()) == 2
     machine.close()
     # As psutil sees it: a zombie is one, too.
@@ -854,8 +876,16 @@ def test_ctrl_c_while_a_machine_is_closed_is_put_off(boot, monkeypatch):
 
 
 def test_a_task_has_the_signals_of_its_maker(machine):
-    """They are blocked while it is forked."""
-    assert run(machine, lambda task: signal.pthread_sigmask(signal.SIG_BLOCK, ())) == set()
+    """They are blocked while it is forked, and their handlers put off."""
+    def stop(*_arguments):
+        pass
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        assert run(machine, lambda task: signal.pthread_sigmask(signal.SIG_BLOCK, ())) == set()
+        assert run(machine, lambda task: signal.getsignal(signal.SIGTERM) is stop)
+        assert run(machine, lambda task: signal.getsignal(signal.SIGINT)) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("step", ["_new_object", "write_header"])
