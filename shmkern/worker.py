@@ -328,8 +328,10 @@ def _main(end, cpu, pid, program, args, receive, send):
     if os.getpid() != os_pid:
         # The program has forked, and here comes the fork out of it as well.  It has nothing to hand over.
         os._exit(1)
-    hand_over(send, outcome)
-    send.close()
+    # The program is over, but perhaps not its alarms: what a handler raises would come in the middle.
+    with interrupts.later():
+        hand_over(send, outcome)
+        send.close()
 
 
 def hand_over(connection, outcome):

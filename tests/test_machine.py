@@ -131,6 +131,22 @@ def test_result_times_out_in_the_middle_and_can_be_had_later(sending):
     assert sending.result(20) == BIG
 
 
+def test_a_handler_that_raises_while_a_result_is_sent_comes_too_late(machine):
+    """The program is over, but not its alarm."""
+    def program(task):
+        def stop(*_arguments):
+            raise TimeoutError
+        signal.signal(signal.SIGALRM, stop)
+        return BIG
+
+    child = machine.spawn(program)
+    until(lambda: child._connection.poll(), "the beginning")
+    # The pipe is full.
+    until(lambda: direct_map.process_stat(child.os_pid)[0] == "S", "its sleep")
+    os.kill(child.os_pid, signal.SIGALRM)
+    assert child.result(20) == BIG
+
+
 def test_ctrl_c_in_the_middle_of_a_result_loses_nothing_of_it(sending):
     def interrupt():
         left = array.array("i", [1])
