@@ -36,11 +36,14 @@ def later():
     def note(number, _frame):
         caught.append(number)
 
-    def end():
+    def end(come=()):
         for number, handler in handlers.items():
             # Unless a child has set another one.
             if signal.getsignal(number) is note:
                 signal.signal(number, handler)
+        # Blocked still: with the others, when they are not.
+        for number in come:
+            signal.raise_signal(number)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     try:
@@ -56,6 +59,4 @@ def later():
                     signal.signal(number, note)
         yield end
     finally:
-        end()
-        for number in caught:
-            signal.raise_signal(number)
+        end(caught)

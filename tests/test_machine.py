@@ -23,7 +23,7 @@ import pytest
 import shmkern
 from helpers import PAGE, Puppet, blocks_of, free_frames, is_running, mm_of, run, until, until_waits
 from shmkern import boot as boot_module
-from shmkern import direct_map, freezer, layout, lifeline, report, tracing, vmstat, worker
+from shmkern import direct_map, freezer, interrupts, layout, lifeline, report, tracing, vmstat, worker
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -758,18 +758,19 @@ def test_ctrl_c_while_a_task_is_spawned_takes_no_slot(boot, monkeypatch, group):
 
 @pytest.fixture
 def other_thread():
-    """other_thread() is a Ctrl-C that a thread of the program gets: its handler runs in the main thread."""
+    """other_thread() is a Ctrl-C, or another signal, that a thread of the program gets: its handler runs in
+    the main thread."""
     (seen, wakeup), over = os.pipe(), threading.Event()
     os.set_blocking(wakeup, False)
     thread = threading.Thread(target=over.wait)
     thread.start()
     signal.set_wakeup_fd(wakeup)
 
-    def ctrl_c():
-        signal.pthread_kill(thread.ident, signal.SIGINT)
+    def come(number=signal.SIGINT):
+        signal.pthread_kill(thread.ident, number)
         # When the thread has got it.
         os.read(seen, 1)
-    yield ctrl_c
+    yield come
     signal.set_wakeup_fd(-1)
     over.set()
     thread.join()
@@ -794,6 +795,21 @@ def test_ctrl_c_when_a_task_has_its_process_leaves_none_behind(boot, monkeypatch
     machine.close()
     # As psutil sees it: a zombie is one, too.
     assert psutil.Process().children() == []
+
+
+def test_of_several_signals_that_are_put_off_none_is_lost(other_thread):
+    """Although the handler of the first raises."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_arguments: came.append("SIGTERM"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with interrupts.later():
+                other_thread()
+                other_thread(signal.SIGTERM)
+                came.append("over")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["over", "SIGTERM"]
 
 
 def test_ctrl_c_while_an_audit_begins_does_not_leave_the_machine_frozen(machine, monkeypatch):
