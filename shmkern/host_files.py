@@ -12,7 +12,7 @@ import socket
 import stat
 import struct
 
-from shmkern import layout
+from shmkern import interrupts, layout
 
 C = layout.constants
 KINDS = {"page": C["AOPS_PAGE"], "buffer": C["AOPS_BUFFER"], "fallback": C["AOPS_FALLBACK"],
@@ -134,23 +134,30 @@ def open_file(task, path, flags, mode, fs, block_size):
     writable = flags & os.O_ACCMODE != os.O_RDONLY
     # Pages are read before they are written, so O_WRONLY is not enough.
     fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | flags & _HOST_FLAGS, mode)
+    opened = None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(19, "not a plain file", os.fspath(path))
         request = _REQUEST.pack(status.st_dev, status.st_ino, kind or KINDS["page"], blkbits, writable)
-        while True:
+        while opened is None:
             try:
-                opened = task._open(status.st_dev, status.st_ino, flags & os.O_ACCMODE, kind, blkbits, fd)
-                break
+                # What a handler raises must not come before we know.
+                with interrupts.later():
+                    opened = task._open(status.st_dev, status.st_ino, flags & os.O_ACCMODE, kind, blkbits, fd)
             except OSError as error:
                 if error.errno != 6:
                     raise
             # Not known, or not for writing; or known and forgotten again before we came.
-            _hand_to_init(fd, request)
+            if opened is None:
+                _hand_to_init(fd, request)
+        if writable and flags & os.O_TRUNC:
+            task.ftruncate(opened, 0)
     except BaseException:
-        os.close(fd)
+        if opened is None:
+            os.close(fd)
+        else:
+            # The host's descriptor is the kernel's by now.
+            task.close(opened)
         raise
-    if writable and flags & os.O_TRUNC:
-        task.ftruncate(opened, 0)
     return opened

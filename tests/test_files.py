@@ -361,6 +361,36 @@ def test_the_errnos_of_open_and_mmap(machine, path, tmp_path):
     machine.audit().raise_if_broken()
 
 
+def test_an_open_that_a_handler_interrupts_leaves_no_file_open(machine, path, tmp_path):
+    """The kernel has the host's descriptor by then; closed behind its back, the number would be another file's."""
+    (tmp_path / "mine").write_bytes(b"mine")
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_arguments):
+        raise Stop
+
+    def program(task):
+        signal.signal(signal.SIGALRM, stop)
+        first = task.open(path)
+        task.close(first)
+        task_open = task._open
+
+        def interrupted(*args):
+            opened = task_open(*args)
+            signal.raise_signal(signal.SIGALRM)
+            return opened
+        task._open = interrupted
+        with pytest.raises(Stop):
+            task.open(path)
+        task._open = task_open
+        mine = os.open(tmp_path / "mine", os.O_RDONLY)
+        assert task.open(path) == first
+        return os.read(mine, 9), task.pread(first, 3, 0)
+    assert machine.spawn(program).result(30) == (b"mine", bytes([0, 1, 2]))
+
+
 def test_more_files_than_the_host_lets_init_keep_are_an_error_of_who_opens_them(machine, tmp_path):
     """Whatever is missing then: a place for the file, or for the pipe that is to be answered through."""
     init = f"/proc/{machine.init.os_pid}/fd"
