@@ -115,15 +115,14 @@ def _hand_to_init(fd, request):
         return
     answer, reply = os.pipe()
     try:
-        socket.send_fds(_door, [request], [fd, reply])
-        os.close(reply)
-        reply = -1
+        try:
+            socket.send_fds(_door, [request], [fd, reply])
+        finally:
+            os.close(reply)
         data = os.read(answer, _REPLY.size)
         outcome, = _REPLY.unpack(data) if data else (-errno.ENFILE,)
     finally:
         os.close(answer)
-        if reply >= 0:
-            os.close(reply)
     if outcome < 0:
         raise OSError(-outcome, os.strerror(-outcome))
 

@@ -391,6 +391,30 @@ def test_an_open_that_a_handler_interrupts_leaves_no_file_open(machine, path, tm
     assert machine.spawn(program).result(30) == (b"mine", bytes([0, 1, 2]))
 
 
+def test_a_handler_that_raises_while_init_is_asked_closes_nothing_twice(machine, path):
+    """The number may be another thread's by then."""
+    class Stop(Exception):
+        pass
+
+    def stop(*_arguments):
+        raise Stop
+
+    def program(task):
+        signal.signal(signal.SIGALRM, stop)
+        close, closed = os.close, []
+
+        def interrupted(fd):
+            close(fd)
+            closed.append(fd)
+            if len(closed) == 1:
+                signal.raise_signal(signal.SIGALRM)
+        os.close = interrupted
+        with pytest.raises(Stop):
+            task.open(path)
+        return len(closed) == len(set(closed)), task.pread(task.open(path), 3, 0)
+    assert machine.spawn(program).result(30) == (True, bytes([0, 1, 2]))
+
+
 def test_more_files_than_the_host_lets_init_keep_are_an_error_of_who_opens_them(machine, tmp_path):
     """Whatever is missing then: a place for the file, or for the pipe that is to be answered through."""
     init = f"/proc/{machine.init.os_pid}/fd"
