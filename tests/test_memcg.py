@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+import shmkern
 from helpers import C, PAGE, Puppet, is_running, kinds, mm_of, node_at, page, page_at, pfn_at, pte_of, until, \
     until_waits
 from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_MF_MOVE_ALL, PROT_READ, PROT_WRITE,
@@ -1139,6 +1140,22 @@ def test_a_smaller_limit_has_pages_given_back(roomy):
     one(lambda task: task.mlock(va, 3 * PAGE))
     fails(errno.EBUSY, setattr, group, "limit", 2 * PAGE)
     assert group.limit == 5 * PAGE
+    roomy.audit().raise_if_broken()
+
+
+def test_a_slot_that_cannot_be_read_charges_nobody(roomy, tmp_path):
+    group = roomy.cgroup_create("group")
+    one = member(roomy, group, 8)
+    touch(one, *range(8))
+    group.limit = PAGE
+    lost = next(one.va + i * PAGE for i in range(8) if not is_present_at(one, one.va + i * PAGE))
+    group.limit = None
+    before = group.usage
+    os.truncate(tmp_path / "swap", 0)
+    for _time in range(2):
+        with pytest.raises(shmkern.BusError):
+            one(lambda task: task.load64(lost))
+        assert group.usage == before
     roomy.audit().raise_if_broken()
 
 
