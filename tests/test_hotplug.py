@@ -129,6 +129,20 @@ def test_a_page_that_somebody_holds_is_waited_for_and_then_given_up(three):
     assert 1 not in nodes_at(puppet, va) and intact(puppet, va)
 
 
+def test_who_chose_a_node_before_it_was_isolated_gets_nothing_there(three):
+    """Whoever comes too late must not put a page table where nothing would move it away again."""
+    puppet = Puppet(three)
+    zone = layout.kernel().zones + layout.sizeof("Zone")
+
+    def program(task):
+        ksym.set_isolated(zone, 1)
+        late = ksym.alloc_pages_nodemask(1, C["GFP_HIGHUSER_MOVABLE"] | C["__GFP_THISNODE"], 0, 1 << 1)
+        ksym.set_isolated(zone, 0)
+        return late
+    assert puppet(program) in (0, None)
+    assert three.zoneinfo()[1]["nr_free_pages"] == 512
+
+
 def test_a_locked_page_is_waited_for(three):
     puppet, holder, operator = Puppet(three), Puppet(three), Puppet(three)
     va = filled(puppet, [1])
