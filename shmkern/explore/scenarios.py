@@ -442,6 +442,25 @@ def spy_word(task, va):
 
 
 @scenario
+def late_reader(room):
+    """A reader meets a semaphore that a writer waits for, and that the one before him gives back: whoever of
+    the two sleeps is woken."""
+    first, writer, late = room.task(), room.task(), room.task()
+    sem = worker.slot(first.cpu).mm + room.offset("MmStruct", "mmap_sem")
+    first.kernel("down_read", sem)
+    room.begins_whole = False
+
+    def through(down, up):
+        def program(task):
+            task.kernel(down, sem)
+            task.kernel(up, sem)
+        return program
+    room.program(first, lambda task: task.kernel("up_read", sem))
+    room.program(writer, through("down_write", "up_write"))
+    room.program(late, through("down_read", "up_read"))
+
+
+@scenario
 def cpuset_fault(room):
     """A first touch of a page that is bound to a node, by a policy that follows when the task's
     cpuset gets another: there is memory before and after."""
