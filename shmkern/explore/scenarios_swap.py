@@ -346,6 +346,18 @@ def charged_first_touch(room):
 
 
 @scenario(memcg=True)
+def charged_fault(room):
+    """As fault, in a control group: the new page may get the frame that the moved one has left, and no charge
+    with it but its own."""
+    user, va, migrator = one_page(room, group="group")
+    new = user.mmap(PAGE)
+    room.program(user, lambda task: task.store64(new, NEW))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: (user.load64(va), user.load64(new)) == (OLD, NEW) and
+               user.cgroup_stat(group_of(user)[0])["usage"] == 2 * PAGE)
+
+
+@scenario(memcg=True)
 def charged_copy(room):
     """As charged_first_touch; the page is one that a fork shares."""
     user, va, _migrator = one_page(room, group="group")
