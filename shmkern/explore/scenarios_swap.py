@@ -514,6 +514,20 @@ def reclaim_munmap(room):
 
 
 @scenario
+def reclaim_munmap_forked(room):
+    """The last swap entry of a page goes while reclaim takes the page from the other address space, where it is
+    mapped again and becomes a swap entry: the swap cache has the only copy then."""
+    user, va, page, reclaimer = in_swap_cache(room)
+    child = room.forked(user)
+    user.load64(va)
+    evict = reclaim(room, user, va)
+    user.kernel("page_referenced", page, 1, 0)
+    room.program(child, lambda task: task.munmap(va, PAGE))
+    room.program(reclaimer, evict)
+    room.check(lambda: user.load64(va) == OLD)
+
+
+@scenario
 def reclaim_mremap(room):
     """A page is moved in the address space while reclaim takes it."""
     user, va, reclaimer = swappable_page(room)
