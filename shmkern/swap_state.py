@@ -35,7 +35,8 @@ def add_to_swap_cache(page, entry):
     spin_lock(addressof(space.tree_lock))
     rc = radix_tree_insert(addressof(space.page_tree), swp_index(entry), page)
     if rc == 0:
-        space.nrpages += 1
+        # Marked, here and below: can_swap looks without the lock.
+        WRITE_ONCE64(addressof(space.nrpages), space.nrpages + 1)
         inc_zone_page_state(page, NR_FILE_PAGES)
     spin_unlock(addressof(space.tree_lock))
     if rc != 0:
@@ -54,7 +55,7 @@ def __delete_from_swap_cache(page):
     VM_BUG_ON_PAGE(found != page, page)
     ClearPageSwapCache(page)
     page.private = 0
-    space.nrpages -= 1
+    WRITE_ONCE64(addressof(space.nrpages), space.nrpages - 1)
     dec_zone_page_state(page, NR_FILE_PAGES)
 
 

@@ -636,6 +636,22 @@ def limit_faults(room):
 
 
 @scenario(memcg=True)
+def limit_full_swap(room):
+    """Reclaim at a group's limit asks whether anything can go to swap, where no slot is free, while a store takes
+    the only page out of the swap cache."""
+    user, va, other = one_page(room, group="group")
+    room.swapon(user, 1)
+    user.kernel("shrink_active_list", zone_of(user, va), ANON, 1, scan_control(room))
+    page, evict, memcg = room.page_of(user, va), reclaim(room, user, va), group_of(user)[1]
+    user.kernel("get_page", page)
+    evict(user)
+    user.kernel("put_page", page)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(other, lambda task: task.kernel("try_to_free_mem_cgroup_pages", memcg, GFP_KERNEL))
+    room.check(lambda: is_stored(user, va))
+
+
+@scenario(memcg=True)
 def attach_exit(room):
     """A task is put into another group while it exits: no group has a charge or a task left over."""
     user, _va, _migrator = one_page(room, group="group")
