@@ -39,7 +39,8 @@ def add_to_page_cache_locked(page, mapping, offset):
     # From here on others find it.
     rc = radix_tree_insert(addressof(mapping.page_tree), offset, page)
     if rc == 0:
-        mapping.nrpages += 1
+        # Marked, here and below: filemap_write_and_wait_range looks without the lock.
+        WRITE_ONCE64(addressof(mapping.nrpages), mapping.nrpages + 1)
         inc_zone_page_state(page, NR_FILE_PAGES)
     spin_unlock(addressof(mapping.tree_lock))
     if rc != 0:
@@ -76,7 +77,7 @@ def __remove_from_page_cache(page):
     VM_BUG_ON_PAGE(page_mapped(page), page)
     radix_tree_delete(addressof(mapping.page_tree), page_index(page))
     WRITE_ONCE64(addressof(page.mapping), 0)
-    mapping.nrpages -= 1
+    WRITE_ONCE64(addressof(mapping.nrpages), mapping.nrpages - 1)
     dec_zone_page_state(page, NR_FILE_PAGES)
     # Somebody may have dirtied it after its dirt was cancelled; from here on that is not counted.
     if PageDirty(page) and mapping_cap_account_dirty(mapping):

@@ -102,7 +102,7 @@ def shmem_writepage(page, wbc):
     VM_BUG_ON_PAGE(slot == NULL or slot[0] != page, page)
     radix_tree_replace_slot(slot, swp_to_radix_entry(entry))
     WRITE_ONCE64(addressof(page.mapping), 0)
-    mapping.nrpages -= 1
+    WRITE_ONCE64(addressof(mapping.nrpages), mapping.nrpages - 1)
     WRITE_ONCE64(addressof(mapping.host.i_swapped), mapping.host.i_swapped + 1)
     dec_zone_page_state(page, NR_FILE_PAGES)
     spin_unlock(addressof(mapping.tree_lock))
@@ -125,7 +125,7 @@ def shmem_unswap_page(mapping, offset, page):
     page.index = offset
     WRITE_ONCE64(addressof(page.mapping), cast(u64, mapping))
     radix_tree_replace_slot(slot, page)
-    mapping.nrpages += 1
+    WRITE_ONCE64(addressof(mapping.nrpages), mapping.nrpages + 1)
     WRITE_ONCE64(addressof(mapping.host.i_swapped), mapping.host.i_swapped - 1)
     inc_zone_page_state(page, NR_FILE_PAGES)
     spin_unlock(addressof(mapping.tree_lock))

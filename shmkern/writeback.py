@@ -159,7 +159,7 @@ def wait_on_page_writeback_range(mapping, start, end):
 def filemap_write_and_wait_range(mapping, start, end):
     """Writes the dirty pages from `start` to `end` to the file and waits for those that others
     write.  Returns 0, or an error of any writing since the last that was told: -EIO, -ENOSPC."""
-    if mapping.nrpages == 0 or a_ops(mapping).writepage == NULL:
+    if READ_ONCE64(addressof(mapping.nrpages)) == 0 or a_ops(mapping).writepage == NULL:
         return filemap_check_errors(mapping)
     wbc.sync_mode = WB_SYNC_ALL
     wbc.nr_to_write = LONG_MAX_PAGES

@@ -384,6 +384,17 @@ def fsync_writeback(room):
     room.program(flusher, lambda task: task.writeback())
 
 
+@scenario
+def fsync_read(room):
+    """The first page of a file comes into the page cache while an fsync looks whether there is any."""
+    user = room.task()
+    file = room.file(user, [OLD])
+    other = room.forked(user)
+    room.program(user, lambda task: int.from_bytes(task.pread(file.fd, 8, 0), "little"))
+    room.program(other, lambda task: task.fsync(file.fd))
+    room.check(lambda seen, _none: seen == OLD)
+
+
 # ---- buffers -----------------------------------------------------------------------
 
 @scenario
