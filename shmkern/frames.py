@@ -404,7 +404,8 @@ def free_area_online(zone):
             order -= 1
         list_free_block(zone, pfn_to_page(pfn + index), order)
         index += cast(u64, 1) << order
-    zone.vm_stat[NR_FREE_PAGES] = zone.spanned_pages
+    # Marked: kswapd looks without the lock.
+    WRITE_ONCE64(address(zone.vm_stat[NR_FREE_PAGES]), zone.spanned_pages)
     zone.present_pages = zone.spanned_pages
 
 
