@@ -68,8 +68,8 @@ def drop_read_ahead(zone):
     first = pfn_to_page(zone.zone_start_pfn)
     for index in range(zone.spanned_pages):
         page = first + index
-        # A look without a reference; then all of it again, with the page's lock.
-        if not PageSwapCache(page) or READ_ONCE64(addressof(page.mapping)) != 0 or not get_page_unless_zero(page):
+        # A look without a reference; then again, and at the rest, with the page's lock.
+        if not PageSwapCache(page) or not get_page_unless_zero(page):
             continue
         if trylock_page(page):
             if PageSwapCache(page) and page.mapping == NULL and not PageWriteback(page):

@@ -4,14 +4,28 @@
 May import: room, scenarios, scenarios_swap.
 """
 from shmkern import layout
-from shmkern.explore.room import scenario
-from shmkern.explore.scenarios import OLD, page_on_last_node
+from shmkern.explore.room import PAGE, scenario
+from shmkern.explore.scenarios import OLD, offline, page_on_last_node
+from shmkern.explore.scenarios_swap import ANON, reclaim, scan_control, zone_of
 
 
 def of_last_node(struct):
     """Its zone or its PgData, live."""
     kernel = layout.kernel()
     return layout.struct(struct, (kernel.zones if struct == "Zone" else kernel.nodes) + layout.sizeof(struct))
+
+
+@scenario
+def offline_reclaim(room):
+    """Reclaim takes a page whose node goes offline, out of the swap cache where that looks for pages which were
+    read ahead."""
+    user, va, other = page_on_last_node(room)
+    room.swapon(user, 4)
+    user.kernel("shrink_active_list", zone_of(user, va), ANON, 2, scan_control(room))
+    user.load64(va + PAGE)
+    room.program(other, offline)
+    room.program(room.task(shares=user), reclaim(room, user, va))
+    room.check(lambda status, _none: status == 0 and user.load64(va) == user.load64(va + PAGE) == OLD)
 
 
 @scenario
