@@ -202,6 +202,39 @@ def mprotect(room):
     room.check(read_only)
 
 
+def two_pages(room):
+    """An area of two pages, and a migrator.  (user, va, migrator)"""
+    user = room.task()
+    va = user.mmap(2 * PAGE)
+    for at in (va, va + PAGE):
+        user.store64(at, OLD)
+    migrator = room.task()
+    migrator.migrate_prep()
+    return user, va, migrator
+
+
+@scenario
+def mprotect_half(room):
+    """One page of an area becomes read-only while the other one is being moved: the area is two then, and one of
+    them has that page."""
+    user, va, migrator = two_pages(room)
+    room.program(user, lambda task: task.mprotect(va, PAGE, PROT_READ))
+    room.program(migrator, migrate_frame(user, va + PAGE))
+    room.check(lambda: user.load64(va) == user.load64(va + PAGE) == OLD and
+               stores(user, va + PAGE) and not stores(user, va))
+
+
+@scenario
+def mprotect_merge(room):
+    """Two areas become one again while the page of the upper one, which goes, is being moved."""
+    user, va, migrator = two_pages(room)
+    user.mprotect(va, PAGE, PROT_READ)
+    room.program(user, lambda task: task.mprotect(va, PAGE, PROT_READ | C["PROT_WRITE"]))
+    room.program(migrator, migrate_frame(user, va + PAGE))
+    room.check(lambda: user.load64(va) == user.load64(va + PAGE) == OLD and
+               stores(user, va + PAGE) and stores(user, va))
+
+
 @scenario
 def mlock(room):
     """The page is locked in memory while it is being moved."""

@@ -208,6 +208,21 @@ def mremap_file(room):
 
 
 @scenario
+def mremap_grow_file(room):
+    """An area of a file grows where it is, while its page is being moved."""
+    user = room.task()
+    file = room.file(user, [OLD, OLD])
+    va = user.mmap(2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+    user.munmap(va + PAGE, PAGE)
+    user.load64(va)
+    migrator = room.task()
+    migrator.migrate_prep()
+    room.program(user, lambda task: task.mremap(va, PAGE, 2 * PAGE, 0))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == user.load64(va + PAGE) == OLD)
+
+
+@scenario
 def private_store(room):
     """A store through a private mapping copies the page of a file that is being moved."""
     user, file, _page, move, migrator = unmapped_page(room)
