@@ -10,7 +10,8 @@ from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
 from shmkern.explore.scenarios import (MREMAP_FIXED, MREMAP_MAYMOVE, NEW, OLD, fork_while, is_stored, migrate,
                                        migrate_frame, one_page, store_apart)
-from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, PROT_WRITE, cached_page, is_kept, unmapped_page
+from shmkern.explore.scenarios_files import (MAP_SHARED, NEWER, PROT_READ, PROT_WRITE, cached_page, is_kept,
+                                             unmapped_page)
 
 GFP_KERNEL, MAP_ANONYMOUS = C["GFP_KERNEL"], C["MAP_ANONYMOUS"]
 ANON, FILE = 0, 1
@@ -611,6 +612,20 @@ def reclaim_store_file(room):
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(reclaimer, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
     room.check(lambda: is_kept(user, va, file))
+
+
+@scenario
+def reclaim_store_dirty(room):
+    """As reclaim_store_file, of a dirty page, to which one may store without a fault: the file has that, or the
+    page stays."""
+    user, va, file, reclaimer = cached_page(room, dirty=True)
+    user.kernel("lru_add_drain_all")
+    zone, control = zone_of(user, va), scan_control(room)
+    user.kernel("page_referenced", room.page_of(user, va), 1, 0)
+    user.kernel("shrink_active_list", zone, FILE, 1, control)
+    room.program(user, lambda task: task.store64(va, NEWER))
+    room.program(reclaimer, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
+    room.check(lambda: is_kept(user, va, file, NEWER))
 
 
 @scenario(memcg=True)
