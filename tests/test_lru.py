@@ -6,6 +6,7 @@ import errno
 import pytest
 from multiprocess import get_context
 
+from helpers import Puppet
 from shmkern import layout, vmstat
 from shmkern.kallsyms import ksym
 from shmkern.layout import constants as C
@@ -107,6 +108,19 @@ def test_drain_all_empties_the_pagevecs_of_other_cpus(machine):
     machine.spawn(lambda task: ksym.lru_add_drain_all()).result(timeout=20)
     drained.set()
     assert child.result(timeout=20) == ([False] * 5, [True] * 5, [1] * 5)
+
+
+def test_drain_all_leaves_no_cpu_out(boot):
+    """Neither the first nor the last, nor the one it runs on."""
+    machine = boot(max_tasks=5)
+    machine.init.store64(machine.init.mmap(PAGE_SIZE), 1)
+    puppets = [Puppet(machine) for _ in range(3)]
+    for puppet in puppets:
+        puppet(lambda task: task.store64(task.mmap(PAGE_SIZE), 1))
+    waiting = vmstat.tasks()["lru_add_pvecs"]["nr"]
+    assert [int(row.sum()) for row in waiting][-4:] == [1] * 4
+    puppets[1](lambda task: ksym.lru_add_drain_all())
+    assert not vmstat.tasks()["lru_add_pvecs"]["nr"].any()
 
 
 def test_task_that_exits_leaves_no_page_in_its_pagevec(machine):
