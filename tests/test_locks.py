@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Locks between processes: who may be in at once, who is woken, what is a bug."""
+import ctypes
+import errno
+import faulthandler
 import os
 import re
 import signal
+import struct
 import time
 
 import pytest
 from multiprocess import get_context
 
 from shmkern import direct_map, layout
+from shmkern.errors import TaskDied
 from shmkern.kallsyms import ksym
 from shmkern.layout import constants as C
 from shmkern.worker import slot
@@ -202,6 +207,41 @@ def test_waiters_park_while_the_holder_is_stopped_and_all_wake_when_it_unlocks(m
     parks = machine.vmstat()["spin_park"]
     assert promptly(one_round)
     assert machine.vmstat()["spin_park"] - parks >= 3
+
+
+def refuse(number, error):
+    """From now on the host refuses this process a system call (seccomp(2), a filter of four instructions)."""
+    words = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | error), (0x06, 0, 0, 0x7fff0000)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *word) for word in words))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(words), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP.
+    assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
+
+
+def test_who_parks_has_everybody_pass_a_fence_first(machine, shared):
+    """An unlock has none, and may not have seen that there is somebody to wake.  That no wake-up is lost is luck
+    that lasts for hours; so the host is to refuse membarrier(2), without which nobody goes on."""
+    lock, held, give_back = shared("Spinlock"), mp.Event(), mp.Event()
+
+    def holder(task):
+        ksym.spin_lock(lock)
+        held.set()
+        assert give_back.wait(20)
+        ksym.spin_unlock(lock)
+
+    def waiter(task):
+        faulthandler.disable()
+        refuse(324, errno.EPERM)
+        ksym.spin_lock(lock)
+    first = machine.spawn(holder)
+    assert held.wait(20)
+    second = machine.spawn(waiter)
+    with pytest.raises(TaskDied) as died:
+        second.result(timeout=10)
+    give_back.set()
+    first.result(timeout=20)
+    assert died.value.status == -signal.SIGABRT
 
 
 # ---- rwsem --------------------------------------------------------------------
