@@ -881,6 +881,11 @@ def test_scenarios_are_explored_with_the_bugs_that_they_show(tmp_path):
     assert "exhausted at 1 preemption\n" in text and "0 of 0 found" in text
 
 
+def test_a_node_is_isolated_and_is_not_any_more_within_an_allocation():
+    """With three preemptions, one more than `make explore` has: before the node is isolated, while it is, and after."""
+    assert "exhausted at 3 preemptions" in shmkern("explore", "isolated_fault", "--preemptions", 3)
+
+
 def test_every_patch_of_the_museum_fits_todays_source(tmp_path):
     patches = sorted((Path(shmkern_package.__file__).parent / "explore" / "museum").glob("*.patch"))
     assert len(patches) >= 31
