@@ -683,3 +683,58 @@ def attach_exit(room):
     room.program(user, lambda task: task.exit())
     room.program(other, attach)
     room.check(lambda: other.cgroup_stat(old)["usage"] == other.cgroup_stat(new)["usage"] == 0)
+
+
+# ---- kswapd -------------------------------------------------------------------------
+
+def nearly_low_node(room, spare):
+    """A task with three pages on a node that reclaim would take, one that is its kswapd, which is awake, and so
+    many free frames above the low watermark.  All other pages there are locked in memory.
+    (user, va, at, kswapd, left), with untouched pages from `at` on, and a function for what is left above."""
+    user = room.task()
+    kswapd = room.task(shares=user)
+    kernel = layout.kernel()
+    zone, node = layout.struct("Zone", kernel.zones), layout.struct("PgData", kernel.nodes)
+    user.set_mempolicy(C["MPOL_BIND"], [0])
+    va = user.mmap(3 * PAGE)
+    for page in range(3):
+        user.store64(va + page * PAGE, OLD)
+    user.kernel("lru_add_drain_all")
+    room.swapon(user, 4)
+    user.kernel("shrink_active_list", kernel.zones, ANON, 3, scan_control(room))
+
+    def left():
+        return int(zone.vm_stat[C["NR_FREE_PAGES"]]) - int(zone.watermark[C["WMARK_LOW"]])
+    at = rest = user.mmap(zone.spanned_pages * PAGE)
+    while left() > spare:
+        user.store64(at, OLD)
+        at += PAGE
+    user.mlock(rest, at - rest)
+    user.kernel("lru_add_drain_all")
+    node.kswapd_pid, node.kswapd_wait = kswapd.pid, 1
+    return user, va, at, kswapd, left
+
+
+@scenario(frames=128)
+def kswapd_wakeup(room):
+    """Three touches take a node below its low watermark while its kswapd finds that there is enough: it frees
+    some after all, or is awake."""
+    user, _va, at, kswapd, left = nearly_low_node(room, 2)
+    node = layout.struct("PgData", layout.kernel().nodes)
+
+    def touch(task):
+        for page in range(3):
+            task.store64(at + page * PAGE, NEW)
+    room.program(user, touch)
+    room.program(kswapd, lambda task: task.kernel("kswapd", 0))
+    room.check(lambda: left() > 0 or node.kswapd_wait == 1)
+
+
+@scenario(frames=128)
+def kswapd_migrate(room):
+    """A node's kswapd frees while one of the pages that it would take is being moved."""
+    user, va, _at, kswapd, left = nearly_low_node(room, 0)
+    frame = user.frame_of(va)
+    room.program(user, lambda task: task.migrate_frames(frame, frame + 1, 1)[1])
+    room.program(kswapd, lambda task: task.kernel("kswapd", 0))
+    room.check(lambda: left() > 0 and [user.load64(va + page * PAGE) for page in range(3)] == [OLD] * 3)
