@@ -430,6 +430,15 @@ def charged_swap_in(room):
 
 
 @scenario(memcg=True)
+def charged_swap_in_store(room):
+    """As charged_swap_in, but for a store, with which the page leaves the swap cache and is moved like any other."""
+    user, va, node, migrator = swapped_out(room, "group")
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(migrator, migrate_node(node))
+    room.check(lambda: is_stored(user, va) and user.cgroup_stat(group_of(user)[0])["usage"] == PAGE)
+
+
+@scenario(memcg=True)
 def remove_group(room):
     """A group is removed while the page that it is charged for is put on its list, and unmapped."""
     user, va, group, migrator = charged_page(room)
