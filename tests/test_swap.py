@@ -5,6 +5,7 @@ of the one who needs it, and nothing is lost.  All with real processes."""
 import errno
 import io
 import os
+import signal
 from functools import partial
 
 import pytest
@@ -12,10 +13,12 @@ import pytest
 import shmkern
 from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, layout, vmstat,
                      worker)
+from shmkern.direct_map import process_stat
 from shmkern.kallsyms import ksym
 from shmkern_stress import common
 
-from helpers import (PAGE, Puppet, counter, flags, is_present, kinds, mm_of, page_at, pte_of, set_pte, until, until_waits)
+from helpers import (PAGE, Puppet, counter, flags, is_present, kinds, mm_of, page_at, pte_of, set_pte, until, until_asleep,
+                     until_waits)
 
 C = layout.constants
 GFP = C["GFP_HIGHUSER_MOVABLE"]
@@ -764,6 +767,35 @@ def test_mapped_page_of_the_cache_moves_by_its_swap_entry(small):
     assert pte_of(owner, va) == entry
     assert owner(lambda task: task.load64(va)) == 42
     assert page_at(owner, va).address != old.address and page_at(owner, va).private == entry
+
+
+@pytest.mark.parametrize("slots", (1, 2))
+def test_who_waited_for_a_page_looks_whether_it_still_is_its_entrys(boot, tmp_path, slots):
+    """Meanwhile the page may have left the cache, or have come back by another entry, and the PTE hold the same
+    entry again for what is in that slot now (Linux commit 4969c1192d15)."""
+    machine = boot(2, 256)
+    machine.swapon(tmp_path / "swap", slots)
+    owner, holder = Puppet(machine), Puppet(machine)
+    va = owner(lambda task: store_new(task, 1, 1))
+    child, late = owner.fork(), owner.clone()
+    old = push_out(owner, va).address
+    entry = pte_of(owner, va)
+    assert pte_of(child, va) == entry
+    holder(lambda task: ksym.lock_page(old))
+    late.begin(lambda task: task.load64(va))
+    assert until_asleep(late, "WAIT_PAGE_LOCK") == old
+    os.kill(late.os_pid, signal.SIGSTOP)
+    until(lambda: process_stat(late.os_pid)[0] == "T", "a process that stands still")
+    holder(lambda task: ksym.unlock_page(old))
+    # A copy, for the child has the entry as well; then the page is the child's alone, and its slot is free.
+    owner(lambda task: task.store64(va, 2))
+    child(lambda task: task.store64(va, 3))
+    if slots == 2:
+        assert push_out(child, va).address == old and pte_of(child, va) != entry
+    assert push_out(owner, va).address != old and pte_of(owner, va) == entry
+    os.kill(late.os_pid, signal.SIGCONT)
+    assert late.reply() == owner(lambda task: task.load64(va)) == 2
+    assert child(lambda task: task.load64(va)) == 3
 
 
 def test_page_just_read_into_the_cache_has_no_rmap_and_is_left_alone(small):
