@@ -17,11 +17,11 @@ GFP_KERNEL, MAP_ANONYMOUS = C["GFP_KERNEL"], C["MAP_ANONYMOUS"]
 ANON, FILE = 0, 1
 
 
-def swappable_page(room, group=None):
+def swappable_page(room, group=None, slots=4):
     """As one_page, in a machine with a swap area; the page is on the inactive list, and nobody has
     used it lately.  Charged to a new group of that name.  (user, va, migrator)"""
     user, va, migrator = one_page(room, group=group)
-    room.swapon(user, 4)
+    room.swapon(user, slots)
     user.kernel("shrink_active_list", zone_of(user, va), ANON, 1, scan_control(room))
     return user, va, migrator
 
@@ -100,6 +100,16 @@ def reclaim_store(room):
     room.program(user, lambda task: task.store64(va, NEW))
     room.program(reclaimer, reclaim(room, user, va))
     room.check(lambda: is_stored(user, va))
+
+
+@scenario
+def reclaim_load_full(room):
+    """A load brings a page back that reclaim is writing, where slots are scarce: the page gives its own back, but
+    not from under who writes to it."""
+    user, va, reclaimer = swappable_page(room, slots=1)
+    room.program(user, lambda task: task.load64(va))
+    room.program(reclaimer, reclaim(room, user, va))
+    room.check(lambda seen, _none: seen == user.load64(va) == OLD)
 
 
 @scenario
