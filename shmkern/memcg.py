@@ -76,7 +76,8 @@ def res_counter_set_limit(counter, limit):
     rc = -EBUSY
     spin_lock(addressof(counter.lock))
     if counter.usage <= limit:
-        counter.limit = limit
+        # Marked: who is at the limit looks without the lock how much that is.
+        WRITE_ONCE64(addressof(counter.limit), limit)
         rc = 0
     spin_unlock(addressof(counter.lock))
     return rc

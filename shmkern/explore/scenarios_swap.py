@@ -670,6 +670,28 @@ def limit_faults(room):
 
 
 @scenario(memcg=True)
+def limit_resize(room):
+    """A group is given room for one more page while a task of it touches that page: the task has it, or there was
+    no room yet."""
+    user, other = room.task(), room.task()
+    group = user.cgroup_create("group", PAGE)
+    user.cgroup_attach(group)
+    va = user.mmap(2 * PAGE)
+    user.store64(va, OLD)
+
+    def touch(task):
+        try:
+            task.store64(va + PAGE, NEW)
+        except OSError as error:
+            assert error.errno == errno.ENOMEM
+            return PAGE
+        return 2 * PAGE
+    room.program(user, touch)
+    room.program(other, lambda task: task.kernel("mem_cgroup_resize_limit", group, 2 * PAGE))
+    room.check(lambda usage, _none: user.cgroup_stat(group)["usage"] == usage)
+
+
+@scenario(memcg=True)
 def limit_full_swap(room):
     """Reclaim at a group's limit asks whether anything can go to swap, where no slot is free, while a store takes
     the only page out of the swap cache."""
