@@ -99,8 +99,11 @@ def page_unlock_anon_vma(anon_vma):
 
 def vma_address(page, vma):
     """The address at which `vma` maps the page if it does; 0 when outside the VMA.  (Linux
-    returns -EFAULT; address 0 is never mapped here.)"""
-    address = vma.vm_start + ((page.index - vma.vm_pgoff) << PAGE_SHIFT)
+    returns -EFAULT; address 0 is never mapped here.)
+
+    The index is marked: page_referenced looks at pages that it has not locked, and that are just being mapped.
+    Whoever goes by an old one finds another page there, or none."""
+    address = vma.vm_start + ((READ_ONCE64(addressof(page.index)) - vma.vm_pgoff) << PAGE_SHIFT)
     if address < vma.vm_start or address >= vma.vm_end:
         return 0
     return address
@@ -145,7 +148,7 @@ def page_check_address(page, mm, address, ptlp, sync):
 def __page_set_anon_rmap(page, vma, address):
     """Ties a page that is mapped for the first time to the VMA's anon_vma."""
     BUG_ON(vma.anon_vma == NULL)
-    page.index = ((address - vma.vm_start) >> PAGE_SHIFT) + vma.vm_pgoff
+    WRITE_ONCE64(addressof(page.index), ((address - vma.vm_start) >> PAGE_SHIFT) + vma.vm_pgoff)
     WRITE_ONCE64(addressof(page.mapping), cast(u64, vma.anon_vma) + PAGE_MAPPING_ANON)
     inc_zone_page_state(page, NR_ANON_PAGES)
 

@@ -174,6 +174,18 @@ def swap_cache_mapped(room):
 
 
 @scenario
+def active_swap_in(room):
+    """A load maps a page that is still in the swap cache, while reclaim asks who has used the pages of the active
+    list, of which it locks none."""
+    user, va, page, reclaimer = in_swap_cache(room)
+    zone, control = zone_of_page(page), scan_control(room)
+    user.kernel("activate_page", page)
+    room.program(user, lambda task: task.load64(va))
+    room.program(reclaimer, lambda task: task.kernel("shrink_active_list", zone, ANON, 1, control))
+    room.check(lambda seen, _none: seen == OLD)
+
+
+@scenario
 def swap_in(room):
     """A load reads the page from its slot while everything on its node is being moved: a page that
     has just been read, and that nobody has mapped yet."""
