@@ -295,6 +295,16 @@ def swapoff_migrate(room):
 
 
 @scenario
+def swapoff_exit(room):
+    """A swap area is given back while a task exits that has a page in it: swapoff has a use of the address space,
+    or leaves it alone."""
+    user, _va, _node, other = swapped_out(room)
+    room.program(user, lambda task: task.exit())
+    room.program(other, lambda task: task.kernel("do_swapoff", 0))
+    room.check(lambda _none, rc: rc == 0)
+
+
+@scenario
 def swapoff_munmap(room):
     """A swap area is given back while the only swap entry of it goes."""
     user, va, _page, other = in_swap_cache(room)
