@@ -556,6 +556,18 @@ def reclaim_munmap(room):
 
 
 @scenario
+def reclaim_anon_vma(room):
+    """As anon_vma, while reclaim asks who has used the page, and takes it."""
+    user, va, reclaimer = swappable_page(room)
+
+    def program(task):
+        task.munmap(va, PAGE)
+        task.kernel("rcu_process_callbacks")
+    room.program(user, program)
+    room.program(reclaimer, reclaim(room, user, va))
+
+
+@scenario
 def reclaim_munmap_forked(room):
     """The last swap entry of a page goes while reclaim takes the page from the other address space, where it is
     mapped again and becomes a swap entry: the swap cache has the only copy then."""
