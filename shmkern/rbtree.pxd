@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Red-black trees.  May use: mm_types.
+# Red-black trees.  May use: atomics, mm_types.
 
+from shmkern.atomics cimport *
 from shmkern.mm_types cimport RbNode, RbRoot
 
 cdef void rb_rotate_left(RbRoot* root, RbNode* node) noexcept nogil

@@ -5,13 +5,14 @@ As with lib/rbtree.c, the caller walks down by its own comparison and links the 
 the tree then rebalances.  The algorithm is the one of Cormen, Leiserson, Rivest and
 Stein, chapter 13, with NULL for the sentinel.
 """
-from cython import NULL
+from cython import NULL, address, cast
 
 
 def rb_replace_child(root, parent, old, new):
     """Makes `new` the child of `parent` (or the root) that `old` was."""
     if parent == NULL:
-        root.rb_node = new
+        # Marked, here and below: page_mapping_inuse looks without a lock whether a tree is empty.
+        WRITE_ONCE64(address(root.rb_node), cast(u64, new))
     elif parent.rb_left == old:
         parent.rb_left = new
     else:
@@ -49,7 +50,7 @@ def rb_insert(root, node, parent, link):
     node.rb_left = NULL
     node.rb_right = NULL
     node.rb_red = 1
-    link[0] = node
+    WRITE_ONCE64(link, cast(u64, node))
     rb_insert_color(root, node)
 
 

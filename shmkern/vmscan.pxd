@@ -51,6 +51,7 @@ cdef inline u64 zone_nr_pages(Zone* zone, ScanControl* sc, int lru) noexcept nog
         return READ_ONCE64(&zone.vm_stat[lru])
     return mem_cgroup_zone_nr_pages(sc.mem_cgroup, zone, lru)
 
+@cython.locals(inuse=bint)
 cdef bint page_mapping_inuse(Page* page) noexcept nogil
 cdef bint is_page_cache_freeable(Page* page) noexcept nogil
 @cython.locals(wbc=WritebackControl)

@@ -31,8 +31,12 @@ def page_mapping_inuse(page):
     file."""
     if page_mapped(page) or PageSwapCache(page):
         return True
+    # The page need not be locked: it may leave its file, and the file be gone.
+    rcu_read_lock()
     mapping = page_mapping(page)
-    return mapping != NULL and READ_ONCE64(addressof(mapping.i_mmap.rb_node)) != 0
+    inuse = mapping != NULL and READ_ONCE64(addressof(mapping.i_mmap.rb_node)) != 0
+    rcu_read_unlock()
+    return inuse
 
 
 def is_page_cache_freeable(page):

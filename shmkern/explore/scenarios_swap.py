@@ -498,6 +498,38 @@ def reclaim_close(room):
     room.program(other, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
 
 
+def active_page(room):
+    """A task with a page of a file on the active list, and a program that looks who uses it, as reclaim does
+    without its lock.  (user, va, file, look)"""
+    user, va, file, _other = cached_page(room)
+    zone, control = zone_of(user, va), scan_control(room)
+    user.kernel("lru_add_drain_all")
+    user.kernel("activate_page", room.page_of(user, va))
+    return user, va, file, lambda task: task.kernel("shrink_active_list", zone, FILE, 1, control)
+
+
+@scenario
+def active_close(room):
+    """The file of a page is closed, and its inode freed when RCU lets it, while reclaim looks whether anybody maps
+    that file."""
+    user, va, file, look = active_page(room)
+    user.munmap(va, PAGE)
+
+    def close(task):
+        task.close(file.fd)
+        task.kernel("rcu_process_callbacks")
+    room.program(user, close)
+    room.program(room.task(), look)
+
+
+@scenario
+def active_munmap(room):
+    """The last area of a file is unmapped while reclaim looks whether anybody maps that file."""
+    user, va, _file, look = active_page(room)
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(room.task(), look)
+
+
 @scenario
 def shared_reclaim_munmap(room):
     """The last page of shared anonymous memory goes to swap while it is unmapped."""
