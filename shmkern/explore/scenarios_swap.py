@@ -581,7 +581,7 @@ def reclaim_fork(room):
 
 @scenario
 def reclaim_munmap(room):
-    """A page is unmapped while reclaim takes it: neither the page nor its slot is left over."""
+    """A page is unmapped while reclaim takes it: at most the swap cache has it then, until reclaim comes by again."""
     user, va, reclaimer = swappable_page(room)
     room.program(user, lambda task: task.munmap(va, PAGE))
     room.program(reclaimer, reclaim(room, user, va))
