@@ -98,10 +98,12 @@ class Syscalls:
         address that cannot be stored to is stored.  Raises SegmentationFault, or
         OSError(ENOMEM)."""
         va = unsigned(address)
-        source = memoryview(data).cast("B")
+        source = memoryview(data)
         size = source.nbytes
+        if size == 0:
+            return
         rc = 0
-        left = copy_to_user(va, bytes_of(source), size, addressof(rc))
+        left = copy_to_user(va, bytes_of(source.cast("B")), size, addressof(rc))
         if left:
             user_fault(va + (size - left), 1, rc)
 
