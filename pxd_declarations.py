@@ -18,14 +18,15 @@ from typing import NamedTuple
 WORD = re.compile(r"[A-Za-z_]\w*")
 INDENT, DEDENT, END = "<indent>", "<dedent>", "<end>"
 
-FUNCTION, VARIABLE, CODE, OTHER = "function", "variable", "code", "other"
+FUNCTION, IMPORTED, CODE, OTHER = "function", "imported", "code", "other"
 
 # Of a statement's first line, in tokens with blanks between.  The name is what it declares.
-A_TYPE = re.compile(r"c(type)?def (packed )?(struct|union|class) (?P<name>\w+)\b.*")
-A_POINTER_TO_FUNCTION = re.compile(r"c(type)?def [^=(\[]*\( \* (?P<name>\w+) \) \(.*")
-A_FUNCTION = re.compile(r"cp?def [^=(\[]*\b(?P<name>\w+) \(.*")
-A_VARIABLE = re.compile(r"cdef [^=(,]*?\b(?P<name>\w+)( \[ \w+ \])? <end>")
-A_TYPEDEF = re.compile(r"ctypedef [^=(,]*?\b(?P<name>\w+)( \[ \w+ \])? <end>")
+A_TYPE = re.compile(r"c(type)?def (packed )?(struct|union) (?P<name>\w+)\b.*")
+A_CLASS = re.compile(r"c(type)?def class (?P<name>\w+)\b.*")
+A_POINTER_TO_FUNCTION = re.compile(r"ctypedef [^=(\[]*\( \* (?P<name>\w+) \) \(.*")
+A_FUNCTION = re.compile(r"cp?def [^=(\[]*\b(?P<name>\w+) \((?! \*).*")
+A_VARIABLE = re.compile(r"cdef [^=(]*?\b(?P<name>\w+)( \[ \w+ \])? <end>")
+A_TYPEDEF = re.compile(r"ctypedef [^=(]*?\b(?P<name>\w+)( \[ \w+ \])? <end>")
 KEYWORDS = frozenset({"cdef", "cpdef", "ctypedef", "const", "enum", "extern", "from", "nogil", "noexcept"})
 AN_ENUM = re.compile(r"cdef enum : <end>")
 AN_ENUMERATOR = re.compile(r"(?P<name>\w+) = [^=,]*")
@@ -34,11 +35,13 @@ AN_ENUMERATOR = re.compile(r"(?P<name>\w+) = [^=,]*")
 class Declaration(NamedTuple):
     """A statement at the left margin of a .pxd, or one enumerator, without comments.
 
-    names: what it declares; none for what concerns all who include the file, as a cimport does.
+    file: whose; what is compiled has the names of a module's functions with that of the module.
+    names: what it declares; none for what concerns all who include the file: a cimport, C or its headers.
     words: all that is named in it.
     text: its tokens; those of code with their lines, which compiled code has in it.
-    kind: FUNCTION and VARIABLE are those of a module, CODE is an inline function.
+    kind: FUNCTION is one of a module, CODE is an inline one, IMPORTED is a variable or a class of a module.
     """
+    file: str
     names: frozenset
     words: frozenset
     text: str
@@ -48,23 +51,23 @@ class Declaration(NamedTuple):
 def text_needed(own, pxds):
     """All text that decides what a module is compiled to: its own, and that of the declarations that it needs.
 
-    own: its .py, its .pxd and the headers, as texts; pxds: those of all .pxd files that it includes.
+    own: its .py, its .pxd and the headers, as texts; pxds: those of all .pxd files that it includes, by name.
     """
     words = frozenset(WORD.findall("".join(own)))
-    return [*own, *sorted(declaration.text for declaration in needed(words, pxds))]
+    return [*own, *(f"{declaration.file} {declaration.text}" for declaration in needed(words, pxds))]
 
 
 def needed(words, pxds):
-    """The declarations in the texts `pxds` that a text of these words depends on, in any order."""
-    everything = [declaration for pxd in pxds for declaration in declarations(pxd)]
+    """The declarations in the texts `pxds` that a text of these words depends on, in their order."""
+    everything = [declaration for file, pxd in pxds.items() for declaration in declarations(file, pxd)]
     declared = {}
     for declaration in everything:
         for name in declaration.names:
             declared.setdefault(name, []).append(declaration)
     found = {declaration for declaration in everything if not declaration.names}
-    # Cython imports more than is used: of the files that are included all variables, and the functions
-    # that code in them calls.
-    found.update(variable for variable in everything if variable.kind == VARIABLE)
+    # Cython imports more than is used: of the files that are included all variables and classes, and the
+    # functions that code in them calls.
+    found.update(declaration for declaration in everything if declaration.kind == IMPORTED)
     found.update(function for code in everything if code.kind == CODE for name in code.words
                  for function in declared.get(name, ()) if function.kind == FUNCTION)
     todo = [words, *(declaration.words for declaration in found)]
@@ -75,13 +78,13 @@ def needed(words, pxds):
             new = [declaration for declaration in declared.get(name, ()) if declaration not in found]
             found.update(new)
             todo += [declaration.words for declaration in new]
-    return found
+    return [declaration for declaration in everything if declaration in found]
 
 
 @functools.cache
-def declarations(pxd):
+def declarations(file, pxd):
     """The declarations in the text of a .pxd, in its order."""
-    return [declaration for lines, tokens in _statements(pxd) for declaration in _parse(lines, tokens)]
+    return [declaration for lines, tokens in _statements(pxd) for declaration in _parse(file, lines, tokens)]
 
 
 def _statements(pxd):
@@ -104,7 +107,7 @@ def _statements(pxd):
             lines, tokens, line_begins = [], [], 0
 
 
-def _parse(lines, tokens):
+def _parse(file, lines, tokens):
     """The Declarations that one statement makes."""
     begin = 0
     while tokens[begin] == "@":
@@ -114,22 +117,38 @@ def _parse(lines, tokens):
     if AN_ENUM.fullmatch(head):
         members = " ".join(tokens[end + 1:-1]).removesuffix(f" {END}").split(f" {END} ")
         if all(map(AN_ENUMERATOR.fullmatch, members)):
-            return [Declaration(frozenset(member.split()[:1]), _words(member.split()), member, OTHER)
+            return [Declaration(file, frozenset(member.split()[:1]), _words(member.split()), member, OTHER)
                     for member in members]
-    kind = OTHER
-    plain = A_TYPE.fullmatch(head) or A_TYPEDEF.fullmatch(head) or A_POINTER_TO_FUNCTION.fullmatch(head)
-    if not plain and (plain := A_FUNCTION.fullmatch(head)):
-        kind = CODE if INDENT in tokens else FUNCTION
-    if not plain and (plain := A_VARIABLE.fullmatch(head)):
-        kind = VARIABLE
-    if plain:
+    outside = set(_outside_brackets(tokens[begin:end]))
+    several = "," in outside or ";" in outside
+    names, kind = frozenset(), OTHER
+    if head.startswith("cdef extern"):
+        pass
+    elif not several and (plain := A_TYPE.fullmatch(head) or A_TYPEDEF.fullmatch(head)
+                          or A_POINTER_TO_FUNCTION.fullmatch(head)):
         names = frozenset([plain["name"]])
+    elif not several and (plain := A_CLASS.fullmatch(head) or A_VARIABLE.fullmatch(head)):
+        names, kind = frozenset([plain["name"]]), IMPORTED
+    elif not several and (plain := A_FUNCTION.fullmatch(head)):
+        # Its code may be on the same line.
+        names, kind = frozenset([plain["name"]]), CODE if ":" in outside else FUNCTION
     elif tokens[begin] in ("cdef", "cpdef", "ctypedef"):
         names = _words(tokens) - KEYWORDS   # one of them, or several: too many do no harm
-    else:
-        names = frozenset()
+        if "(" in outside and ":" in outside:
+            kind = CODE
+        elif tokens[begin] != "ctypedef" and "enum" not in outside:
+            kind = IMPORTED
     text = " ".join(map("{}:{}".format, lines, tokens) if kind == CODE else tokens)
-    return [Declaration(names, _words(tokens), text, kind)]
+    return [Declaration(file, names, _words(tokens), text, kind)]
+
+
+def _outside_brackets(tokens):
+    """Those that are in none, and what opens one."""
+    depth = 0
+    for token in tokens:
+        if depth == 0:
+            yield token
+        depth += (token in {"(", "[", "{"}) - (token in {")", "]", "}"})
 
 
 def _words(tokens):

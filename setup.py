@@ -217,7 +217,7 @@ class BuildKernel(build_ext):
     def made_of(self, ext, includes):
         """A hash of all that decides what is compiled; `includes` are the .pxd files that ext includes."""
         texts = text_needed([self.texts[path] for path in ext.sources + ext.depends],
-                            [self.texts[path] for path in includes])
+                            {path: self.texts[path] for path in includes})
         return hashlib.sha256("\0".join([self.options(), *texts]).encode()).hexdigest()
 
     def options(self):

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from pxd_declarations import (CODE, FUNCTION, OTHER, VARIABLE, WORD, declarations, needed,  # noqa: E402
+from pxd_declarations import (CODE, FUNCTION, IMPORTED, OTHER, WORD, declarations, needed,  # noqa: E402
                               text_needed)
 
 # A kernel of four modules.  `types` has no code; `low` is below all; `middle` calls it, `top` calls
@@ -91,7 +91,8 @@ def stale(before, after):
 
 
 def text_of(texts, module, includes):
-    return text_needed([texts[f"{module}.py"], texts[f"{module}.pxd"]], [texts[f"{name}.pxd"] for name in includes])
+    return text_needed([texts[f"{module}.py"], texts[f"{module}.pxd"]],
+                       {name: texts[f"{name}.pxd"] for name in includes})
 
 
 def edited(name, old, new):
@@ -122,26 +123,55 @@ def test_what_depends_on_an_edit_is_out_of_date(name, old, new, expected):
     assert stale(KERNEL, edited(name, old, new)) == expected
 
 
+def test_who_calls_a_function_that_moves_is_out_of_date():
+    """It imports it from another module."""
+    function = "cdef int low_twice(int number) noexcept nogil\n"
+    moved = edited("low.pxd", function, "# It was here.\n") | {"types.pxd": KERNEL["types.pxd"] + function}
+    assert stale(KERNEL, moved) == {"low", "middle"}
+
+
+@pytest.mark.parametrize("before, after", [
+    ("cdef int (*hook)(int a)\n", "cdef int (*hook)(long a)\n"),
+    ("cdef int grid[2][3]\n", "cdef int grid[2][4]\n"),
+    ("cdef class Thing:\n    cdef int a, b\n", "cdef class Thing:\n    cdef int a\n"),
+    ("cdef extern from 'some.h':\n    pass\n", "cdef extern from 'other.h':\n    pass\n"),
+])
+def test_what_all_who_include_it_need_makes_all_out_of_date(before, after):
+    """Cython imports it whether it is used or not; a header may change the meaning of anything."""
+    low = KERNEL["low.pxd"]
+    assert stale(KERNEL | {"low.pxd": low + before}, KERNEL | {"low.pxd": low + after}) == \
+        {"low", "middle", "top", "aside"}
+
+
 @pytest.mark.parametrize("statement, names, kind", [
     ("cdef u64* f(int (*g)(int), u64 h) noexcept nogil", {"f"}, FUNCTION),
     ("@cython.locals(a=u64, b=Page)\ncdef int f(int a)", {"f"}, FUNCTION),
     ("cdef inline int f(int a) noexcept:\n    return g(a)\n", {"f"}, CODE),
     ("ctypedef Page* (*new_page_t)(Page* page, int** result) noexcept nogil", {"new_page_t"}, OTHER),
-    ("cdef int (*hook)(int a)", {"hook"}, OTHER),
+    ("ctypedef int (*table_t[4])(int a)", {"int", "table_t", "a"}, OTHER),
+    ("cdef int (*hook)(int a)", {"int", "hook", "a"}, IMPORTED),
+    ("cdef int (**hooks)(int a)", {"int", "hooks", "a"}, IMPORTED),
+    ("cdef int (*f(int a))(int b)", {"int", "f", "a", "b"}, IMPORTED),
+    ("cdef inline int f(int a) noexcept: return g(a)", {"f"}, CODE),
+    ("cdef inline int[:] f(int a):\n    return g(a)\n", {"inline", "int", "f", "a", "return", "g"}, CODE),
+    ("cdef int f(int a), g(int b)", {"int", "f", "a", "g", "b"}, IMPORTED),
+    ("cdef int f(int a); cdef int g(int b)", {"int", "f", "a", "g", "b"}, IMPORTED),
     ("ctypedef const u64[::1] words_view", {"words_view"}, OTHER),
     ("ctypedef char path_t[64]", {"path_t"}, OTHER),
-    ("cdef AddressSpaceOperations a_ops_table[16]     # NR_AOPS", {"a_ops_table"}, VARIABLE),
+    ("cdef AddressSpaceOperations a_ops_table[16]     # NR_AOPS", {"a_ops_table"}, IMPORTED),
     ("cdef packed struct A:\n    B b\n    C* c\n", {"A"}, OTHER),
-    ("cdef class A(B):\n    cdef C c\n    cpdef f(self)\n", {"A"}, OTHER),
+    ("cdef class A(B):\n    cdef C c\n    cpdef f(self)\n", {"A"}, IMPORTED),
     ("cdef enum A:\n    B = 1\n    C\n", {"A", "B", "C"}, OTHER),
-    ("cdef int a, b", {"int", "a", "b"}, OTHER),
-    ("cdef int a[f(1)]", {"int", "a", "f"}, OTHER),
-    ("cdef extern from *:\n    const u64 A\n", {"u64", "A"}, OTHER),
+    ("cdef int a, b", {"int", "a", "b"}, IMPORTED),
+    ("cdef int a[2][3]", {"int", "a"}, IMPORTED),
+    ("cdef int a[f(1)]", {"int", "a", "f"}, IMPORTED),
+    ("cdef extern from *:\n    const u64 A\n", set(), OTHER),       # what C is in it concerns all
+    ("cdef extern from 'some.h':\n    pass\n", set(), OTHER),
     ("from shmkern.low cimport *", set(), OTHER),
     ("include 'some.pxi'", set(), OTHER),
 ])
 def test_what_a_statement_declares(statement, names, kind):
-    (declaration,) = declarations(statement)
+    (declaration,) = declarations("some.pxd", statement)
     assert (declaration.names, declaration.kind) == (names, kind)
 
 
@@ -196,7 +226,7 @@ def test_all_that_the_kernels_modules_import_is_among_what_they_need():
     """Held against the C that Cython made: each function or variable of another module is in it under its name."""
     texts = {path.stem: path.read_text() for path in (ROOT / "shmkern").glob("*.pxd")}
     declared = {(module, name): declaration for module, text in texts.items()
-                for declaration in declarations(text) for name in declaration.names}
+                for declaration in declarations(module, text) for name in declaration.names}
     checked = 0
     for done in (ROOT / "build" / "inplace").glob("shmkern.*.done"):
         module = done.stem.removeprefix("shmkern.")
@@ -204,7 +234,7 @@ def test_all_that_the_kernels_modules_import_is_among_what_they_need():
         if not includes:        # explore/runtime.c
             continue
         words = frozenset(WORD.findall((ROOT / "shmkern" / f"{module}.py").read_text() + texts[module]))
-        needs = needed(words, [texts[include] for include in includes])
+        needs = needed(words, {include: texts[include] for include in includes})
         cnames = re.findall(r"\b__pyx_v?[fp]_7shmkern_(\d+)(\w+)", done.with_suffix(".c").read_text())
         # Each has its module's length before it.  What is there once is a prototype of what is not called.
         used = Counter((name[:int(length)], name[int(length) + 1:]) for length, name in cnames)
