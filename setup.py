@@ -20,7 +20,6 @@ check-machine runs before there is any package, so setuptools is imported after 
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -114,7 +113,7 @@ from setuptools.errors import CompileError  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # pip does not
 from pxd_declarations import text_needed  # noqa: E402
-from translator import translate  # noqa: E402
+from translator import begin, translate  # noqa: E402
 
 HEADERS = sorted(str(header) for header in Path("shmkern").glob("*.h"))
 RUNTIME = "shmkern.explore.runtime"
@@ -140,9 +139,8 @@ class BuildKernel(build_ext):
         stale = [ext for ext in self.extensions if not self.is_done(ext)]
         stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
         cpus = len(os.sched_getaffinity(0))
-        # Ctrl-C is ours, and ends them.
-        with ProcessPoolExecutor(cpus, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) \
-                as self.translators, ThreadPoolExecutor(cpus) as pool, ThreadPoolExecutor(cpus) as self.compilers:
+        with ProcessPoolExecutor(cpus, get_context("spawn"), begin) as self.translators, \
+                ThreadPoolExecutor(cpus) as pool, ThreadPoolExecutor(cpus) as self.compilers:
             try:
                 jobs = [pool.submit(self.build_extension, ext) for ext in stale]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
@@ -164,6 +162,9 @@ class BuildKernel(build_ext):
             includes = []
             self.compile(ext)
         else:
+            # A flavour that is not asked for: what there is of it was made of something else.
+            for other in flavours(ext, {"shipped", "explore"} - set(FLAVOURS)):
+                self.shared_object(other).unlink(missing_ok=True)
             c_file = done.with_suffix(".c")
             includes = self.translate(ext, c_file)
             made = []
@@ -180,6 +181,8 @@ class BuildKernel(build_ext):
             for job in [self.compilers.submit(self.compile, flavour) for flavour in made]:
                 job.result()
 
+        if any(Path(path).read_text() != self.texts.get(path) for path in [*ext.sources, *ext.depends, *includes]):
+            return      # Edited meanwhile: who knows which text this was made of.
         draft = done.with_suffix(".draft")
         draft.write_text("\n".join([self.made_of(ext, includes), *includes]))
         os.replace(draft, done)
@@ -222,9 +225,10 @@ class BuildKernel(build_ext):
 
     def options(self):
         """Whatever else decides what is compiled, on one line."""
-        environment = [os.environ.get(name) for name in ("CC", "CFLAGS", "LDFLAGS")]
-        return repr((version("Cython"), sysconfig.get_config_var("EXT_SUFFIX"),
-                     DIRECTIVES, GCC_FLAGS, EXPLORE_GCC_FLAGS, EXPLORE_LINK_FLAGS, environment))
+        environment = [os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")]
+        builders = [Path(name).read_text() for name in ("setup.py", "translator.py")]
+        return repr((version("Cython"), version("greenlet"), sysconfig.get_config_var("EXT_SUFFIX"), environment,
+                     builders))
 
     def done(self, ext):
         return Path(self.build_temp, ext.name + ".done")
@@ -255,11 +259,11 @@ def explore_flavour(ext):
     return made
 
 
-def flavours(ext):
+def flavours(ext, wanted=FLAVOURS):
     """All that building `ext` makes."""
     if ext.name == RUNTIME:
         return [ext]
-    return [made for flavour, made in (("shipped", ext), ("explore", explore_flavour(ext))) if flavour in FLAVOURS]
+    return [made for flavour, made in (("shipped", ext), ("explore", explore_flavour(ext))) if flavour in wanted]
 
 
 def runtime():

@@ -4,15 +4,21 @@
 Reading the .pxd files that a module includes takes Cython longer than the module.  They mean the
 same to all modules, so each is read once; then a fork makes the C, and leaves no trace here.
 """
+import ctypes
+import fcntl
 import os
+import select
+import signal
 import sys
 import traceback
+from multiprocessing import parent_process
 
 from Cython.Build.Dependencies import create_dependency_tree
 from Cython.Compiler import Errors
 from Cython.Compiler.CmdLine import parse_command_line
 from Cython.Compiler.Main import Context, compile_single
 
+PR_SET_PDEATHSIG = 1
 context = None
 
 
@@ -51,6 +57,17 @@ class SharedContext(Context):
             entry.used = True
 
 
+def begin():
+    """What each helper begins with.  Ctrl-C is setup.py's, and ends it; so does whatever else ends setup.py."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # It has the other end of this pipe.  (PR_SET_PDEATHSIG would go by the thread that has started us.)
+    setup = parent_process().sentinel
+    fcntl.fcntl(setup, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(setup, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([setup], [], [], 0)[0]:
+        os._exit(1)
+
+
 def translate(module, arguments):
     """Make C of a kernel module; returns the .pxd files of ours that it includes, or None if Cython refuses."""
     global context
@@ -62,10 +79,14 @@ def translate(module, arguments):
     if Errors.get_errors_count():
         return None
     files = create_dependency_tree(context, quiet=True).all_dependencies(source)
+    helper = os.getpid()
     pid = os.fork()
     if pid == 0:
         exit_code = 1
         try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != helper:
+                os._exit(1)
             context.options = options
             context.keep(set(map(os.path.realpath, files)))
             exit_code = min(compile_single(source, options, None, context=context).num_errors, 1)

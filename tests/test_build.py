@@ -3,12 +3,15 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from helpers import until
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -177,10 +180,13 @@ def test_what_a_statement_declares(statement, names, kind):
 
 # ---- setup.py itself ---------------------------------------------------------
 
-def build(tree):
+BUILD = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+
+
+def build(tree, **environment):
     """Run setup.py there; returns the names of the modules that it compiled and the finished process."""
-    run = subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=tree,
-                         env=os.environ | {"SHMKERN_FLAVOURS": "shipped"}, capture_output=True, text=True)
+    run = subprocess.run(BUILD, cwd=tree, env=os.environ | {"SHMKERN_FLAVOURS": "shipped"} | environment,
+                         capture_output=True, text=True)
     return set(re.findall(r"Compiling shmkern/(?:explore/)?(\w+)\.", run.stdout)), run
 
 
@@ -189,13 +195,18 @@ def answer(tree):
                           capture_output=True, text=True)
 
 
-def test_a_build_makes_what_is_out_of_date_and_nothing_else(tmp_path):
+@pytest.fixture
+def package(tmp_path):
+    """The sources of KERNEL, with all that builds them in the directory above."""
     for name in ("setup.py", "pxd_declarations.py", "translator.py"):
         shutil.copy(ROOT / name, tmp_path)
-    package = tmp_path / "shmkern"
-    (package / "explore").mkdir(parents=True)
+    (tmp_path / "shmkern" / "explore").mkdir(parents=True)
     for name, text in {**KERNEL, "__init__.py": "", "__init__.pxd": "", "explore/runtime.c": "int nothing;\n"}.items():
-        (package / name).write_text(text)
+        (tmp_path / "shmkern" / name).write_text(text)
+    return tmp_path / "shmkern"
+
+
+def test_a_build_makes_what_is_out_of_date_and_nothing_else(tmp_path, package):
     compiled, run = build(tmp_path)
     assert compiled == {"low", "middle", "top", "aside", "runtime"}, run.stderr
     assert answer(tmp_path).stdout == "11 7 4\n"
@@ -220,6 +231,56 @@ def test_a_build_makes_what_is_out_of_date_and_nothing_else(tmp_path):
     assert run.returncode == 0, run.stderr
     assert answer(tmp_path).stdout == "12 7 4\n"
     assert build(tmp_path)[0] == set()
+
+
+EVERYTHING = {"low", "middle", "top", "aside", "runtime"}
+
+
+def test_another_way_to_build_makes_all_out_of_date(tmp_path, package):
+    assert build(tmp_path)[0] == EVERYTHING
+    assert build(tmp_path, CPPFLAGS="-DNOTHING")[0] == EVERYTHING
+    with (tmp_path / "translator.py").open("a") as file:
+        file.write("# edited\n")
+    assert build(tmp_path, CPPFLAGS="-DNOTHING")[0] == EVERYTHING
+
+
+def test_what_was_edited_while_it_was_compiled_is_compiled_again(tmp_path, package):
+    """Also if the edit is taken back."""
+    (package / "low.h").write_text("#define STEP 2\n")
+    # A compiler in whose way somebody edits.
+    (tmp_path / "cc").write_text("#!/bin/sh\ncase $* in *low.c*) test ! -f edit || mv edit shmkern/low.h; esac\nexec gcc $*\n")
+    (tmp_path / "cc").chmod(0o755)
+    (package / "low.pxd").write_text(KERNEL["low.pxd"] + 'cdef extern from "low.h":\n    int STEP\n')
+    (package / "low.py").write_text(KERNEL["low.py"].replace("2 *", "STEP *"))
+    (tmp_path / "edit").write_text("#define STEP 3\n")
+    assert build(tmp_path, CC="./cc")[1].returncode == 0
+    assert answer(tmp_path).stdout == "15 7 4\n"
+    (package / "low.h").write_text("#define STEP 2\n")
+    assert "low" in build(tmp_path, CC="./cc")[0]
+    assert answer(tmp_path).stdout == "11 7 4\n"
+
+
+def test_a_flavour_that_a_failed_build_left_out_is_made_by_the_next(tmp_path, package):
+    assert build(tmp_path)[1].returncode == 0
+    (package / "low.py").write_text(KERNEL["low.py"].replace("2 *", "3 *"))
+    # The smallest, which comes last.
+    (package / "aside.py").write_text("def\n")
+    assert build(tmp_path, SHMKERN_FLAVOURS="explore")[1].returncode != 0
+    (package / "aside.py").write_text(KERNEL["aside.py"])
+    assert build(tmp_path)[1].returncode == 0
+    assert answer(tmp_path).stdout == "15 7 4\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_build_that_is_ended_leaves_no_process_and_is_taken_up_again(tmp_path, package, number):
+    process = subprocess.Popen(BUILD, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until(lambda: [*tmp_path.glob("build/inplace/*.c")], "the first C")
+    process.send_signal(number)
+    # Until all are gone who may write there.
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert build(tmp_path)[1].returncode == 0
+    assert answer(tmp_path).stdout == "11 7 4\n"
 
 
 def test_all_that_the_kernels_modules_import_is_among_what_they_need():
