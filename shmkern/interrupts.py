@@ -5,8 +5,8 @@ import signal
 import threading
 
 # All but what a process does to itself: blocked, that would end it at once.
-_FROM_OUTSIDE = set(signal.Signals) - {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV,
-                                       signal.SIGSYS, signal.SIGTRAP}
+_FROM_OUTSIDE = signal.valid_signals() - {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV,
+                                          signal.SIGSYS, signal.SIGTRAP}
 
 
 @contextlib.contextmanager
@@ -37,14 +37,22 @@ def later():
         caught.append(number)
 
     def end(come=()):
-        for number, handler in handlers.items():
-            # Unless a child has set another one.
-            if signal.getsignal(number) is note:
-                signal.signal(number, handler)
-        # Blocked still: with the others, when they are not.
-        for number in come:
-            signal.raise_signal(number)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            while handlers:
+                number, handler = next(iter(handlers.items()))
+                # Unless a child has set another one.
+                if signal.getsignal(number) is note:
+                    signal.signal(number, handler)
+                del handlers[number]
+            # Blocked still: with the others, when they are not.
+            while come:
+                signal.raise_signal(come[0])
+                del come[0]
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except BaseException:
+            # Of a handler that is back: another thread has got its signal meanwhile.  The rest all the same.
+            end(come)
+            raise
 
     try:
         # Within: a signal that came just before has its effect in this call, with the others blocked.

@@ -812,6 +812,39 @@ def test_of_several_signals_that_are_put_off_none_is_lost(other_thread):
     assert came == ["over", "SIGTERM"]
 
 
+def test_signals_are_put_off_no_longer_although_one_comes_while_that_ends(other_thread, monkeypatch):
+    """Another thread gets it when its handler is back, and others are not."""
+    real = signal.signal
+
+    def interrupted(number, handler):
+        real(number, handler)
+        if number == signal.SIGINT and handler == signal.default_int_handler:
+            monkeypatch.undo()
+            other_thread()
+    before = real(signal.SIGTERM, stop := lambda *_arguments: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with interrupts.later():
+                monkeypatch.setattr(signal, "signal", interrupted)
+        assert signal.getsignal(signal.SIGTERM) is stop
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    finally:
+        real(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def test_a_real_time_signal_is_put_off_as_well():
+    came, number = [], signal.SIGRTMIN + 1
+    before = signal.signal(number, lambda *_arguments: came.append("signal"))
+    try:
+        with interrupts.later():
+            signal.raise_signal(number)
+            came.append("over")
+    finally:
+        signal.signal(number, before)
+    assert came == ["over", "signal"]
+
+
 def test_ctrl_c_while_an_audit_begins_does_not_leave_the_machine_frozen(machine, monkeypatch):
     puppet, freeze = Puppet(machine), freezer.freeze
 
