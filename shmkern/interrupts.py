@@ -3,6 +3,8 @@
 import contextlib
 import signal
 import threading
+# As in signal, which gives each number its name: that takes twenty times as long, in each request to init.
+from _signal import getsignal, pthread_sigmask
 
 # All but what a process does to itself: blocked, that would end it at once.
 _FROM_OUTSIDE = signal.valid_signals() - {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV,
@@ -30,7 +32,7 @@ def later():
     A handler that raises must not run where nobody would clean up what is half made; nor in the
     callbacks of a fork, for Python drops what is raised there.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = pthread_sigmask(signal.SIG_BLOCK, ())
     handlers, caught = {}, []
 
     def note(number, _frame):
@@ -41,14 +43,14 @@ def later():
             while handlers:
                 number, handler = next(iter(handlers.items()))
                 # Unless a child has set another one.
-                if signal.getsignal(number) is note:
+                if getsignal(number) is note:
                     signal.signal(number, handler)
                 del handlers[number]
             # Blocked still: with the others, when they are not.
             while come:
                 signal.raise_signal(come[0])
                 del come[0]
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            pthread_sigmask(signal.SIG_SETMASK, before)
         except BaseException:
             # Of a handler that is back: another thread has got its signal meanwhile.  The rest all the same.
             end(come)
@@ -56,12 +58,12 @@ def later():
 
     try:
         # Within: a signal that came just before has its effect in this call, with the others blocked.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _FROM_OUTSIDE)
+        pthread_sigmask(signal.SIG_BLOCK, _FROM_OUTSIDE)
         # Blocked here it comes to another thread, if the program has some, and is handled in the main one all
         # the same.
         if threading.current_thread() is threading.main_thread():
             for number in _FROM_OUTSIDE:
-                handler = signal.getsignal(number)
+                handler = getsignal(number)
                 if callable(handler):
                     handlers[number] = handler
                     signal.signal(number, note)
