@@ -224,11 +224,16 @@ class Tracing:
         # Before there is an owner: who ends this if we are killed gives the rings' memory back.
         kernel.trace_ring_events = size
         kernel.trace_owner_start = direct_map.process_start(os.getpid())
-        kernel.trace_owner = os.getpid()
-        self._reader = Reader()
-        kernel.trace_events = self._mask
-        # After that: who comes later says so.
-        self.names = {int(task["pid"]): task["comm"].decode(errors="replace") for task in report.running()}
+        try:
+            kernel.trace_owner = os.getpid()
+            self._reader = Reader()
+            kernel.trace_events = self._mask
+            # After that: who comes later says so.
+            self.names = {int(task["pid"]): task["comm"].decode(errors="replace") for task in report.running()}
+        except BaseException:
+            # Ctrl-C, after which this process goes on, perhaps: nobody would take it for gone.
+            end_tracing()
+            raise
         return self
 
     def read(self):

@@ -349,6 +349,18 @@ def test_a_tracer_killed_while_it_begins_does_not_harm_the_machine(machine, word
         assert len(trace.read())
 
 
+def test_tracing_that_is_interrupted_while_it_begins_is_over(machine, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(tracing, "Reader", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tracing.Tracing().__enter__()
+    with tracing.Tracing() as trace:
+        Puppet(machine)
+        assert len(trace.read())
+
+
 def test_a_machine_closed_while_it_is_traced_takes_the_rings_along(boot):
     machine = boot()
     block = direct_map.SHM_DIR / machine.name
