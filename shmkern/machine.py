@@ -12,6 +12,7 @@ import atexit
 import numbers
 import operator
 import os
+import select
 import time
 
 from multiprocess.reduction import ForkingPickler
@@ -62,12 +63,17 @@ class Init:
         self._connection, other = worker._fork.Pipe()
         self._child = machine.spawn(worker.init, other)
         other.close()
+        # Both ways, so that nothing waits for init, which may be stopped.
+        os.set_blocking(self._connection.fileno(), False)
         self.pid = self._child.pid
         self.os_pid = self._child.os_pid
         # In the middle of a call: it cannot take another one.
         self.busy = False
         # Whether it has an answer to give, or to be taken: unasked it says when it has begun.
         self._due = True
+        # What is still to be sent of a request, and what has come of its answer.
+        self._unsent = memoryview(b"")
+        self._received = bytearray()
 
     def __getattr__(self, name):
         if not callable(getattr(worker.Task, name, None)):
@@ -86,11 +92,11 @@ class Init:
         return self._answer((name, args))
 
     def settle(self):
-        """Takes the answer to a call that was interrupted, if it comes now: init does nothing else while it is
-        sending a long one."""
+        """Goes on with a call that was interrupted, as far as that takes no time: init does nothing else while it
+        is sending a long answer."""
         try:
-            if self._due and not self.busy and self._connection.poll():
-                self._receive()
+            if self._due and not self.busy:
+                self._go_on(0)
         except (EOFError, ConnectionError):
             pass        # It has died, and check() will come to that.
 
@@ -103,14 +109,12 @@ class Init:
         self.busy = True
         try:
             if request is not None:
-                if self._due:
-                    # To a call that was interrupted.  Who is sending a long one takes no request meanwhile.
-                    self._receive()
-                # All of it, or init would take the next request for the rest.
+                # One that was interrupted comes first, and nobody wants its answer.
+                self._finish()
+                request = worker.framed(ForkingPickler.dumps(request))
                 with interrupts.later():
-                    self._connection.send(request)
-                    self._due = True
-            answer = self._receive()
+                    self._unsent, self._due = request, True
+            answer = self._finish()
         except (EOFError, ConnectionError):
             self._child.process.join()
             self._machine.check(at_once=True)
@@ -122,14 +126,33 @@ class Init:
             return value
         raise value
 
-    def _receive(self):
-        """Waits for an answer, and takes it off the connection."""
-        while not self._connection.poll(worker.POLL_SECONDS):
+    def _finish(self):
+        """Sends what is left of a request and waits for its answer; None when there is nothing to be answered.
+        Begins where it was interrupted."""
+        answer = None
+        while self._due and (answer := self._go_on(worker.POLL_SECONDS)) is None:
             self._machine.check()
-        # All of it, or the next call would take the rest for its answer.
+        return answer
+
+    def _go_on(self, seconds):
+        """Sends and takes what goes, waiting so long for something to go.  The answer when that was the rest of it,
+        or None."""
+        channel = self._connection.fileno()
+        ready = select.poll()
+        ready.register(channel, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        events = dict(ready.poll(seconds * 1000)).get(channel, 0)
+        # What is on its way is noted, or the next request would be taken for the rest of this one.
         with interrupts.later():
-            answer = self._connection.recv_bytes()
-            self._due = False
+            if events & select.POLLOUT:
+                self._unsent = self._unsent[os.write(channel, self._unsent):]
+            if events & ~select.POLLOUT:
+                data = os.read(channel, 1 << 16)
+                if not data:
+                    raise EOFError
+                self._received += data
+            answer = worker.message(memoryview(self._received))
+            if answer is not None:
+                self._received, self._due = bytearray(), False
         return answer
 
     def close(self):

@@ -257,11 +257,11 @@ class Child:
 
     def _unpack(self):
         """Whether all of the outcome has come; then it is unpacked."""
-        message = _message(memoryview(self._received))
-        if message is None:
+        outcome = message(memoryview(self._received))
+        if outcome is None:
             return False
         try:
-            self._outcome = ForkingPickler.loads(message)
+            self._outcome = ForkingPickler.loads(outcome)
         except Exception as error:
             # It could be pickled there, but not unpickled here.
             self._outcome = False, error
@@ -270,7 +270,14 @@ class Child:
         return True
 
 
-def _message(data):
+def framed(data):
+    """What Connection.recv_bytes takes for the message `data`."""
+    size = len(data)
+    prefix = size.to_bytes(4, "big") if size <= 0x7fffffff else b"\xff" * 4 + size.to_bytes(8, "big")
+    return memoryview(prefix + data)
+
+
+def message(data):
     """The message in what Connection.send has written; None when it is not all there."""
     size, start = int.from_bytes(data[:4], "big", signed=True), 4
     if size == -1:

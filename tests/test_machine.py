@@ -165,8 +165,8 @@ def test_ctrl_c_in_the_middle_of_a_result_loses_nothing_of_it(sending):
 @pytest.mark.parametrize("length", [b"\0\0\0\5", b"\xff\xff\xff\xff\0\0\0\0\0\0\0\5"], ids=["short", "two GiB or more"])
 def test_a_result_is_there_when_its_last_byte_is(length):
     sent = length + b"hello"
-    assert [worker._message(sent[:size]) for size in range(len(sent))] == [None] * len(sent)
-    assert worker._message(sent) == b"hello"
+    assert [worker.message(sent[:size]) for size in range(len(sent))] == [None] * len(sent)
+    assert worker.message(sent) == b"hello"
 
 
 def test_ctrl_c_while_a_result_is_unpacked_loses_nothing_of_it(machine):
@@ -859,70 +859,81 @@ def test_ctrl_c_while_an_audit_begins_does_not_leave_the_machine_frozen(machine,
     assert not machine.init.busy
 
 
-def test_ctrl_c_in_the_middle_of_inits_answer_is_put_off(machine, monkeypatch):
-    """What is left of it would be taken for the next answer."""
-    connection = machine.init._connection
-    recv, parts = connection._recv, []
+@pytest.mark.parametrize("call", ["write", "read"])
+def test_ctrl_c_in_the_middle_of_a_call_of_init_leaves_the_next_one_whole(machine, monkeypatch, call):
+    """Init would take it for the rest of the request; or what is left of the answer would be the next one's."""
+    channel, transfer, parts = machine.init._connection.fileno(), getattr(os, call), []
 
-    def interrupted(size, *args):
-        parts.append(recv(size, *args))
-        if len(parts) == 1:
-            signal.raise_signal(signal.SIGINT)
-        return parts[-1]
-    va = machine.init.mmap(PAGE)
+    def interrupted(fd, data):
+        if fd == channel and call == "read":
+            data = 3
+        done = transfer(fd, data)
+        if fd == channel:
+            parts.append(done)
+            if len(parts) == 1:
+                signal.raise_signal(signal.SIGINT)
+        return done
+    size = 1 << 20
+    va = machine.init.mmap(size)
     with monkeypatch.context() as patch:
-        patch.setattr(connection, "_recv", interrupted, raising=False)
+        patch.setattr(os, call, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            machine.init.load(va, 1)
-    assert machine.init.load(va, 2) == b"\0\0"
+            machine.init.store(va, b"x" * size)
+    assert len(parts) == 1
+    assert machine.init.load(va, size) == b"x" * size
 
 
-def test_ctrl_c_in_the_middle_of_a_request_to_init_is_put_off(machine, monkeypatch):
-    """Init would take the next one for its rest."""
-    connection = machine.init._connection
-    send, parts = connection._send, []
+@pytest.mark.parametrize("length", [1, 1 << 20], ids=["short", "long"])
+def test_ctrl_c_ends_a_call_of_init_that_is_stopped(machine, monkeypatch, length):
+    va = machine.init.mmap(1 << 20)
+    os.kill(machine.init.os_pid, signal.SIGSTOP)
+    left = []
 
-    def interrupted(data, *args):
-        send(data, *args)
-        parts.append(data)
-        if len(parts) == 1:
+    def look(at_once=False):
+        left.append(len(machine.init._unsent))
+        # The request is sent, or as much of it as goes.
+        if machine.init.busy and left[-2:] == [left[-1]] * 2:
             signal.raise_signal(signal.SIGINT)
-    va = machine.init.mmap(8 * PAGE)
     with monkeypatch.context() as patch:
-        patch.setattr(connection, "_send", interrupted, raising=False)
+        patch.setattr(machine, "check", look)
         with pytest.raises(KeyboardInterrupt):
-            machine.init.store(va, b"x" * 8 * PAGE)
-    # In two parts, for it is long.
-    assert len(parts) == 2
-    assert machine.init.load(va, 8 * PAGE) == b"x" * 8 * PAGE
+            machine.init.store(va, b"x" * length)
+    assert (left[-1] > 0) == (length > 1)
+    os.kill(machine.init.os_pid, signal.SIGCONT)
+    assert machine.init.load(va, length) == b"x" * length
 
 
-def test_a_long_answer_of_init_that_nobody_waits_for_does_not_hold_up_a_long_request(machine, monkeypatch):
+@pytest.fixture
+def interrupted(machine, monkeypatch):
+    """interrupted(method, *args) is a call of init during which Ctrl-C comes, when init has the request."""
+    def call(method, *args):
+        go_on = machine.init._go_on
+
+        def once(seconds):
+            go_on(seconds)
+            if not machine.init._unsent:
+                raise KeyboardInterrupt
+        with monkeypatch.context() as patch:
+            patch.setattr(machine.init, "_go_on", once)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(machine.init, method)(*args)
+    return call
+
+
+def test_a_long_answer_of_init_that_nobody_waits_for_does_not_hold_up_a_long_request(machine, interrupted):
     """Ctrl-C, and init is in the middle of its answer: there is no room for all of it."""
     size = 1 << 20
     va = machine.init.mmap(size)
-
-    def interrupted(*_args, **_kwargs):
-        raise KeyboardInterrupt
-    with monkeypatch.context() as patch:
-        patch.setattr(machine.init._connection, "poll", interrupted, raising=False)
-        with pytest.raises(KeyboardInterrupt):
-            machine.init.load(va, size)
+    interrupted("load", va, size)
     machine.init.store(va, b"x" * size)
     assert machine.init.load(va, size) == b"x" * size
 
 
-def test_a_long_answer_of_init_that_nobody_waits_for_does_not_hold_up_a_task(machine, monkeypatch, tmp_path):
+def test_a_long_answer_of_init_that_nobody_waits_for_does_not_hold_up_a_task(machine, interrupted, tmp_path):
     """That opens a file, which init keeps for it."""
     (tmp_path / "file").write_bytes(b"x" * PAGE)
     va = machine.init.mmap(1 << 20)
-
-    def interrupted(*_args, **_kwargs):
-        raise KeyboardInterrupt
-    with monkeypatch.context() as patch:
-        patch.setattr(machine.init._connection, "poll", interrupted, raising=False)
-        with pytest.raises(KeyboardInterrupt):
-            machine.init.load(va, 1 << 20)
+    interrupted("load", va, 1 << 20)
     assert run(machine, lambda task: task.pread(task.open(tmp_path / "file"), 1, 0)) == b"x"
 
 
@@ -1279,18 +1290,11 @@ def test_a_death_during_a_call_of_init_does_not_mix_up_replies(machine, monkeypa
     assert not is_running(victim) and is_running(holder)
 
 
-def test_a_call_of_init_that_was_interrupted_does_not_answer_the_next_one(machine, monkeypatch):
+def test_a_call_of_init_that_was_interrupted_does_not_answer_the_next_one(machine, interrupted):
     """Ctrl-C while the supervisor waits for init; it goes on with the machine."""
     va = machine.init.mmap(PAGE)
     machine.init.store(va, b"x")
-
-    def interrupted(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(machine.init._connection, "poll", interrupted, raising=False)
-        with pytest.raises(KeyboardInterrupt):
-            machine.init.mprotect(va, PAGE, shmkern.PROT_READ)
+    interrupted("mprotect", va, PAGE, shmkern.PROT_READ)
     assert machine.init.load(va, 1) == b"x"
     assert machine.init.load(va, 2) == b"x\0"
 
