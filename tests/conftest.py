@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import signal
 import time
 
 import psutil
@@ -14,6 +15,10 @@ import pytest
 # As in shmkern_entry.py, and for the commands that the tests start with `python -m`: numpy's threads
 # spin for a tenth of a second in each process that begins.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shmkern
 from shmkern import direct_map, layout
