@@ -6,7 +6,7 @@ May import: room, scenarios, scenarios_swap.
 from shmkern import layout
 from shmkern.explore.room import C, PAGE, scenario
 from shmkern.explore.scenarios import NEW, OLD, offline, page_on_last_node
-from shmkern.explore.scenarios_swap import ANON, reclaim, scan_control, zone_of
+from shmkern.explore.scenarios_swap import ANON, reclaim, scan_control, swap_neighbours_out, zone_of
 
 
 def of_last_node(struct):
@@ -64,13 +64,7 @@ def offline_munmap(room):
     """A page that was read ahead is unmapped, and so leaves the swap cache and is freed, while its node goes
     offline and takes it from there."""
     user, va, other = page_on_last_node(room)
-    user.store64(va + PAGE, OLD)
-    user.kernel("lru_add_drain_all")
-    room.swapon(user, 4)
-    layout.kernel().page_cluster = 2
-    for at in (va, va + PAGE):
-        user.kernel("shrink_active_list", zone_of(user, at), ANON, 1, scan_control(room))
-        reclaim(room, user, at)(user)
+    swap_neighbours_out(room, user, va)
     user.load64(va + PAGE)
     user.kernel("lru_add_drain_all")
     room.program(user, lambda task: task.munmap(va, PAGE))

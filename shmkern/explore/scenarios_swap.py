@@ -224,6 +224,12 @@ def read_ahead(room):
     when one is wanted.  (user, va)"""
     user = room.task()
     va = user.mmap(2 * PAGE)
+    swap_neighbours_out(room, user, va)
+    return user, va
+
+
+def swap_neighbours_out(room, user, va):
+    """Two pages of a task go to neighbouring slots; see read_ahead."""
     for at in (va, va + PAGE):
         user.store64(at, OLD)
     user.kernel("lru_add_drain_all")
@@ -232,7 +238,6 @@ def read_ahead(room):
     for at in (va, va + PAGE):
         user.kernel("shrink_active_list", zone_of(user, at), ANON, 1, scan_control(room))
         reclaim(room, user, at)(user)
-    return user, va
 
 
 @scenario
@@ -689,28 +694,25 @@ def reclaim_write_file(room):
 def reclaim_store_file(room):
     """A store to a clean page of a file that reclaim takes: it is in the page that is given up, which is
     dirty then and stays, or in the one that the file gets next."""
-    user, va, file, reclaimer = cached_page(room)
-    user.kernel("lru_add_drain_all")
-    zone, control = zone_of(user, va), scan_control(room)
-    user.kernel("page_referenced", room.page_of(user, va), 1, 0)
-    user.kernel("shrink_active_list", zone, FILE, 1, control)
-    room.program(user, lambda task: task.store64(va, NEW))
-    room.program(reclaimer, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
-    room.check(lambda: is_kept(user, va, file))
+    store_while_reclaimed(room, *cached_page(room), NEW)
 
 
 @scenario
 def reclaim_store_dirty(room):
     """As reclaim_store_file, of a dirty page, to which one may store without a fault: the file has that, or the
     page stays."""
-    user, va, file, reclaimer = cached_page(room, dirty=True)
+    store_while_reclaimed(room, *cached_page(room, dirty=True), NEWER)
+
+
+def store_while_reclaimed(room, user, va, file, reclaimer, value):
+    """The user stores to its page of a file that is inactive and that reclaim comes to."""
     user.kernel("lru_add_drain_all")
     zone, control = zone_of(user, va), scan_control(room)
     user.kernel("page_referenced", room.page_of(user, va), 1, 0)
     user.kernel("shrink_active_list", zone, FILE, 1, control)
-    room.program(user, lambda task: task.store64(va, NEWER))
+    room.program(user, lambda task: task.store64(va, value))
     room.program(reclaimer, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
-    room.check(lambda: is_kept(user, va, file, NEWER))
+    room.check(lambda: is_kept(user, va, file, value))
 
 
 @scenario(memcg=True)
