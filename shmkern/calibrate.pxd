@@ -5,8 +5,8 @@ cimport cython
 from shmkern.uaccess cimport *
 
 
-@cython.locals(count=u64, pfns=words)
+@cython.locals(count=u64, pfns=word_pointer)
 cpdef evict_frames(frames)
-@cython.locals(count=u64, old=words, new=words)
+@cython.locals(count=u64, old=word_pointer, new=word_pointer)
 cpdef u64 memcpy_frames(sources, targets)
 cdef char* frame_numbers(array) except? NULL

@@ -12,8 +12,8 @@ def memcpy_frames(sources, targets):
     count = len(targets)
     if len(sources) != len(targets):
         raise ValueError(f"{len(sources)} frames to copy, but {count} to copy to")
-    old = cast(words, frame_numbers(sources))
-    new = cast(words, frame_numbers(targets))
+    old = cast(word_pointer, frame_numbers(sources))
+    new = cast(word_pointer, frame_numbers(targets))
     for index in range(count):
         BUG_ON(page_count(pfn_to_page(new[index])) != 0)
     began = ktime_get_ns()
@@ -29,7 +29,7 @@ def evict_frames(frames):
     """Drops the contents and struct pages of the frames numbered in the u64 array from all
     caches, as if they had not been used for long."""
     count = len(frames)
-    pfns = cast(words, frame_numbers(frames))
+    pfns = cast(word_pointer, frame_numbers(frames))
     for index in range(count):
         flush_cache_line(pfn_to_page(pfns[index]))
         for line in range(0, PAGE_SIZE, 64):

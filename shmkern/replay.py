@@ -514,7 +514,7 @@ def bulk(op, addresses, a, b):
     results = np.zeros(shape, np.uint64)
     count = results.size
     done = 0
-    rc = bulk_words(op, cast(words, bytes_of(where)), cast(words, bytes_of(first)), cast(words, bytes_of(second)),
+    rc = bulk_words(op, cast(word_pointer, bytes_of(where)), cast(word_pointer, bytes_of(first)), cast(word_pointer, bytes_of(second)),
                     cast(pointer(u64), bytes_of(results)), count, addressof(done))
     if rc == -EINVAL:
         check_errno(rc)

@@ -27,7 +27,7 @@ cdef int fault_in_readable(u64 address, u64 length) noexcept nogil
 @cython.locals(rc=cython.int)
 cdef int probe_write(u64 address) noexcept nogil
 
-ctypedef const u64* words
+ctypedef const u64* word_pointer
 
 @cython.locals(view=Py_buffer)
 cdef char* bytes_of(exporter) except? NULL
