@@ -331,3 +331,12 @@ def counter(machine):
     """count(name): how much a counter of vmstat has grown since now."""
     before = machine.vmstat()
     return lambda name: machine.vmstat()[name] - before[name]
+
+
+class Stop(Exception):
+    """What stop() raises."""
+
+
+def stop(*_arguments):
+    """A signal handler that raises."""
+    raise Stop

@@ -11,8 +11,8 @@ import signal
 import pytest
 
 import shmkern
-from helpers import (PAGE, Mapper, Puppet, counter, errno_of, flags, migration_entry, mm_of, node_at, page_at, pfn_at,
-                     pte_of, set_pte, until_waits, vmas)
+from helpers import (PAGE, Mapper, Puppet, Stop, counter, errno_of, flags, migration_entry, mm_of, node_at, page_at, pfn_at,
+                     pte_of, set_pte, stop, until_waits, vmas)
 from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout, vmstat
 from shmkern.kallsyms import ksym
 
@@ -365,12 +365,6 @@ def test_an_open_that_a_handler_interrupts_leaves_no_file_open(machine, path, tm
     """The kernel has the host's descriptor by then; closed behind its back, the number would be another file's."""
     (tmp_path / "mine").write_bytes(b"mine")
 
-    class Stop(Exception):
-        pass
-
-    def stop(*_arguments):
-        raise Stop
-
     def program(task):
         signal.signal(signal.SIGALRM, stop)
         first = task.open(path)
@@ -393,12 +387,6 @@ def test_an_open_that_a_handler_interrupts_leaves_no_file_open(machine, path, tm
 
 def test_a_handler_that_raises_while_init_is_asked_closes_nothing_twice(machine, path):
     """The number may be another thread's by then."""
-    class Stop(Exception):
-        pass
-
-    def stop(*_arguments):
-        raise Stop
-
     def program(task):
         signal.signal(signal.SIGALRM, stop)
         close, closed = os.close, []

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 import shmkern
-from helpers import PAGE, Puppet, blocks_of, free_frames, is_running, mm_of, run, until, until_waits
+from helpers import PAGE, Puppet, Stop, blocks_of, free_frames, is_running, mm_of, run, stop, until, until_waits
 from shmkern import boot as boot_module
 from shmkern import direct_map, freezer, interrupts, layout, lifeline, report, tracing, vmstat, worker
 from shmkern.kallsyms import ksym
@@ -134,8 +134,6 @@ def test_result_times_out_in_the_middle_and_can_be_had_later(sending):
 def test_a_handler_that_raises_while_a_result_is_sent_comes_too_late(machine):
     """The program is over, but not its alarm."""
     def program(task):
-        def stop(*_arguments):
-            raise TimeoutError
         signal.signal(signal.SIGALRM, stop)
         return BIG
 
@@ -686,12 +684,6 @@ def test_ctrl_c_in_the_middle_of_a_fork_is_not_lost():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=lambda number: number.name)
 def test_a_handler_that_raises_in_the_middle_of_a_fork_takes_nothing_from_the_child(machine, how, number):
     """The signal is put off, and comes when the child's process is there."""
-    class Stop(Exception):
-        pass
-
-    def stop(*_arguments):
-        raise Stop
-
     def program(task):
         shared = task.mmap(PAGE, flags=shmkern.MAP_SHARED | shmkern.MAP_ANONYMOUS)
         own = task.mmap(PAGE)
@@ -718,12 +710,6 @@ def test_a_handler_that_raises_in_the_middle_of_a_fork_takes_nothing_from_the_ch
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM], ids=lambda number: number.name)
 def test_a_handler_that_raises_when_a_child_has_its_slot_takes_no_slot(machine, how, number):
     """Before there is a process for it."""
-    class Stop(Exception):
-        pass
-
-    def stop(*_arguments):
-        raise Stop
-
     def program(task):
         task.store64(task.mmap(PAGE), 7)
         signal.signal(number, stop)
