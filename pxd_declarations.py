@@ -18,15 +18,14 @@ from typing import NamedTuple
 WORD = re.compile(r"[A-Za-z_]\w*")
 INDENT, DEDENT, END = "<indent>", "<dedent>", "<end>"
 
-FUNCTION, IMPORTED, CODE, OTHER = "function", "imported", "code", "other"
-
 # Of a statement's first line, in tokens with blanks between.  The name is what it declares.
-A_TYPE = re.compile(r"c(type)?def (packed )?(struct|union) (?P<name>\w+)\b.*")
-A_CLASS = re.compile(r"c(type)?def class (?P<name>\w+)\b.*")
-A_POINTER_TO_FUNCTION = re.compile(r"ctypedef [^=(\[]*\( \* (?P<name>\w+) \) \(.*")
-A_FUNCTION = re.compile(r"cp?def [^=(\[]*\b(?P<name>\w+) \((?! \*).*")
-A_VARIABLE = re.compile(r"cdef [^=(]*?\b(?P<name>\w+)( \[ \w+ \])? <end>")
-A_TYPEDEF = re.compile(r"ctypedef [^=(]*?\b(?P<name>\w+)( \[ \w+ \])? <end>")
+ONE_NAME = [
+    re.compile(r"c(type)?def (packed )?(struct|union) (?P<name>\w+)\b.*"),
+    re.compile(r"c(type)?def class (?P<name>\w+)\b.*"),
+    re.compile(r"c(type)?def [^=(]*?\b(?P<name>\w+)( \[ \w+ \])? <end>"),           # a variable or a type
+    re.compile(r"ctypedef [^=(\[]*\( \* (?P<name>\w+) \) \(.*"),                    # of a pointer to a function
+    re.compile(r"cp?def [^=(\[]*\b(?P<name>\w+) \((?! \*).*"),                      # a function
+]
 KEYWORDS = frozenset({"cdef", "cpdef", "ctypedef", "const", "enum", "extern", "from", "nogil", "noexcept"})
 AN_ENUM = re.compile(r"cdef enum : <end>")
 AN_ENUMERATOR = re.compile(r"(?P<name>\w+) = [^=,]*")
@@ -39,38 +38,37 @@ class Declaration(NamedTuple):
     names: what it declares; none for what concerns all who include the file: a cimport, C or its headers.
     words: all that is named in it.
     text: its tokens; those of code with their lines, which compiled code has in it.
-    kind: FUNCTION is one of a module, CODE is an inline one, IMPORTED is a variable or a class of a module.
     """
     file: str
     names: frozenset
     words: frozenset
     text: str
-    kind: str
 
 
 def text_needed(own, pxds):
     """All text that decides what a module is compiled to: its own, and that of the declarations that it needs.
 
-    own: its .py, its .pxd and the headers, as texts; pxds: those of all .pxd files that it includes, by name.
+    own: its .py and its .pxd, as texts; pxds: those of all .pxd files that it includes, by name.
     """
-    words = frozenset(WORD.findall("".join(own)))
-    return [*own, *(f"{declaration.file} {declaration.text}" for declaration in needed(words, pxds))]
+    return [*own, *(f"{declaration.file} {declaration.text}" for declaration in needed(own, pxds))]
 
 
-def needed(words, pxds):
-    """The declarations in the texts `pxds` that a text of these words depends on, in their order."""
-    everything = [declaration for file, pxd in pxds.items() for declaration in declarations(file, pxd)]
+def unneeded_names(own, pxds):
+    """What the .pxd files declare and a module does not need."""
+    def names(some):
+        return {name for declaration in some for name in declaration.names}
+    return names(all_declarations(pxds)) - names(needed(own, pxds))
+
+
+def needed(own, pxds):
+    """The declarations that a module depends on, in their order."""
+    everything = all_declarations(pxds)
     declared = {}
     for declaration in everything:
         for name in declaration.names:
             declared.setdefault(name, []).append(declaration)
     found = {declaration for declaration in everything if not declaration.names}
-    # Cython imports more than is used: of the files that are included all variables and classes, and the
-    # functions that code in them calls.
-    found.update(declaration for declaration in everything if declaration.kind == IMPORTED)
-    found.update(function for code in everything if code.kind == CODE for name in code.words
-                 for function in declared.get(name, ()) if function.kind == FUNCTION)
-    todo = [words, *(declaration.words for declaration in found)]
+    todo = [frozenset(WORD.findall("".join(own))), *(declaration.words for declaration in found)]
     seen = set()
     while todo:
         for name in todo.pop() - seen:
@@ -79,6 +77,10 @@ def needed(words, pxds):
             found.update(new)
             todo += [declaration.words for declaration in new]
     return [declaration for declaration in everything if declaration in found]
+
+
+def all_declarations(pxds):
+    return [declaration for file, pxd in pxds.items() for declaration in declarations(file, pxd)]
 
 
 @functools.cache
@@ -117,29 +119,19 @@ def _parse(file, lines, tokens):
     if AN_ENUM.fullmatch(head):
         members = " ".join(tokens[end + 1:-1]).removesuffix(f" {END}").split(f" {END} ")
         if all(map(AN_ENUMERATOR.fullmatch, members)):
-            return [Declaration(file, frozenset(member.split()[:1]), _words(member.split()), member, OTHER)
+            return [Declaration(file, frozenset(member.split()[:1]), _words(member.split()), member)
                     for member in members]
     outside = set(_outside_brackets(tokens[begin:end]))
-    several = "," in outside or ";" in outside
-    names, kind = frozenset(), OTHER
-    if head.startswith("cdef extern"):
-        pass
-    elif not several and (plain := A_TYPE.fullmatch(head) or A_TYPEDEF.fullmatch(head)
-                          or A_POINTER_TO_FUNCTION.fullmatch(head)):
-        names = frozenset([plain["name"]])
-    elif not several and (plain := A_CLASS.fullmatch(head) or A_VARIABLE.fullmatch(head)):
-        names, kind = frozenset([plain["name"]]), IMPORTED
-    elif not several and (plain := A_FUNCTION.fullmatch(head)):
-        # Its code may be on the same line.
-        names, kind = frozenset([plain["name"]]), CODE if ":" in outside else FUNCTION
-    elif tokens[begin] in ("cdef", "cpdef", "ctypedef"):
-        names = _words(tokens) - KEYWORDS   # one of them, or several: too many do no harm
-        if "(" in outside and ":" in outside:
-            kind = CODE
-        elif tokens[begin] != "ctypedef" and "enum" not in outside:
-            kind = IMPORTED
-    text = " ".join(map("{}:{}".format, lines, tokens) if kind == CODE else tokens)
-    return [Declaration(file, names, _words(tokens), text, kind)]
+    has_code = "(" in outside and ":" in outside and "class" not in outside     # perhaps on the same line
+    names = frozenset()
+    if tokens[begin] in ("cdef", "cpdef", "ctypedef") and not head.startswith("cdef extern"):
+        match = next(filter(None, (pattern.fullmatch(head) for pattern in ONE_NAME)), None)
+        if match and "," not in outside and ";" not in outside:
+            names = frozenset([match["name"]])
+        else:
+            names = _words(tokens) - KEYWORDS       # one of them, or several: too many do no harm
+    text = " ".join(map("{}:{}".format, lines, tokens) if has_code else tokens)
+    return [Declaration(file, names, _words(tokens), text)]
 
 
 def _outside_brackets(tokens):

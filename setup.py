@@ -220,9 +220,10 @@ class BuildKernel(build_ext):
 
     def made_of(self, ext, includes):
         """A hash of all that decides what is compiled; `includes` are the .pxd files that ext includes."""
-        texts = text_needed([self.texts[path] for path in ext.sources + ext.depends],
-                            {path: self.texts[path] for path in includes})
-        return hashlib.sha256("\0".join([self.options(), *texts]).encode()).hexdigest()
+        own = [self.texts[path] for path in ext.sources + ext.depends if path not in HEADERS]
+        texts = text_needed(own, {path: self.texts[path] for path in includes})
+        headers = [self.texts[path] for path in HEADERS]
+        return hashlib.sha256("\0".join([self.options(), *headers, *texts]).encode()).hexdigest()
 
     def options(self):
         """Whatever else decides what is compiled, on one line."""

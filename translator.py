@@ -6,24 +6,28 @@ same to all modules, so each is read once; then a fork makes the C, and leaves n
 """
 import ctypes
 import fcntl
+import gc
 import os
 import select
 import signal
 import sys
 import traceback
 from multiprocessing import parent_process
+from pathlib import Path
 
 from Cython.Build.Dependencies import create_dependency_tree
 from Cython.Compiler import Errors
 from Cython.Compiler.CmdLine import parse_command_line
 from Cython.Compiler.Main import Context, compile_single
 
+from pxd_declarations import unneeded_names
+
 PR_SET_PDEATHSIG = 1
 context = None
 
 
 class SharedContext(Context):
-    """What has been read, for modules that include different parts of it."""
+    """What has been read, for modules that need different parts of it."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -38,11 +42,20 @@ class SharedContext(Context):
         self.set_used(before | self.used[module])
         return result
 
-    def keep(self, files):
-        """Forget what only other .pxd files contain or call: Cython compiles all of the one, and
-        imports all of the other."""
+    def keep(self, files, unneeded):
+        """Forget all other .pxd files, and the names that are not needed of these: Cython compiles every
+        inline function that it knows, and imports every function that one of them calls.  A name that is needed
+        and was not said to be is an error then, not a module that is not compiled again."""
         self.pxds = {module: (tree, scope) for module, (tree, scope) in sorted(self.pxds.items())
                      if os.path.realpath(tree.pos[0].filename) in files}
+        for tree, _ in self.pxds.values():
+            tree.stats = [function for function in tree.stats if function.entry.name not in unneeded]
+        for scope in self.scopes:
+            for name in unneeded & scope.entries.keys():
+                del scope.entries[name]
+            for entries in (scope.type_entries, scope.sue_entries, scope.c_class_entries, scope.var_entries,
+                            scope.cfunc_entries):
+                entries[:] = [entry for entry in entries if entry.name not in unneeded]
         self.take_used()
         self.set_used(set().union(*map(self.used.get, self.pxds)))
 
@@ -79,16 +92,20 @@ def translate(module, arguments):
     if Errors.get_errors_count():
         return None
     files = create_dependency_tree(context, quiet=True).all_dependencies(source)
+    includes = sorted(path for path in files if path.startswith("shmkern/") and path.endswith(".pxd"))
+    own = [Path(path).read_text() for path in [source, source.removesuffix(".py") + ".pxd"]]
+    unneeded = unneeded_names(own, {path: Path(path).read_text() for path in includes})
     helper = os.getpid()
     pid = os.fork()
     if pid == 0:
         exit_code = 1
         try:
+            gc.disable()        # it would copy all that the helper has read
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != helper:
                 os._exit(1)
             context.options = options
-            context.keep(set(map(os.path.realpath, files)))
+            context.keep(set(map(os.path.realpath, files)), unneeded)
             exit_code = min(compile_single(source, options, None, context=context).num_errors, 1)
         except BaseException:
             traceback.print_exc()
@@ -97,4 +114,4 @@ def translate(module, arguments):
             os._exit(exit_code)
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
         return None
-    return sorted(path for path in files if path.startswith("shmkern/") and path.endswith(".pxd"))
+    return includes
