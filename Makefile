@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Sets shmkern up and runs it.  `make` alone says how.
 #
-# Four files say what has been done, each made after the step it stands for:
+# Five files say what has been done, each made after the step it stands for:
 #   .venv/.packages    the virtual environment and the packages in it
-#   build/.compiled    the kernel modules, beside their sources
+#   build/.shipped     the kernel modules, beside their sources
+#   build/.compiled    these, and their second flavour, the explorer's
 #   build/.bytecode    the other modules, in __pycache__
 #   .venv/.installed   the project itself, editable: .venv/bin/shmkern
 # Where all are newer than their sources no Python is started.
@@ -16,7 +17,7 @@ PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build ready test stress soak explore bench fuzz selftest clean distclean FORCE
+.PHONY: help build to-run ready test stress soak explore bench fuzz selftest clean distclean FORCE
 
 help:
 	@echo 'make build       set everything up in .venv; then .venv/bin/shmkern is the command'
@@ -37,29 +38,33 @@ help:
 build:
 	@flock --close Makefile $(MAKE) --silent --no-print-directory ready
 
+# Without the explorer's flavour, which most commands do not need: that is half of the compiling.
+to-run:
+	@flock --close Makefile $(MAKE) --silent --no-print-directory ready BUILT=build/.shipped
+
 # Three tests at a time on two cores: most wait for processes, more than they work.
 test: build
 	@$(VENV)/bin/pytest --numprocesses $$(($$(nproc) * 3 / 2)) --dist worksteal $(ARGS)
 
-stress: build
+stress: to-run
 	@$(VENV)/bin/shmkern stress anon $(ARGS)
 
-soak: build
+soak: to-run
 	@$(VENV)/bin/shmkern soak $(ARGS)
 
 explore: build
 	@$(VENV)/bin/shmkern explore --with-museum --jobs $$(nproc) $(ARGS)
 
-bench: build
+bench: to-run
 	@$(VENV)/bin/python bench/migrate.py $(ARGS)
 	@$(VENV)/bin/python bench/fault.py $(ARGS)
 	@$(VENV)/bin/python bench/trace.py $(ARGS)
 	@$(VENV)/bin/python bench/top.py $(ARGS)
 
-fuzz: build
+fuzz: to-run
 	@FUZZ_CALLS=$(FUZZ_CALLS) $(VENV)/bin/pytest -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
 
-selftest: build
+selftest: to-run
 	@SELFTEST_SECONDS=20 $(VENV)/bin/pytest -o faulthandler_timeout=0 tests/test_ltp.py -k selftest $(ARGS)
 
 clean:
@@ -69,7 +74,8 @@ clean:
 distclean: clean
 	rm -rf $(VENV)
 
-ready: $(VENV)/.packages build/.compiled build/.bytecode $(VENV)/.installed
+BUILT := build/.compiled
+ready: $(BUILT) build/.bytecode $(VENV)/.installed
 
 # ---- the packages ---------------------------------------------------------
 
@@ -110,35 +116,43 @@ KERNEL := $(sort $(foreach pxd,$(filter-out %/__init__.pxd,$(wildcard shmkern/*.
 	$(if $(wildcard $(pxd:.pxd=.py)),$(pxd:.pxd=))))
 COMPILED := $(sort $(foreach so,$(wildcard shmkern/*.so),$(firstword $(subst ., ,$(so)))))
 EXPLORED := $(sort $(foreach so,$(wildcard shmkern/explore/kernel/*.so),shmkern/$(firstword $(subst ., ,$(notdir $(so))))))
-ifneq ($(COMPILED) $(EXPLORED) $(wildcard shmkern/explore/runtime.*.so),\
-	$(KERNEL) $(KERNEL) $(firstword $(wildcard shmkern/explore/runtime.*.so) none))
-WRONG_OBJECTS := yes
+ifneq ($(COMPILED) $(notdir $(wildcard shmkern/explore/runtime.*.so)),$(KERNEL) $(notdir $(firstword $(wildcard shmkern/explore/runtime.*.so) none)))
+WRONG_SHIPPED := FORCE
+endif
+ifneq ($(EXPLORED),$(KERNEL))
+WRONG_EXPLORED := FORCE
 endif
 
 BUILDERS := setup.py pxd_declarations.py translator.py
+SOURCES := $(BUILDERS) $(KERNEL:=.py) $(wildcard shmkern/*.pxd shmkern/*.h) shmkern/explore/runtime.c
 
-build/.compiled: $(VENV)/.packages $(BUILDERS) $(KERNEL:=.py) \
-		$(wildcard shmkern/*.pxd shmkern/*.h) shmkern/explore/runtime.c \
-		$(if $(WRONG_OBJECTS),FORCE)
+build/.shipped: $(VENV)/.packages $(SOURCES) $(WRONG_SHIPPED)
 	mkdir -p build
-	touch build/.begun
+	touch $@.begun
+	SHMKERN_FLAVOURS=shipped $(VENV)/bin/python setup.py --quiet build_ext --inplace
+	mv $@.begun $@
+
+build/.compiled: $(VENV)/.packages $(SOURCES) $(WRONG_SHIPPED) $(WRONG_EXPLORED)
+	mkdir -p build
+	touch $@.begun
 	$(VENV)/bin/python setup.py --quiet build_ext --inplace
-	mv build/.begun $@
+	mv $@.begun $@
+	touch --reference $@ build/.shipped
 
 # ---- the other modules ----------------------------------------------------
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each command would compile what it imports.
 PLAIN := $(filter-out $(BUILDERS) $(KERNEL:=.py),$(wildcard *.py shmkern/*.py shmkern/explore/*.py stress/*.py))
 
-build/.bytecode: $(VENV)/.packages $(PLAIN) | build/.compiled
+build/.bytecode: $(VENV)/.packages $(PLAIN) | $(BUILT)
 	$(VENV)/bin/python -m compileall -q $(PLAIN)
 	touch $@
 
 # ---- the project ----------------------------------------------------------
 
 $(VENV)/.installed: $(VENV)/.packages setup.py \
-		$(if $(wildcard $(VENV)/bin/shmkern),,FORCE) | build/.compiled
+		$(if $(wildcard $(VENV)/bin/shmkern),,FORCE) | $(BUILT)
 	rm -f $@
 	echo 'Installing shmkern into $(VENV)'
-	$(PIP) install --no-build-isolation --no-deps --editable .
+	SHMKERN_FLAVOURS=shipped $(PIP) install --no-build-isolation --no-deps --editable .
 	touch $@

@@ -57,7 +57,8 @@ EXPLORE_GCC_FLAGS = [
     "-Wno-tsan",                # that libtsan ignores fences; ours does not
 ]
 EXPLORE_LINK_FLAGS = ["-Wl,--wrap=" + name for name in WRAPPED]
-FLAVOURS = (os.environ.get("SHMKERN_FLAVOURS") or "shipped explore").split()
+FLAVOURS = ("shipped", "explore")
+ASKED_FOR = (os.environ.get("SHMKERN_FLAVOURS") or " ".join(FLAVOURS)).split()
 
 
 def missing_tool(for_venv=False):
@@ -137,7 +138,7 @@ class BuildKernel(build_ext):
         # All at once, before any is compiled: a file edited from here on is out of date the next time.
         self.texts = {str(path): path.read_text() for name in ("*.py", "*.pxd", "*.h", "explore/*.c")
                       for path in Path("shmkern").glob(name)}
-        stale = [ext for ext in self.extensions if not self.is_done(ext)]
+        stale = [ext for ext in self.extensions if self.missing(ext)]
         stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
         cpus = len(os.sched_getaffinity(0))
         with ProcessPoolExecutor(cpus, get_context("spawn"), begin) as self.translators, \
@@ -151,36 +152,23 @@ class BuildKernel(build_ext):
                 self.compilers.shutdown(wait=False, cancel_futures=True)
 
     def build_extension(self, ext):
-        """Make ext's shared object, then its .done, which is absent meanwhile, so that a build
+        """Make what is missing of ext, then its .done, which is absent meanwhile, so that a build
         killed at any point is taken up again."""
         sys.stdout.write("Compiling {}\n".format(ext.sources[0]))
         sys.stdout.flush()
         done = self.done(ext)
         done.parent.mkdir(parents=True, exist_ok=True)
+        missing, includes = self.missing(ext), self.includes(ext)
         done.unlink(missing_ok=True)
-
-        if ext.name == RUNTIME:
-            includes = []
-            self.compile(ext)
-        else:
-            # A flavour that is not asked for: what there is of it was made of something else.
-            for other in flavours(ext, {"shipped", "explore"} - set(FLAVOURS)):
-                self.shared_object(other).unlink(missing_ok=True)
-            c_file = done.with_suffix(".c")
-            includes = self.translate(ext, c_file)
-            made = []
-            if "shipped" in FLAVOURS:
-                made.append(copy(ext))
-                made[-1].sources = [str(c_file)]
-            if "explore" in FLAVOURS:
-                # The same text under a second name: the object files are named after it.
-                again = done.with_suffix(".explore.c")
-                again.write_text("#include \"{}\"\n".format(c_file.name))
-                made.append(explore_flavour(ext))
-                made[-1].sources = [str(again)]
-            # At once: who has edited one file waits for the slower of the two, not for both.
-            for job in [self.compilers.submit(self.compile, flavour) for flavour in made]:
-                job.result()
+        if includes is None:
+            # Also a flavour that is not asked for: what there is of it was made of something else.
+            for flavour in flavours(ext, FLAVOURS):
+                self.shared_object(flavour).unlink(missing_ok=True)
+        if includes is None or not self.c_file(ext).exists():
+            includes = self.translate(ext)
+        # At once: who has edited one file waits for the slower of the two, not for both.
+        for job in [self.compilers.submit(self.compile, flavour) for flavour in missing]:
+            job.result()
 
         if any(Path(path).read_text() != self.texts.get(path) for path in [*ext.sources, *ext.depends, *includes]):
             return      # Edited meanwhile: who knows which text this was made of.
@@ -192,31 +180,43 @@ class BuildKernel(build_ext):
         """Make one shared object of C, and put it where it belongs when it is whole."""
         linked = Path(self.get_ext_fullpath(ext.name))
         linked.unlink(missing_ok=True)
-        super().build_extension(ext)
+        made = copy(ext)
+        made.sources = [str(self.c_file(ext))]
+        super().build_extension(made)
         if self.made_inplace:
             target = self.shared_object(ext)
             target.parent.mkdir(exist_ok=True)
             os.replace(linked, target)
 
-    def translate(self, ext, c_file):
-        """Run Cython; returns every .pxd of ours that the C was made from."""
+    def translate(self, ext):
+        """Run Cython where ext is a kernel module; returns every .pxd of ours that the C was made from."""
+        if ext.name == RUNTIME:
+            return []
+        c_file = self.c_file(ext)
         arguments = ["-I", ".", "--line-directives", "--module-name", ext.name, "-o", str(c_file)]
         for name, value in DIRECTIVES.items():
             arguments += ["-X", "{}={}".format(name, value)]
         includes = self.translators.submit(translate, ext.name, arguments + ext.sources).result()
         if includes is None:
             raise CompileError("Cython refuses {}".format(ext.sources[0]))
+        # The same text under a second name: the object files are named after it.
+        self.c_file(explore_flavour(ext)).write_text("#include \"{}\"\n".format(c_file.name))
         return includes
 
-    def is_done(self, ext):
+    def missing(self, ext):
+        """The flavours of ext that are not there, or not of the present text."""
+        return [flavour for flavour in flavours(ext)
+                if self.includes(ext) is None or not self.shared_object(flavour).exists()]
+
+    def includes(self, ext):
+        """The .pxd files that ext was made from, or None where it is to be made again."""
         try:
             made_of, *includes = self.done(ext).read_text().splitlines()
-            return (made_of == self.made_of(ext, includes)
-                    and all(self.shared_object(made).exists() for made in flavours(ext)))
+            return includes if made_of == self.made_of(ext, includes) else None
         except (FileNotFoundError, KeyError, ValueError):   # never built, or a source is gone
-            return False
+            return None
         except (SyntaxError, TokenError):                   # Cython will say it better
-            return False
+            return None
 
     def made_of(self, ext, includes):
         """A hash of all that decides what is compiled; `includes` are the .pxd files that ext includes."""
@@ -231,6 +231,9 @@ class BuildKernel(build_ext):
         builders = [Path(name).read_text() for name in ("setup.py", "translator.py")]
         return repr((version("Cython"), version("greenlet"), sysconfig.get_config_var("EXT_SUFFIX"), environment,
                      builders))
+
+    def c_file(self, ext):
+        return Path(ext.sources[0]) if ext.name == RUNTIME else Path(self.build_temp, ext.name + ".c")
 
     def done(self, ext):
         return Path(self.build_temp, ext.name + ".done")
@@ -247,7 +250,7 @@ class BuildKernel(build_ext):
 
     def copy_extensions_to_source(self):
         """They are there; drop those that have no source any more."""
-        wanted = {self.shared_object(made) for ext in self.extensions for made in flavours(ext)}
+        wanted = {self.shared_object(made) for ext in self.extensions for made in flavours(ext, FLAVOURS)}
         for found in Path("shmkern").rglob("*.so"):
             if found not in wanted:
                 found.unlink()
@@ -261,11 +264,11 @@ def explore_flavour(ext):
     return made
 
 
-def flavours(ext, wanted=FLAVOURS):
+def flavours(ext, wanted=ASKED_FOR):
     """All that building `ext` makes."""
     if ext.name == RUNTIME:
         return [ext]
-    return [made for flavour, made in (("shipped", ext), ("explore", explore_flavour(ext))) if flavour in wanted]
+    return [made for flavour, made in zip(FLAVOURS, (ext, explore_flavour(ext))) if flavour in wanted]
 
 
 def runtime():

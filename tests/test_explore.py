@@ -886,6 +886,21 @@ def test_a_node_is_isolated_and_is_not_any_more_within_an_allocation():
     assert "exhausted at 3 preemptions" in shmkern("explore", "isolated_fault", "--preemptions", 3)
 
 
+def test_a_module_that_the_explorer_has_not_is_told(tmp_path):
+    """`make stress` compiles the shipped kernel alone, and takes the explorer's module away that is out of date."""
+    package = Path(shmkern_package.__file__).parent
+    kernel = tmp_path / "shmkern" / "explore" / "kernel"
+    kernel.mkdir(parents=True)
+    for name in ("__main__.py", "flavour.py", *(path.name for path in package.glob("explore/runtime.*.so"))):
+        shutil.copy(package / "explore" / name, kernel.parent)
+    for name in ("one", "two"):
+        (tmp_path / "shmkern" / f"{name}.so").touch()
+    (kernel / "one.so").touch()
+    program = [sys.executable, str(kernel.parent / "__main__.py")]
+    assert shmkern("explore", program=program, status=1) == \
+        "shmkern: the explorer is not compiled: run `make build` in shmkern's source tree\n"
+
+
 def test_every_patch_of_the_museum_fits_todays_source(tmp_path):
     patches = sorted((Path(shmkern_package.__file__).parent / "explore" / "museum").glob("*.patch"))
     assert len(patches) >= 31

@@ -18,7 +18,10 @@ if __name__ == "__main__":
     sys.path.insert(1, str(Path(__file__).resolve().parent))
     import flavour
     del sys.path[1]
-    flavour.runtime = flavour.install()
+    try:
+        flavour.runtime = flavour.install()
+    except ImportError as error:
+        sys.exit(f"shmkern: {error}")
     sys.modules["shmkern.explore.flavour"] = flavour
     from shmkern.explore import command
     signal.signal(signal.SIGINT, before)

@@ -33,7 +33,9 @@ def install():
     if any(name.startswith("shmkern.") for name in sys.modules):
         raise ImportError("the shipped kernel is loaded in this process already")
     built = [path for suffix in EXTENSION_SUFFIXES for path in HERE.glob("runtime" + suffix)]
-    if not built:
+    # One module of the shipped kernel among these would run unseen.
+    shipped, kernel = ({path.name for path in place.glob("*.so")} for place in (HERE.parent, HERE / "kernel"))
+    if not built or shipped - kernel:
         raise ImportError("the explorer is not compiled: run `make build` in shmkern's source tree")
     sys.meta_path.insert(0, _Finder)
     # Global, because the kernel's modules look there for what gcc makes them call; and with
