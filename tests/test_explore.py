@@ -29,9 +29,9 @@ QUICK = ["fault", "load", "store", "mremap", "mprotect", "fork", "move_pages_exi
 pytestmark = pytest.mark.timeout(600)
 
 
-def shmkern(*arguments, status=0, program=EXPLORER, **options):
+def shmkern(*arguments, status=0, program=EXPLORER, timeout=580, **options):
     """Runs the command and returns what it prints."""
-    done = subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, timeout=580, **options)
+    done = subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -808,6 +808,19 @@ def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, arguments, sentence
 def test_a_scenario_that_cannot_be_set_up_says_why(tmp_path, scenario, body, sentence):
     text = shmkern("explore", "--file", scenario(body), status=2, cwd=tmp_path)
     assert sentence in text and "Traceback" not in text
+
+
+def test_a_scenario_that_waits_for_itself_is_not_waited_for(tmp_path, scenario):
+    """A minute, for the hung-task limit."""
+    path = scenario("""
+        one = room.task()
+        va = one.mmap(PAGE)
+        one.store64(va, 1)
+        one.kernel("lock_page", room.page_of(one, va))
+        one.kernel("lock_page", room.page_of(one, va))
+    """)
+    text = shmkern("explore", "--file", path, status=2, cwd=tmp_path, timeout=50)
+    assert "mine: hung task: a task waits longer than the hung-task limit\n" in text
 
 
 @pytest.mark.parametrize("text, sentence", [

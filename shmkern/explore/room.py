@@ -440,7 +440,8 @@ def panic_text(who=""):
     header = layout.header()
     kind = "kernel BUG" if header.panic_kind == C["PANIC_BUG"] else "hung task"
     text = header.panic_text.decode() or "an assertion does not hold"
-    return f"{kind}{who and f' in {who}'}: {text}, {header.panic_file.decode()}:{header.panic_line}"
+    where = f", {header.panic_file.decode()}:{header.panic_line}" if header.panic_line else ""
+    return f"{kind}{who and f' in {who}'}: {text}{where}"
 
 
 def host_files_at():

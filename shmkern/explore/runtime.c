@@ -223,6 +223,9 @@ static struct {
 	u64 now, writes, sleeps, yields, steps, points;
 	u32 step_limit;
 
+	/* outside runs */
+	u64 seconds_waited;
+
 	/* of all runs */
 	struct work *work[64];
 	u64 nr_work, nr_cut;
@@ -1445,8 +1448,12 @@ EXPORT int __wrap_fdatasync(int fd)
 /* Time passes by being looked at, the same in every run of a schedule. */
 EXPORT int __wrap_clock_gettime(clockid_t clock, struct timespec *ts)
 {
-	if (rt.mode == OFF)
-		return clock_gettime(clock, ts);
+	if (rt.mode == OFF) {
+		int rc = clock_gettime(clock, ts);
+
+		ts->tv_sec += rt.seconds_waited;
+		return rc;
+	}
 	rt.now += 100;
 	ts->tv_sec = rt.now / 1000000000u;
 	ts->tv_nsec = rt.now % 1000000000u;
@@ -1539,6 +1546,13 @@ EXPORT long __wrap_syscall(long number, ...)
 		if ((int)a[1] == FUTEX_WAIT)
 			return futex_wait((u32 *)a[0], a[2], CALLER);
 		return futex_wake((u32 *)a[0], a[2], CALLER);
+	}
+	/* Who would sleep while a scenario is set up is alone, and would until the hung-task limit. */
+	if (rt.mode == OFF && number == SYS_futex && (u64)a[0] - rt.base < rt.size && (int)a[1] == FUTEX_WAIT &&
+	    *(u32 *)a[0] == (u32)a[2]) {
+		rt.seconds_waited++;
+		errno = ETIMEDOUT;
+		return -1;
 	}
 	/* Every schedule is sequentially consistent already. */
 	if (rt.mode != OFF && number == SYS_membarrier)
