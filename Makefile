@@ -42,9 +42,10 @@ build:
 to-run:
 	@flock --close Makefile $(MAKE) --silent --no-print-directory ready BUILT=build/.shipped
 
-# Three tests at a time on two cores: most wait for processes, more than they work.
+# Three tests at a time on two cores: most wait for processes, more than they work.  The tests are compiled
+# too, by pytest, which takes four seconds for each process of its own.
 test: build
-	@$(VENV)/bin/pytest --numprocesses $$(($$(nproc) * 3 / 2)) --dist worksteal $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(VENV)/bin/pytest --numprocesses $$(($$(nproc) * 3 / 2)) --dist worksteal $(ARGS)
 
 stress: to-run
 	@$(VENV)/bin/shmkern stress anon $(ARGS)
