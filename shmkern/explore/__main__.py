@@ -4,6 +4,7 @@ the explorer's flavour is in place:
 
     python shmkern/explore/__main__.py explore fault
 """
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ if __name__ == "__main__":
     before = signal.getsignal(signal.SIGINT)
     if before == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.disable()
     # Not this directory, whose modules are shmkern.explore's, but the one of the package.
     sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
     sys.path.insert(1, str(Path(__file__).resolve().parent))
@@ -24,5 +26,7 @@ if __name__ == "__main__":
         sys.exit(f"shmkern: {error}")
     sys.modules["shmkern.explore.flavour"] = flavour
     from shmkern.explore import command
+    gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGINT, before)
     sys.exit(command.main(sys.argv[1:]))
