@@ -12,11 +12,11 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from shmkern import cli, show
+from shmkern import cli, command, show
 
 pytestmark = pytest.mark.timeout(60)
 
-SHOW = [sys.executable, "-m", "shmkern.cli", "show"]
+SHOW = [sys.executable, str(command.ENTRY), "show"]
 MOVE = ["before", "isolate_lru_page", "get_new_page", "lock_page", "set_migration_pte", "set_migration_pte",
         "try_to_unmap", "migrate_page_copy", "remove_migration_pte", "remove_migration_pte", "unlock_page",
         "putback_lru_page", "lru_add_drain"]

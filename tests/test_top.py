@@ -18,13 +18,13 @@ import pexpect
 import pyte
 import pytest
 
-from helpers import PAGE, Puppet, mm_of, page_at, pfn_at, until_waits
-from shmkern import cli, direct_map, layout, peek, report, top
+from helpers import PAGE, Puppet, mm_of, page_at, pfn_at, until, until_waits
+from shmkern import cli, command, direct_map, layout, peek, report, top
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(120)
 
-TOP = ["-m", "shmkern.cli", "top"]
+TOP = [str(command.ENTRY), "top"]
 LINES, COLUMNS = 40, 150
 C = layout.constants
 
@@ -377,15 +377,12 @@ def test_a_task_that_is_new_has_done_all_that_it_did(machine, tasks):
 
 
 def test_a_machine_left_behind_is_not_watched(machine):
-    process = subprocess.Popen([sys.executable, "-m", "shmkern.cli", "stress", "anon", "--seconds", "300", "--workers",
+    process = subprocess.Popen([sys.executable, str(command.ENTRY), "stress", "anon", "--seconds", "300", "--workers",
                                 "2"], stdout=subprocess.DEVNULL)
 
     def block():
         return next((block for block in cli.block_states() if block.supervisor == process.pid and block.nodes), None)
-    deadline = time.monotonic() + 20
-    while block() is None:
-        assert time.monotonic() < deadline
-    name = block().name
+    name = until(block, "the block").name
     process.kill()
     process.wait()
     try:
