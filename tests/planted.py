@@ -31,13 +31,13 @@ def accesses(task, run, number, fault):
     run.park()
 
 
-def a_second(leak):
-    """A fault that calls leak() as often as seconds have gone by, however long the way to it."""
+def twice_a_second(leak):
+    """A fault that calls leak() as often as half seconds have gone by, however long the way to it."""
     began, done = time.monotonic(), 0
 
     def fault(_task, _memory):
         nonlocal done
-        while done < int(time.monotonic() - began):
+        while done < int(2 * (time.monotonic() - began)):
             leak()
             done += 1
     return fault
@@ -56,10 +56,10 @@ def some_memory(size):
 
 
 def leaking_worker(task, run, number):
-    """Worker 1 leaks a descriptor a second, worker 2 100 KiB a second."""
+    """Worker 1 leaks two descriptors a second, worker 2 200 KiB a second."""
     kept = []
-    faults = {1: a_second(lambda: os.open(os.devnull, os.O_RDONLY)),
-              2: a_second(lambda: kept.append(some_memory(100 * KIB)))}
+    faults = {1: twice_a_second(lambda: os.open(os.devnull, os.O_RDONLY)),
+              2: twice_a_second(lambda: kept.append(some_memory(100 * KIB)))}
     accesses(task, run, number, faults.get(number, no_fault))
 
 

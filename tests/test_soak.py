@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import planted
-from shmkern import cli, vmstat, worker
+from shmkern import cli, command, vmstat, worker
 from shmkern_stress import common, recording, samples, soak, trend, verdict
 from shmkern_stress.sampler import Sampler
 
 pytestmark = pytest.mark.timeout(120)
 
-SHMKERN = [sys.executable, "-m", "shmkern.cli", "soak"]
+SHMKERN = [sys.executable, str(command.ENTRY), "soak"]
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_growth_below_the_floor_is_let_go_and_too_little_says_nothing():
 # ---- clean, and planted ---------------------------------------------------------------
 
 def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
-    status, result = run_soak("anon threads fork --seconds 4")
+    status, result = run_soak("anon threads fork --seconds 3 --every 0.05")
     assert (status, result["findings"]) == (common.HELD, [])
     assert [turn["scenario"] for turn in result["turns"]] == ["anon", "threads", "fork"]
     assert {turn["state"] for turn in result["turns"]} == {"held"}
@@ -126,13 +126,13 @@ def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
 
 
 def test_leaks_of_descriptors_and_memory_are_found_and_nobody_else_is_suspected(run_soak, capsys):
-    status, result = run_soak("leaking --seconds 8 --workers 4")
+    status, result = run_soak("leaking --seconds 6 --workers 4")
     assert status == common.BROKEN
     assert kinds(result) == {("growth in descriptors", "worker 1"), ("growth in memory", "worker 2")}
     said = capsys.readouterr().out
     assert "soak BROKEN" in said and "worker 1 (task " in said and "descriptors grow" in said
     slopes = {t["who"].split(" (")[0]: t["slope"] for t in result["trends"] if t["grows"]}
-    assert 0.5 < slopes["worker 1"] < 1.6 and 50 < slopes["worker 2"] / 1024 < 160
+    assert 1 < slopes["worker 1"] < 3.2 and 100 < slopes["worker 2"] / 1024 < 320
 
 
 def test_a_page_reference_leaked_once_in_10000_migrations_is_found(run_soak):
