@@ -23,7 +23,7 @@ from helpers import C, PAGE, Puppet
 from shmkern import BusError, SegmentationFault, layout
 from shmkern.kallsyms import ksym
 
-GOAL = int(os.environ.get("FUZZ_CALLS", 12_000))
+GOAL = int(os.environ.get("FUZZ_CALLS", 6_000))
 pytestmark = pytest.mark.timeout(max(120, GOAL / 100))
 
 NODES, FRAMES = 3, 512
