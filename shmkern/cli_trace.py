@@ -92,13 +92,36 @@ def _die_with_me():
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def start(words, output):
+class Gate:
+    """Where the machine that a command makes waits until it is traced, so that nothing is missed
+    (tracing.await_tracer): a pipe that is open for writing until then, by a path that all can open."""
+
+    def __init__(self):
+        self._reader, self._writer = os.pipe()
+        self.path = f"/proc/{os.getpid()}/fd/{self._reader}"
+
+    def __enter__(self):
+        return self
+
+    def open(self):
+        """Lets it go on, and whoever comes later: the path, too, ends at nothing from now on."""
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), self._reader, inheritable=False)
+            os.dup2(nothing.fileno(), self._writer, inheritable=False)
+
+    def __exit__(self, *_exception):
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def start(words, output, gate):
     """Starts the command.  It gets a session of its own, so that Ctrl-C comes to the tracer,
     which passes it on.  Raises UsageError."""
     if words[0] in ("stress", "bench", "soak", "show", "record"):
         words = [sys.executable, str(command.ENTRY), *words]
     try:
-        return subprocess.Popen(words, stdout=output, start_new_session=True, preexec_fn=_die_with_me)
+        return subprocess.Popen(words, stdout=output, start_new_session=True, preexec_fn=_die_with_me,
+                                env=os.environ | {tracing.WAITING_TRACER: gate.path})
     except OSError as error:
         raise UsageError(f"{words[0]} cannot be run: {error.strerror}") from None
 
@@ -154,13 +177,14 @@ class Signals:
             self._process.send_signal(number)
 
 
-def trace(args, process, signals):
+def trace(args, process, signals, gate):
     """Traces the machine that is attached until it ends, or as long as is asked for.  Returns the
     Record."""
     record = Record()
     deadline = time.monotonic() + args.seconds if args.seconds else float("inf")
     next_sample = 0.0
     with tracing.Tracing(args.events or ["*"], args.buffer) as tracer:
+        gate.open()
         while True:
             over = direct_map.has_ended() or signals.number or time.monotonic() >= deadline or \
                 (process is not None and process.poll() is not None)
@@ -210,16 +234,17 @@ def run(args):
     if output is not None:
         command.check_writable(output)
     machine = args.command[0] if args.command[0].startswith(direct_map.PREFIX) else None
-    process = None if machine else start(words, sys.stderr if output is None else None)
-    with Signals(process) as signals:
-        if machine:
-            attach(machine)
-        elif not wait_for_machine(process, signals):
-            status = exit_status(process)
-            print(f"shmkern trace: {' '.join(words)} made no machine to trace", file=sys.stderr)
-            return status or command.BAD_USE
-        record = trace(args, process, signals)
-        status = exit_status(process) if process else command.DONE
+    with Gate() as gate:
+        process = None if machine else start(words, sys.stderr if output is None else None, gate)
+        with Signals(process) as signals:
+            if machine:
+                attach(machine)
+            elif not wait_for_machine(process, signals):
+                status = exit_status(process)
+                print(f"shmkern trace: {' '.join(words)} made no machine to trace", file=sys.stderr)
+                return status or command.BAD_USE
+            record = trace(args, process, signals, gate)
+            status = exit_status(process) if process else command.DONE
     write(record, output, args.text)
     say(record, output, args)
     return status

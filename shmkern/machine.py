@@ -21,7 +21,7 @@ from shmkern import audit as audit_module
 from shmkern.cgroup import Cgroup
 from shmkern import boot, direct_map, freezer, host_files, interrupts, layout, lifeline, report, vmstat, worker
 from shmkern.errors import BootError, KernelBug, TaskDied
-from shmkern.tracing import end_tracing, tracer_gone
+from shmkern.tracing import await_tracer, end_tracing, tracer_gone
 
 C = layout.constants
 MIN_FRAMES = 64
@@ -242,6 +242,7 @@ class Machine:
             self.init = Init(self)
             # What it takes for itself is taken before anybody counts, or uses, free frames.
             self.init.wait_for_start()
+            await_tracer()
         except OSError as error:
             self.close()
             raise BootError(f"the machine cannot be started: {error.strerror or error}") from error

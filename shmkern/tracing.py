@@ -10,8 +10,10 @@ Works on the block that this process has mapped for writing, as a machine's supe
 attached to it.  A machine is traced by one process at a time; if that is killed, the next
 one takes over.  trace.pxd has the tracepoints, trace.py what they write.
 """
+import contextlib
 import fnmatch
 import os
+import select
 import time
 from typing import NamedTuple
 
@@ -37,6 +39,10 @@ CONTENTION_FLAGS = {C["LCB_F_SPIN"]: "SPIN", C["LCB_F_READ"]: "READ", C["LCB_F_W
 # CPU are missing here, args[0] of them.
 EVENT = np.dtype([("time", "u8"), ("event", "u4"), ("pid", "i4"), ("cpu", "u4"), ("args", "u8", (ARGS,))])
 LOST = C["NR_TRACE_EVENTS"]
+
+# In the environment: the path of a pipe that a tracer has open for writing until it traces a machine of
+# this process or one that this has started.
+WAITING_TRACER = "SHMKERN_WAITING_TRACER"
 
 
 class TracingError(BootError):
@@ -193,6 +199,21 @@ def end_tracing():
     # Who is still writing an event gets a new page for it.
     direct_map.give_back(direct_map.mapped, *_rings(kernel.trace_ring_events))
     kernel.trace_owner = 0
+
+
+def await_tracer(seconds=10):
+    """Waits for the tracer that has started this process, if one has, until it traces a machine or has ended;
+    not for ever, for it may look for the machine elsewhere."""
+    with contextlib.suppress(OSError):
+        gate = os.open(os.environ.get(WAITING_TRACER, ""), os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            os.read(gate, 1)        # Nothing, if nobody has it open for writing any more.
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(gate, 0)
+            poll.poll(seconds * 1000)
+        finally:
+            os.close(gate)
 
 
 class Tracing:

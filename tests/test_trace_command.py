@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -221,6 +223,31 @@ def test_what_is_open_ends_where_events_are_lost(machine, tmp_path):
     assert len(read.named("page fault")) == 2
     # On the task's own track, also where nothing of it came before.
     assert [read.threads[track] for track, name, _time in read.instants if name == "LOST EVENTS"] == [f"_obey {puppet.pid}"] * 2
+
+
+def test_a_machine_is_traced_from_its_first_task_on(tmp_path):
+    """However short it lives, or the second that the command makes lives: it is not waited for."""
+    program = ("import shmkern\nfor turn in range(2):\n    with shmkern.Machine() as machine:\n"
+               "        machine.spawn(lambda task: task.store64(task.mmap(4096), 1)).result()\n")
+    done = shmkern_trace("--text", "--", sys.executable, "-c", program)
+    assert done.returncode == 0, done
+    events = [line.split(": ")[1] for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert events[0] == "task_newtask" and "page_fault_user" in events
+
+
+def test_who_waits_for_a_tracer_waits_until_it_traces(monkeypatch):
+    with cli_trace.Gate() as gate:
+        monkeypatch.setenv(tracing.WAITING_TRACER, gate.path)
+        waiter = threading.Thread(target=tracing.await_tracer, args=[3600], daemon=True)
+        waiter.start()
+        # Whoever does not wait is gone.
+        stat = Path(f"/proc/self/task/{waiter.native_id}/stat")
+        until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "the wait")
+        gate.open()
+        waiter.join(30)
+        assert not waiter.is_alive()
+        tracing.await_tracer(3600)
+    tracing.await_tracer(3600)
 
 
 def test_text_is_ftraces_and_of_the_events_asked_for(tmp_path):
