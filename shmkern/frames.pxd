@@ -183,6 +183,7 @@ cdef void unlist_free_block(Zone* zone, Page* page, u64 order) noexcept nogil
 cdef void __free_one_page(Zone* zone, Page* page, u64 order) noexcept nogil
 cdef Page* __rmqueue(Zone* zone, u64 order) noexcept nogil
 cdef Page* next_free_page(Zone* zone) noexcept nogil
+@cython.locals(free=i64, least=i64)
 cdef bint zone_watermark_ok(Zone* zone, u64 order, u64 mark, u64 gfp) noexcept nogil
 cdef void poison_frames(Page* page, u64 order) noexcept nogil
 cdef void prep_new_page(Page* page, u64 order, u64 gfp) noexcept nogil

@@ -111,18 +111,18 @@ def next_free_page(zone):
 def zone_watermark_ok(zone, order, mark, gfp):
     """Whether 2^order frames can be taken and `mark` are still left, with enough of them
     in large blocks.  __GFP_HIGH may go down to half the mark."""
+    # Signed, for without a block of that size nothing is left of what is free, and less.
+    least = cast(i64, mark)
     if gfp & __GFP_HIGH:
-        mark -= mark // 2
-    free = READ_ONCE64(address(zone.vm_stat[NR_FREE_PAGES]))
-    taken = (cast(u64, 1) << order) - 1
-    if free <= mark + taken:
+        least -= least // 2
+    free = cast(i64, READ_ONCE64(address(zone.vm_stat[NR_FREE_PAGES]))) - (cast(i64, 1) << order) + 1
+    if free <= least:
         return False
-    free -= taken
     for smaller in range(order):
         # At the next order, this order's blocks are of no use.
-        free -= zone.free_area[smaller].nr_free << smaller
-        mark >>= 1
-        if free <= mark:
+        free -= cast(i64, zone.free_area[smaller].nr_free << smaller)
+        least >>= 1
+        if free <= least:
             return False
     return True
 

@@ -436,6 +436,21 @@ def test_large_block_is_refused_when_it_would_take_the_last_large_blocks(booted)
     assert free > 400 and single and not pair
 
 
+def test_no_watermark_allows_a_block_that_is_not_there(booted):
+    """Without one, the frames that are left are fewer than none."""
+    machine = booted(1, 1024)
+
+    def program(task):
+        # Down to the last frame; then back what is nobody's buddy.
+        slot(task.cpu).flags |= C["PF_MEMALLOC"]
+        pages = alloc_all(0, GFP_KERNEL)
+        put_all(page for page in pages if pfn_of(page) % 2)
+        allowed = [ksym.zone_watermark_ok(layout.kernel().zones, order, 0, 0) for order in range(3)]
+        put_all(page for page in pages if not pfn_of(page) % 2)
+        return allowed
+    assert stopped(machine, program) == [True, False, False]
+
+
 def test_thisnode_takes_from_that_node_or_not_at_all(booted):
     machine = booted(3, 256)
 
