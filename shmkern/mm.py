@@ -495,7 +495,7 @@ def mremap_area_check(mm, addr, old_len, new_len):
     if addr > TASK_SIZE or old_len > TASK_SIZE - addr:
         return -EFAULT
     vma = find_vma(mm, addr)
-    if vma == NULL or vma.vm_start > addr or min(old_len, new_len) > vma.vm_end - addr:
+    if vma == NULL or vma.vm_start > addr or old_len > vma.vm_end - addr:
         return -EFAULT
     if new_len > old_len and vma.vm_flags & VM_DONTEXPAND:
         return -EFAULT
@@ -525,20 +525,20 @@ def mremap_locked(mm, addr, old_len, new_len, flags, new_addr):
         rc = munmap_locked(mm, new_addr, new_len)
         if rc != 0:
             return rc
+    if old_len >= new_len and not flags & MREMAP_FIXED and find_vma_intersection(mm, addr, addr + 1) == NULL:
+        return -EFAULT
     if old_len > new_len:
         rc = munmap_locked(mm, addr + new_len, old_len - new_len)
         if rc != 0:
             return rc
-        # Whatever is mapped there, in one area or more.
-        if not flags & MREMAP_FIXED:
-            return addr
         old_len = new_len
+    # Whatever is mapped there, in one area or more.
+    if old_len == new_len and not flags & MREMAP_FIXED:
+        return addr
     rc = mremap_area_check(mm, addr, old_len, new_len)
     if rc != 0:
         return rc
     if not flags & MREMAP_FIXED:
-        if old_len == new_len:
-            return addr
         vma = find_vma(mm, addr)
         limit = vma.vm_next.vm_start if vma.vm_next != NULL else TASK_SIZE
         if old_len == vma.vm_end - addr and limit - addr >= new_len:
@@ -556,11 +556,12 @@ def mremap_locked(mm, addr, old_len, new_len, flags, new_addr):
 def do_mremap(mm, addr, old_len, new_len, flags, new_addr):
     """mremap(2).
 
-    With an old length of 0 a shared area is mapped once more, and with a shorter new one and no
-    MREMAP_FIXED the rest is unmapped, be it in one area or in several.
+    With an old length of 0 a shared area is mapped once more.  With a new one that is no longer and no
+    MREMAP_FIXED the rest, if any, is unmapped, be it in one area or in several.
 
     Returns the new address; -EINVAL (unaligned, no new length, bad flags, overlap with
-    MREMAP_FIXED, a second mapping of private memory), -EFAULT (the old range is not in one area),
+    MREMAP_FIXED, a second mapping of private memory), -EFAULT (nothing is mapped at `addr`, or
+    what grows or moves is not in one area),
     -ENOMEM (no room in place and MREMAP_MAYMOVE not given, or no memory), -EAGAIN (locked memory beyond
     RLIMIT_MEMLOCK).  With MREMAP_FIXED what was mapped at the new place may be gone after an error, and
     so may the end of the old range, as in Linux.

@@ -167,6 +167,7 @@ ERRNOS = [
     ("mremap", (A, 2 * PAGE, 3 * PAGE), "ENOMEM"),
     ("mremap", (A, 4 * PAGE, 6 * PAGE), A),
     ("mremap", (A, 4 * PAGE, 4 * PAGE), A),
+    ("mremap", (A, 8 * PAGE, 8 * PAGE), A),
     ("mremap", (A, 4 * PAGE, PAGE), A),
     ("mremap", (A, 4 * PAGE, PAGE + 1), A),
     ("mremap", (A, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, A + 20 * PAGE), A + 20 * PAGE),

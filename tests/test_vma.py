@@ -238,6 +238,7 @@ def test_wrong_calls_get_the_hosts_errno(same):
         call("mremap", at(4) + 1, PAGE, PAGE, 0, 0)
         call("mremap", at(4), PAGE, 0, 0, 0)
         call("mremap", at(20), PAGE, PAGE, MREMAP_MAYMOVE, 0)
+        call("mremap", at(20), 2 * PAGE, PAGE, 0, 0)
         call("mremap", at(4), PAGE, 2 * PAGE, 0, 0)
         call("mremap", at(4), PAGE, PAGE, MREMAP_FIXED, at(20))
         call("mremap", at(4), PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(20) + 1)
@@ -246,11 +247,12 @@ def test_wrong_calls_get_the_hosts_errno(same):
     assert same(program) == "4-8:3"
 
 
-def test_areas_become_shorter_together(same):
-    """mremap that only unmaps does not look at areas."""
+def test_areas_become_shorter_or_stay_as_they_are_together(same):
+    """mremap that moves nothing does not look at more areas than the first."""
     def program(call):
         call("mmap", 4 * PAGE, RW, FIXED, at(4))
         call("mmap", 4 * PAGE, PROT_READ, FIXED, at(8))
+        call("mremap", at(5), 6 * PAGE, 6 * PAGE, MREMAP_MAYMOVE, 0)
         call("mremap", at(5), 6 * PAGE, 2 * PAGE, 0, 0)
     assert same(program) == "4-7:3 11-12:1"
 
