@@ -47,8 +47,6 @@ cdef inline void spin_lock(Spinlock* lock) noexcept nogil:
         spin_lock_slow(lock)
     me.preempt_count += 1
 
-cdef void spin_wake(Spinlock* lock) noexcept nogil
-
 cdef inline bint spin_is_held(Spinlock* lock) noexcept nogil:
     return READ_ONCE16(&lock.word) == current().cpu + 1
 

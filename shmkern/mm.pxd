@@ -23,7 +23,7 @@ cdef int dup_mmap(MmStruct* mm, MmStruct* oldmm) noexcept nogil
 cdef MmStruct* dup_mm(MmStruct* oldmm) noexcept nogil
 @cython.locals(gap_end=u64, prev_end=u64)
 cdef u64 get_unmapped_area(MmStruct* mm, u64 length) noexcept nogil
-@cython.locals(prev=pointer_to_vma, tlb=MmuGather)
+@cython.locals(tlb=MmuGather)
 cdef void unmap_region(MmStruct* mm, VmAreaStruct* first, VmAreaStruct* after, u64 floor) noexcept nogil
 cdef int carve_range(MmStruct* mm, u64 start, u64 end) noexcept nogil
 cdef void merge_boundary(MmStruct* mm, u64 address) noexcept nogil

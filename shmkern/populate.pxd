@@ -18,6 +18,5 @@ cdef int mlock_errno(int rc) noexcept nogil
 cdef int do_mlock(u64 start, u64 length) noexcept nogil
 @cython.locals(rc=cython.int, end=u64)
 cdef int do_munlock(u64 start, u64 length) noexcept nogil
-@cython.locals(rc=cython.int)
 cdef int do_mlockall(u64 flags) noexcept nogil
 cdef int do_munlockall() noexcept nogil

@@ -41,7 +41,6 @@ cdef void page_add_new_anon_rmap(Page* page, VmAreaStruct* vma, u64 address) noe
 cdef void page_add_file_rmap(Page* page) noexcept nogil
 cdef void page_dup_rmap(Page* page) noexcept nogil
 cdef void page_remove_rmap(Page* page) noexcept nogil
-@cython.locals(ptl=pointer_to_spinlock)
 cdef bint page_mkclean_one(Page* page, VmAreaStruct* vma) noexcept nogil
 cdef bint page_mkclean(Page* page) noexcept nogil
 cdef bint page_referenced_one(Page* page, VmAreaStruct* vma) noexcept nogil
@@ -51,14 +50,10 @@ cdef bint page_referenced_anon(Page* page, MemCgroup* memcg) noexcept nogil
 cdef bint page_referenced_file(Page* page, MemCgroup* memcg) noexcept nogil
 @cython.locals(referenced=bint)
 cdef bint page_referenced(Page* page, bint locked, MemCgroup* memcg) noexcept nogil
-@cython.locals(ptl=pointer_to_spinlock)
 cdef int try_to_unmap_one(Page* page, VmAreaStruct* vma, bint migration) noexcept nogil
 cdef int try_to_unmap_file(Page* page, bint migration) noexcept nogil
 cdef int try_to_unmap_anon(Page* page, bint migration) noexcept nogil
-@cython.locals(ptl=pointer_to_spinlock)
 cdef int try_to_munlock(Page* page) noexcept nogil
 cdef bint is_locked_in(Page* page, VmAreaStruct* vma) noexcept nogil
 cdef int try_to_munlock_file(Page* page) noexcept nogil
 cdef int try_to_unmap(Page* page, bint migration) noexcept nogil
-
-ctypedef Spinlock* pointer_to_spinlock

@@ -56,6 +56,32 @@ def test_an_undeclared_null_is_found(tmp_path):
     assert list(undeclared_nulls(source, header)) == []
 
 
+def idle_declarations(source, header):
+    """Declared types of what is no local of the function, and functions that are declared twice: "function: name"."""
+    text = header.read_text()
+    functions = {node.name: {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+                 for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.FunctionDef)}
+    for function, names in declared_locals(header).items():
+        yield from (f"{function}: {name}" for name in sorted(names - functions.get(function, names)))
+    declared = re.findall(r"^cdef .*?(\w+)\(.*\) noexcept nogil$", text, re.M)
+    yield from (f"{function}: {function}" for function in sorted(set(declared)) if declared.count(function) > 1)
+
+
+@pytest.mark.parametrize("header", KERNEL, ids=lambda header: header.stem)
+def test_what_is_declared_is_there_and_is_declared_once(header):
+    assert list(idle_declarations(header.with_suffix(".py"), header)) == []
+
+
+def test_an_idle_declaration_is_found(tmp_path):
+    source, header = tmp_path / "x.py", tmp_path / "x.pxd"
+    source.write_text("def f(a):\n    found = a\n")
+    header.write_text("@cython.locals(found=u64, lost=u64)\ncdef void f(u64 a) noexcept nogil\n"
+                      "cdef void f(u64 a) noexcept nogil\n")
+    assert list(idle_declarations(source, header)) == ["f: f"]
+    header.write_text("@cython.locals(found=u64, lost=u64)\ncdef void f(u64 a) noexcept nogil\n")
+    assert list(idle_declarations(source, header)) == ["f: lost"]
+
+
 def imported(name):
     """What a module of the package imports and cimports of it, anywhere in its .py and .pxd."""
     header, source, found = PACKAGE / f"{name}.pxd", PACKAGE / f"{name}.py", set()
