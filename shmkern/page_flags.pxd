@@ -11,9 +11,6 @@ from shmkern.current cimport *
 cdef inline bint PageLocked(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_locked)) != 0
 
-cdef inline bint PageError(Page* page) noexcept nogil:
-    return (READ_ONCE64(&page.flags) & (<u64>1 << PG_error)) != 0
-
 cdef inline void SetPageError(Page* page) noexcept nogil:
     fetch_or64(&page.flags, (<u64>1 << PG_error))
 
@@ -63,9 +60,6 @@ cdef inline void SetPageLRU(Page* page) noexcept nogil:
 cdef inline void ClearPageLRU(Page* page) noexcept nogil:
     fetch_and64(&page.flags, ~(<u64>1 << PG_lru))
 
-cdef inline void __ClearPageLRU(Page* page) noexcept nogil:
-    WRITE_ONCE64(&page.flags, page.flags & ~(<u64>1 << PG_lru))
-
 cdef inline bint PageActive(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_active)) != 0
 
@@ -75,17 +69,8 @@ cdef inline void SetPageActive(Page* page) noexcept nogil:
 cdef inline void ClearPageActive(Page* page) noexcept nogil:
     fetch_and64(&page.flags, ~(<u64>1 << PG_active))
 
-cdef inline void __ClearPageActive(Page* page) noexcept nogil:
-    WRITE_ONCE64(&page.flags, page.flags & ~(<u64>1 << PG_active))
-
 cdef inline bint TestClearPageActive(Page* page) noexcept nogil:
     return (fetch_and64(&page.flags, ~(<u64>1 << PG_active)) & (<u64>1 << PG_active)) != 0
-
-cdef inline bint PageChecked(Page* page) noexcept nogil:
-    return (READ_ONCE64(&page.flags) & (<u64>1 << PG_checked)) != 0
-
-cdef inline void SetPageChecked(Page* page) noexcept nogil:
-    fetch_or64(&page.flags, (<u64>1 << PG_checked))
 
 cdef inline bint PageReserved(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_reserved)) != 0
@@ -111,9 +96,6 @@ cdef inline bint PageWriteback(Page* page) noexcept nogil:
 cdef inline bint TestSetPageWriteback(Page* page) noexcept nogil:
     return (fetch_or64(&page.flags, (<u64>1 << PG_writeback)) & (<u64>1 << PG_writeback)) != 0
 
-cdef inline bint TestClearPageWriteback(Page* page) noexcept nogil:
-    return (fetch_and64(&page.flags, ~(<u64>1 << PG_writeback)) & (<u64>1 << PG_writeback)) != 0
-
 cdef inline bint PageSwapCache(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_swapcache)) != 0
 
@@ -122,21 +104,6 @@ cdef inline void SetPageSwapCache(Page* page) noexcept nogil:
 
 cdef inline void ClearPageSwapCache(Page* page) noexcept nogil:
     fetch_and64(&page.flags, ~(<u64>1 << PG_swapcache))
-
-cdef inline bint PageMappedToDisk(Page* page) noexcept nogil:
-    return (READ_ONCE64(&page.flags) & (<u64>1 << PG_mappedtodisk)) != 0
-
-cdef inline void SetPageMappedToDisk(Page* page) noexcept nogil:
-    fetch_or64(&page.flags, (<u64>1 << PG_mappedtodisk))
-
-cdef inline bint PageReclaim(Page* page) noexcept nogil:
-    return (READ_ONCE64(&page.flags) & (<u64>1 << PG_reclaim)) != 0
-
-cdef inline void SetPageReclaim(Page* page) noexcept nogil:
-    fetch_or64(&page.flags, (<u64>1 << PG_reclaim))
-
-cdef inline void ClearPageReclaim(Page* page) noexcept nogil:
-    fetch_and64(&page.flags, ~(<u64>1 << PG_reclaim))
 
 cdef inline bint PageBuddy(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_buddy)) != 0
@@ -153,9 +120,6 @@ cdef inline bint PageSwapBacked(Page* page) noexcept nogil:
 cdef inline void __SetPageSwapBacked(Page* page) noexcept nogil:
     WRITE_ONCE64(&page.flags, page.flags | (<u64>1 << PG_swapbacked))
 
-cdef inline void SetPageSwapBacked(Page* page) noexcept nogil:
-    fetch_or64(&page.flags, (<u64>1 << PG_swapbacked))
-
 cdef inline bint PageUnevictable(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_unevictable)) != 0
 
@@ -164,9 +128,6 @@ cdef inline void SetPageUnevictable(Page* page) noexcept nogil:
 
 cdef inline void ClearPageUnevictable(Page* page) noexcept nogil:
     fetch_and64(&page.flags, ~(<u64>1 << PG_unevictable))
-
-cdef inline bint TestClearPageUnevictable(Page* page) noexcept nogil:
-    return (fetch_and64(&page.flags, ~(<u64>1 << PG_unevictable)) & (<u64>1 << PG_unevictable)) != 0
 
 cdef inline bint PageMlocked(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_mlocked)) != 0
@@ -179,9 +140,6 @@ cdef inline void ClearPageMlocked(Page* page) noexcept nogil:
 
 cdef inline bint TestClearPageMlocked(Page* page) noexcept nogil:
     return (fetch_and64(&page.flags, ~(<u64>1 << PG_mlocked)) & (<u64>1 << PG_mlocked)) != 0
-
-cdef inline bint PageWaiters(Page* page) noexcept nogil:
-    return (READ_ONCE64(&page.flags) & (<u64>1 << PG_waiters)) != 0
 
 cdef inline bint PagePageTable(Page* page) noexcept nogil:
     return (READ_ONCE64(&page.flags) & (<u64>1 << PG_pagetable)) != 0
