@@ -3,8 +3,8 @@
 
 Every shmkern/NAME.py with a shmkern/NAME.pxd beside it is a kernel module: Cython
 makes C of it and gcc a shared object.  A module is compiled again when its .py or .pxd,
-a declaration that it needs of another .pxd (pxd_declarations.py), a header, an option or
-setup.py itself has changed since it was last finished, or while it was compiled;
+a declaration that it needs of another .pxd (pxd_declarations.py), a header, an option,
+setup.py or translator.py has changed since it was last finished, or while it was compiled;
 build_temp/NAME.done says with what that was.
 
 The C of a module is compiled twice: optimised, and for the explorer, whose runtime is

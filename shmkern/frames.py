@@ -184,7 +184,8 @@ def poison_frames(page, order):
 
 
 def prep_new_page(page, order, gfp):
-    """Makes a block fresh off the free list into pages with one reference each way."""
+    """Makes a block fresh off the free list what alloc_pages returns: without flags, and zeroed if that
+    is asked for; its first page has the one reference to all of it."""
     for index in range(cast(u64, 1) << order):
         one = page + index
         bad_page(one)
@@ -325,8 +326,8 @@ def alloc_pages_nodemask(nid, gfp, order, nodes):
     allowed_nodes; when there is no memory, the caller looks whether they still are the right ones.
 
     Returns the first page, with one reference, or NULL: every zone that may be used is
-    down to its min watermark (below it with __GFP_HIGH), and with __GFP_WAIT there is nothing
-    that could be swapped out.  Takes zone locks; with __GFP_WAIT may sleep.
+    down to its min watermark (below it with __GFP_HIGH), and who may free memory, with __GFP_WAIT and
+    without __GFP_THISNODE, found none to free.  Takes zone locks; with __GFP_WAIT may sleep.
     """
     if should_fail():
         return NULL

@@ -21,9 +21,7 @@ so the sleep ends at once.  Both sides need a full fence for that, between what 
 write and what they look at.  A spinlock's unlock, of which a page move has a dozen,
 goes without: the waiter pays for both, with membarrier(2).
 
-Lock order of the whole machine (docs/locking.md): mmap_sem, PG_locked, anon_vma
-lock, page_table_lock, split ptl, zone lru_lock, zone lock; pvec_lock before
-lru_lock; the slab's and RCU's locks are innermost and hold nothing else.
+The order of all locks of the machine is in docs/locking.md.
 """
 from cython import address, cast, pointer
 

@@ -43,7 +43,7 @@ def free_page_mlock(page):
 
 def __page_cache_release(page):
     """Takes a page without references off its list.  Nobody can isolate it any more:
-    isolate_lru_page gets no reference."""
+    isolate_lru_page gets no reference.  Takes lru_lock if it is on one."""
     if PageLRU(page):
         zone = page_zone(page)
         spin_lock(address(zone.lru_lock))
@@ -98,7 +98,7 @@ def lru_cache_add_lru(page, lru):
 
 def add_page_to_unevictable_list(page):
     """Puts a page on the unevictable list at once: a page that waits in a pagevec could
-    become evictable meanwhile and be stranded."""
+    become evictable meanwhile and be stranded.  The caller keeps its reference.  Takes lru_lock."""
     zone = page_zone(page)
     spin_lock(address(zone.lru_lock))
     SetPageUnevictable(page)
@@ -108,7 +108,7 @@ def add_page_to_unevictable_list(page):
 
 
 def __drain_cpu_pagevecs(task):
-    """Empties the pagevecs of a CPU, this one's or another's.  Holds pvec_lock."""
+    """Empties the pagevecs of a CPU, this one's or another's.  Holds pvec_lock; takes lru_lock."""
     for lru in range(NR_LRU_LISTS - 1):
         if task.lru_add_pvecs[lru].nr:
             __pagevec_lru_add(address(task.lru_add_pvecs[lru]), lru)

@@ -468,7 +468,7 @@ def try_to_unmap(page, migration):
 
     The page is locked and the caller has a reference.  Returns SWAP_SUCCESS when it is
     not mapped any more, SWAP_AGAIN when some mapping was missed, SWAP_FAIL when it
-    cannot be unmapped, SWAP_MLOCK when it is locked in memory.
+    cannot be unmapped, SWAP_MLOCK when it is locked in memory.  Takes i_mmap_lock or anon_vma->lock.
     """
     VM_BUG_ON_PAGE(not PageLocked(page), page)
     if PageAnon(page):

@@ -5,7 +5,7 @@ A task is one CPU.  Its TLB is direct mapped and lies in the block, one word an 
 On real hardware a flush is an interrupt that makes the other CPU empty its own TLB;
 processes cannot interrupt each other that cheaply, so a flusher empties the entries of
 the other CPU from outside and then waits until that CPU is not in the middle of an
-access.  The result is the same: after flush_tlb_page() no CPU uses the translation, nor
+access.  The result is the same: after shoot_down() no CPU uses the translation, nor
 will it before it has walked the page table again.  A CPU that is outside an access, be
 it asleep, preempted or computing, is not waited for.
 
