@@ -43,8 +43,8 @@ def hours(text):
     """An argparse type: hours, as seconds."""
     try:
         return common.duration(str(float(text) * 3600))
-    except ValueError:
-        return common.duration(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in hours") from None
 
 
 def add_options(parser):

@@ -133,7 +133,7 @@ def test_help_shows_an_example(command, capsys):
     ("stress anon --seconds 0", ["seconds"]), ("stress anon --seconds nan", ["'nan'"]),
     ("stress anon --seconds inf", ["'inf'"]), ("stress anon --seed -1", ["'-1'"]),
     ("stress anon --migrators 0", ["'0'"]), ("stress anon --json /nowhere/x", ["/nowhere/x", "No such file"]),
-    ("soak nonsense", ["no scenario 'nonsense'"]), ("soak --hours 0", ["hours"]),
+    ("soak nonsense", ["no scenario 'nonsense'"]), ("soak --hours 0", ["'0' is not a time in hours"]),
     ("stress trace", ["FILE"]), ("stress trace /nowhere", ["/nowhere", "No such file"]),
     ("stress trace /", ["/", "directory"]),
     ("record", ["no command"]), ("record --limit 0 -- true", ["'0'"]), ("record --limit x -- true", ["'x'"]),
