@@ -235,7 +235,8 @@ def run_bench(args):
         raise UsageError("there are no benchmarks here; they are in the directory bench of shmkern's sources")
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "common")
     if args.name not in names:
-        raise UsageError(f"there is no benchmark {args.name!r}; there is {', '.join(names) or 'none'}")
+        raise UsageError(f"{f'there is no benchmark {args.name!r}' if args.name else 'no benchmark is named'}; "
+                         f"there is {', '.join(names) or 'none'}")
     # Becomes it, so that signals come to it alone: Ctrl-C twice would be once too often.
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, str(folder / f"{args.name}.py"), *args.arguments])

@@ -139,7 +139,7 @@ def test_help_shows_an_example(command, capsys):
     ("record", ["no command"]), ("record --limit 0 -- true", ["'0'"]), ("record --limit x -- true", ["'x'"]),
     ("rm nonsense", ["no machine 'nonsense'"]), ("rm ../x", ["no machine"]),
     ("ls extra", ["extra"]), ("ls --json /nowhere/x", ["/nowhere/x"]),
-    ("bench", ["benchmark"]), ("bench nonsense", ["benchmark"])])
+    ("bench", ["no benchmark is named", "migrate"]), ("bench nonsense", ["benchmark"])])
 def test_bad_use_is_one_sentence(line, words, capsys):
     try:
         status = cli.main(line.split())
