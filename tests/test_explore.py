@@ -936,3 +936,9 @@ def test_the_list_has_a_sentence_for_each_scenario():
     assert all(len(line.split()) > 3 for line in lines)
     told = (Path(shmkern_package.__file__).parent.parent / "docs" / "explore.md").read_text()
     assert [line.split()[0] for line in lines if f"| `{line.split()[0]}` |" not in told] == []
+
+
+def test_the_list_is_written_as_json(tmp_path):
+    lines = shmkern("explore", "--list", "--json", "list", cwd=tmp_path).splitlines()
+    listed = json.loads((tmp_path / "list").read_text())
+    assert [f"{one['scenario']} {one['text']}" for one in listed] == [" ".join(line.split()) for line in lines]

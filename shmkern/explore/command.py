@@ -65,12 +65,13 @@ def from_interrupted(names):
     raise UsageError(f"no exploration of {', '.join(names[:3])}{' or others' if names[3:] else ''} was interrupted")
 
 
-def list_scenarios():
-    """Prints the scenarios, each with the first sentence of its text."""
-    width = max(map(len, room_module.scenarios))
-    for name, build in room_module.scenarios.items():
-        text = " ".join((build.__doc__ or "").split())
+def list_scenarios(file):
+    """Prints the scenarios, each with its text, and writes them to a file as JSON, if it is not None."""
+    texts = {name: " ".join((build.__doc__ or "").split()) for name, build in room_module.scenarios.items()}
+    width = max(map(len, texts))
+    for name, text in texts.items():
         print(f"{name:<{width}}  {text}")
+    write_json(file, [{"scenario": name, "text": text} for name, text in texts.items()])
 
 
 # ---- one scenario, in a process of its own -----------------------------------------
@@ -201,7 +202,8 @@ def run_explore(args):
     if args.list:
         if args.file:
             load_file(args.file)
-        list_scenarios()
+        need_places(args.json)
+        list_scenarios(args.json)
         return DONE
     if args.museum:
         return museum.run_museum(args.scenarios, args.jobs, args.json)
