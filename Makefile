@@ -25,13 +25,13 @@ help:
 	@echo 'make test        build, and run the tests'
 	@echo 'make soak        build, and run all scenarios in turn for an hour: shmkern soak'
 	@echo 'make explore     build, try every interleaving of the scenarios, and find the museum'\''s bugs'
-	@echo 'make bench       build, and run the benchmarks'
+	@echo 'make bench       build, and run the benchmarks; shmkern bench NAME runs one of them, with arguments'
 	@echo 'make fuzz        build, and make a million random system calls'
 	@echo 'make selftest    build, and run what the selftest mm/migration of the kernel does, 20 s for each part'
 	@echo 'make clean       remove what was compiled'
 	@echo 'make distclean   remove that and .venv'
 	@echo
-	@echo 'make stress ARGS="--workers 64" passes arguments on; so do test, soak, explore and bench.'
+	@echo 'make stress ARGS="--workers 64" passes arguments on; so do test, soak, explore, fuzz and selftest.'
 	@echo 'make build PYTHON=python3.12 chooses the Python that .venv is made from.'
 
 # One build at a time in a tree: a second make waits for the first.
@@ -57,10 +57,10 @@ explore: build
 	@$(VENV)/bin/shmkern explore --with-museum --jobs $$(nproc) $(ARGS)
 
 bench: to-run
-	@$(VENV)/bin/python bench/migrate.py $(ARGS)
-	@$(VENV)/bin/python bench/fault.py $(ARGS)
-	@$(VENV)/bin/python bench/trace.py $(ARGS)
-	@$(VENV)/bin/python bench/top.py $(ARGS)
+	@$(VENV)/bin/python bench/migrate.py
+	@$(VENV)/bin/python bench/fault.py
+	@$(VENV)/bin/python bench/trace.py
+	@$(VENV)/bin/python bench/top.py
 
 fuzz: to-run
 	@FUZZ_CALLS=$(FUZZ_CALLS) $(VENV)/bin/pytest -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
