@@ -197,7 +197,8 @@ def do_swap_page_locked(mm, vma, address, ptep, ptl, pte, page, write):
         new = pte_mkwrite(pte_mkdirty(new))
     set_pte_at(ptep, new)
     spin_unlock(ptl)
-    if vm_swap_full():
+    # What is locked will not go there again.
+    if vm_swap_full() or vma.vm_flags & VM_LOCKED or PageMlocked(page):
         try_to_free_swap(page)
     return 0
 

@@ -400,6 +400,21 @@ def test_end_of_swapped_memory_gives_its_slots_back(small, end):
     assert_no_entry_is_left(small)
 
 
+def test_locked_memory_that_comes_back_gives_its_slots_back(small):
+    """It will not go again.  (do_swap_page of mm/memory.c.)"""
+    puppet = Puppet(small)
+    va = puppet(lambda task: store_new(task, 8, 1))
+    for number in range(8):
+        push_out(puppet, va + number * PAGE)
+    # Of what may be written mlock makes the pages the task's own, and that frees their slots anyway.
+    puppet(lambda task: task.mprotect(va, 8 * PAGE, PROT_READ))
+    assert slots_in_use() == 8
+    puppet(lambda task: task.mlock(va, 8 * PAGE))
+    assert slots_in_use() == 0
+    assert puppet(partial(wrong, va=va, pages=8, first=1)) == 0
+    small.audit().raise_if_broken()
+
+
 def test_swapped_memory_moves_with_mremap_and_obeys_mprotect(small):
     def program(task):
         va = store_new(task, 700, 3)

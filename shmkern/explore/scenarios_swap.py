@@ -219,6 +219,18 @@ def swap_in_munmap(room):
     room.check(lambda seen, _none: seen in (0, OLD))
 
 
+@scenario
+def swap_in_mlock(room):
+    """A page comes back to be locked, and gives its slot back if nobody else has a use of it, while
+    the other address space that has one unmaps it."""
+    user, va, _page, _migrator = in_swap_cache(room)
+    user.mprotect(va, PAGE, PROT_READ)
+    other = room.forked(user)
+    room.program(user, lambda task: task.mlock(va, PAGE))
+    room.program(other, lambda task: task.munmap(va, PAGE))
+    room.check(lambda *_none: user.load64(va) == OLD)
+
+
 def read_ahead(room):
     """A task with two pages that are in neighbouring slots and nowhere else, in a machine that reads both
     when one is wanted.  (user, va)"""
