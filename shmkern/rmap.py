@@ -262,7 +262,8 @@ def page_mkclean(page):
 
 def page_referenced_one(page, vma):
     """Whether the page was accessed through its PTE in one VMA since somebody asked.  Holds
-    anon_vma->lock or i_mmap_lock; takes a split lock."""
+    anon_vma->lock or i_mmap_lock; takes a split lock.  (2.6.30 leaves areas with VM_LOCKED out, so that
+    reclaim finds out that their pages are to be PG_mlocked; here they are.)"""
     address = vma_address(page, vma)
     if address == 0:
         return False
