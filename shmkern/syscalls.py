@@ -395,7 +395,7 @@ class Syscalls:
     def writeback(self, nr_to_write=1024):
         """The flusher's round: writes up to that many dirty pages of each file back.  Returns how many
         were written.  What fails is told to who calls msync or fsync."""
-        arg = unsigned(nr_to_write)
+        arg = min(unsigned(nr_to_write), cast(u64, LONG_MAX_PAGES))
         kernel_enter()
         rc = writeback_inodes(arg)
         kernel_exit()

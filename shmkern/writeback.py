@@ -135,10 +135,14 @@ def write_cache_pages(mapping, wbc):
             break
         for place in range(count):
             page = pages[place]
-            lock_page(page)
-            rc = write_one_page(mapping, page, wbc)
-            if ret == 0:
-                ret = rc
+            if wbc.nr_to_write > 0:
+                lock_page(page)
+                rc = write_one_page(mapping, page, wbc)
+                if ret == 0:
+                    ret = rc
+            else:
+                # The first of those that are left is where to go on.
+                index = min(index, page.index)
             put_page(page)
     wbc.range_start = index
     return ret

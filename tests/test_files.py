@@ -129,6 +129,15 @@ def test_a_fork_shares_the_files_and_copies_what_was_private(machine, path):
     machine.audit().raise_if_broken()
 
 
+def test_the_flusher_writes_as_many_pages_as_it_is_asked_for_and_goes_on_there(machine, path):
+    one = Mapper(machine, path)
+    for number in range(5):
+        one.store(number * PAGE, b"dirty")
+    assert [machine.init.writeback(2) for _round in range(4)] == [2, 2, 1, 0]
+    one.store(PAGE, b"dirty again")
+    assert [machine.init.writeback(count) for count in (0, 2**64 - 1)] == [0, 1]
+
+
 def test_a_file_that_is_gone_from_the_host_goes_on(machine, path):
     """Every process reaches it through init: also one that starts afterwards."""
     one = Mapper(machine, path)
