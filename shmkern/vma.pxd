@@ -66,6 +66,7 @@ cdef void insert_vm_struct(MmStruct* mm, VmAreaStruct* vma) noexcept nogil
 cdef void detach_vma(MmStruct* mm, VmAreaStruct* vma) noexcept nogil
 cdef int split_vma(MmStruct* mm, VmAreaStruct* vma, u64 address) noexcept nogil
 cdef void vma_set_end(MmStruct* mm, VmAreaStruct* vma, u64 end) noexcept nogil
+cdef bint vmas_are_alike(VmAreaStruct* low, VmAreaStruct* high, u64 flags) noexcept nogil
 cdef bint can_vma_merge(VmAreaStruct* low, VmAreaStruct* high) noexcept nogil
 cdef void vma_absorb(MmStruct* mm, VmAreaStruct* low, VmAreaStruct* high) noexcept nogil
 @cython.locals(prev=pointer_to_vma)

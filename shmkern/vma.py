@@ -283,13 +283,18 @@ def split_vma(mm, vma, address):
     return 0
 
 
-def can_vma_merge(low, high):
-    """Whether two areas could be one: they touch, agree in all that a PTE depends on, and
-    count their pages alike; and at most one anon_vma is between them."""
-    return low.vm_end == high.vm_start and low.vm_flags == high.vm_flags and \
+def vmas_are_alike(low, high, flags):
+    """Whether one area goes on where the other ends: they touch, agree in all that a PTE depends on, of
+    vm_flags in those of `flags`, and count their pages alike."""
+    return low.vm_end == high.vm_start and low.vm_flags & flags == high.vm_flags & flags and \
         low.vm_file == high.vm_file and low.vm_ops == high.vm_ops and \
         mpol_equal(low.vm_policy, high.vm_policy) and \
-        low.vm_pgoff + vma_pages(low) == high.vm_pgoff and \
+        low.vm_pgoff + vma_pages(low) == high.vm_pgoff
+
+
+def can_vma_merge(low, high):
+    """Whether two areas could be one: they are alike, and at most one anon_vma is between them."""
+    return vmas_are_alike(low, high, ~cast(u64, 0)) and \
         (low.anon_vma == NULL or high.anon_vma == NULL or low.anon_vma == high.anon_vma)
 
 
@@ -345,17 +350,11 @@ def find_mergeable_anon_vma(vma):
     differ at most in protection.  NULL otherwise."""
     flags = ~cast(u64, VM_ACCESS_FLAGS)
     following = vma.vm_next
-    if following != NULL and following.anon_vma != NULL and vma.vm_end == following.vm_start and \
-            vma.vm_file == following.vm_file and mpol_equal(vma.vm_policy, following.vm_policy) and \
-            vma.vm_flags & flags == following.vm_flags & flags and \
-            following.vm_pgoff == vma.vm_pgoff + vma_pages(vma):
+    if following != NULL and following.anon_vma != NULL and vmas_are_alike(vma, following, flags):
         return following.anon_vma
     prev = NULL
     find_vma_prev(vma.vm_mm, vma.vm_start, addressof(prev))
-    if prev != NULL and prev.anon_vma != NULL and prev.vm_end == vma.vm_start and \
-            vma.vm_file == prev.vm_file and mpol_equal(vma.vm_policy, prev.vm_policy) and \
-            vma.vm_flags & flags == prev.vm_flags & flags and \
-            vma.vm_pgoff == prev.vm_pgoff + vma_pages(prev):
+    if prev != NULL and prev.anon_vma != NULL and vmas_are_alike(prev, vma, flags):
         return prev.anon_vma
     return NULL
 
