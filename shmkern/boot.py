@@ -8,7 +8,6 @@ gives at boot; a frame is only touched when it is used.  Behind the block come a
 trace rings, which have memory from the first trace on.
 """
 from cython import NULL, address as addressof, cast, declare, pointer, sizeof
-from cython.cimports.libc.string import memset
 
 
 def align_up(offset, alignment):

@@ -10,7 +10,7 @@ Groups are slots of a table and never freed under anybody's eyes, so that alloca
 at them without a lock.  Locks: cpuset_sem for writing around every change, which keeps forks
 out; then a task's alloc_lock, or an address space's mmap_sem.
 """
-from cython import NULL, address as addressof, cast, pointer
+from cython import NULL, address as addressof, cast
 from cython.cimports.libc.errno import EACCES, EBUSY, EINVAL, ENOENT, ENOSPC, ESRCH
 
 

@@ -8,7 +8,7 @@ device's is VM_PFNMAP, all of it is mapped from the start, and each frame is map
 
 Locks: mmap_sem, then the split page-table lock, then device_lock.
 """
-from cython import NULL, address as addressof, cast, pointer
+from cython import NULL, address as addressof, cast
 from cython.cimports.libc.errno import EINVAL, ENOMEM
 from cython.cimports.libc.string import memset
 
@@ -120,7 +120,6 @@ def device_fill(mm, vma, node):
 def do_device_mmap(length, node):
     """Maps `length` bytes of the device's memory, from the bank of `node`.  Returns the address;
     -EINVAL (no length, no such bank); -ENOMEM (no room, no memory, too many areas)."""
-    k = kernel()
     if length == 0 or not node_state(node, N_POSSIBLE):
         return -EINVAL
     if length > TASK_SIZE:

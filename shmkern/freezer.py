@@ -4,7 +4,7 @@
 Tasks that are inside run on until they leave; tasks that want in sleep.  Loads and
 stores that hit the TLB go on: they change no kernel object.
 """
-from cython import address, cast, pointer
+from cython import address
 
 
 def refrigerator():

@@ -12,7 +12,7 @@ never comes from them.  What is only busy is tried again, until the time is up.
 Locks: hotplug_sem for writing around all of it; zone->lock; at the end cpuset_sem, since what
 tasks may use has changed.
 """
-from cython import NULL, address as addressof, cast, pointer
+from cython import NULL, address as addressof
 from cython.cimports.libc.errno import EBUSY, EINVAL, ENOMEM
 
 

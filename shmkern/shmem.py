@@ -17,7 +17,7 @@ policy that is set through one area holds for all.
 
 Locks: PG_locked, then tree_lock of the file, swap_lock, or tree_lock of the swap cache.
 """
-from cython import NULL, address as addressof, cast, pointer
+from cython import NULL, address as addressof, cast
 from cython.cimports.libc.errno import EEXIST, ENOMEM
 
 

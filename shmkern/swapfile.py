@@ -11,7 +11,7 @@ that what is written together lies together.  Slot 0 is never given out: an entr
 Lock: swap_lock, for all of it.  (Linux gives it back during long searches.  Here a search reads
 two bytes a slot, and is over before a waiter would have parked.)
 """
-from cython import NULL, address as addressof, cast, pointer
+from cython import NULL, address as addressof, cast
 from cython.cimports.libc.errno import EINVAL, ENOMEM, EPERM
 from cython.cimports.libc.string import memset
 

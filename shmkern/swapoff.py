@@ -8,7 +8,7 @@ already been.  So it is done here.
 
 Locks: mmap_sem for reading, of one address space at a time; then those of a fault.
 """
-from cython import NULL, address as addressof, cast, pointer
+from cython import NULL, address as addressof, cast
 from cython.cimports.libc.errno import EINVAL
 
 

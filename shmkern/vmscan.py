@@ -21,7 +21,7 @@ Locks: PG_locked of one page at a time, by trylock, as the caller may hold other
 rmap's and the swap cache's.  lru_lock is held for no longer than it takes to move
 SWAP_CLUSTER_MAX pages.
 """
-from cython import NULL, address as addressof, cast, pointer
+from cython import NULL, address as addressof, cast
 
 
 # ---- one page ----------------------------------------------------------------

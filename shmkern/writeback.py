@@ -15,7 +15,7 @@ What could not be written is dirty again, and its mapping has an error to tell.
 
 Locks: PG_locked, then i_mmap_lock and page tables (page_mkclean), then tree_lock.
 """
-from cython import NULL, address as addressof, cast, pointer
+from cython import NULL, address as addressof, cast
 
 
 def clear_page_dirty_for_io(page):

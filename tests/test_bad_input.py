@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import shmkern
-from helpers import PAGE, Puppet, run
+from helpers import PAGE, run
 from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, SegmentationFault, direct_map
 
 pytestmark = pytest.mark.timeout(60)

@@ -82,6 +82,26 @@ def test_an_idle_declaration_is_found(tmp_path):
     assert list(idle_declarations(source, header)) == ["f: lost"]
 
 
+SOURCES = sorted(file for folder in (".", "shmkern", "shmkern/explore", "stress", "bench", "tests")
+                 for file in (PACKAGE.parent / folder).glob("*.py"))
+
+
+def idle_imports(source):
+    """What a file imports and does not use, but for packages whose face that is."""
+    text = source.read_text()
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom) and "noqa: F401" not in lines[node.lineno - 1]:
+            names = [(alias.asname or alias.name).split(".")[0] for alias in node.names]
+            yield from (name for name in names if name != "*" and len(re.findall(rf"\b{name}\b", text)) == 1)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: f"{source.parent.name}/{source.name}")
+def test_what_is_imported_is_used(source):
+    if source.name != "__init__.py":
+        assert list(idle_imports(source)) == []
+
+
 def imported(name):
     """What a module of the package imports and cimports of it, anywhere in its .py and .pxd."""
     header, source, found = PACKAGE / f"{name}.pxd", PACKAGE / f"{name}.py", set()
