@@ -21,7 +21,8 @@ from shmkern.cli import DONE, Parser, UsageError, _command
 from shmkern.command import carry_out, check_writable, duration, positive, problem_text, write_json
 from shmkern.explore.engine import DEPTH_MAX, PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
-from shmkern.explore import scenarios, scenarios_files, scenarios_hotplug, scenarios_swap  # noqa: F401
+from shmkern.explore import (scenarios, scenarios_files, scenarios_hotplug, scenarios_reclaim,  # noqa: F401
+                             scenarios_swap)
 
 BROKEN = 1
 EXPLORE_EXAMPLE = "shmkern explore fault store --preemptions 3 --jobs 2"

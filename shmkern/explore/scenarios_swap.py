@@ -808,30 +808,44 @@ def attach_exit(room):
 
 # ---- kswapd -------------------------------------------------------------------------
 
-def nearly_low_node(room, spare):
-    """A task with three pages on a node that reclaim would take, one that is its kswapd, which is awake, and so
-    many free frames above the low watermark.  All other pages there are locked in memory.
-    (user, va, at, kswapd, left), with untouched pages from `at` on, and a function for what is left above."""
+def full_node(room, pages, spare, mark="WMARK_MIN"):
+    """A task with so many pages on a node that reclaim would take, and so many free frames above a watermark.
+    All other pages there are locked in memory.  (user, va, at, left), with untouched pages from `at` on, and
+    a function for what is left above."""
     user = room.task()
-    kswapd = room.task(shares=user)
     kernel = layout.kernel()
-    zone, node = layout.struct("Zone", kernel.zones), layout.struct("PgData", kernel.nodes)
+    zone = layout.struct("Zone", kernel.zones)
     user.set_mempolicy(C["MPOL_BIND"], [0])
-    va = user.mmap(3 * PAGE)
-    for page in range(3):
+    va = user.mmap(pages * PAGE)
+    for page in range(pages):
         user.store64(va + page * PAGE, OLD)
     user.kernel("lru_add_drain_all")
     room.swapon(user, 4)
-    user.kernel("shrink_active_list", kernel.zones, ANON, 3, scan_control(room))
+    user.kernel("shrink_active_list", kernel.zones, ANON, pages, scan_control(room))
+    at, left = fill_node(user, zone, spare, mark)
+    return user, va, at, left
 
+
+def fill_node(user, zone, spare, mark="WMARK_MIN"):
+    """Has a task that is bound to the node of `zone` touch pages, and lock them in memory, until only so many
+    free frames are above the watermark.  (at, left) as full_node."""
     def left():
-        return int(zone.vm_stat[C["NR_FREE_PAGES"]]) - int(zone.watermark[C["WMARK_LOW"]])
+        return int(zone.vm_stat[C["NR_FREE_PAGES"]]) - int(zone.watermark[C[mark]])
     at = rest = user.mmap(zone.spanned_pages * PAGE)
     while left() > spare:
         user.store64(at, OLD)
         at += PAGE
     user.mlock(rest, at - rest)
     user.kernel("lru_add_drain_all")
+    return at, left
+
+
+def nearly_low_node(room, spare):
+    """As full_node, of the low watermark, with three pages that reclaim would take, and a task that is the node's
+    kswapd, which is awake.  (user, va, at, kswapd, left)"""
+    user, va, at, left = full_node(room, 3, spare, "WMARK_LOW")
+    kswapd = room.task(shares=user)
+    node = layout.struct("PgData", layout.kernel().nodes)
     node.kswapd_pid, node.kswapd_wait = kswapd.pid, 1
     return user, va, at, kswapd, left
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The project's scenarios of memory that is short: who needs some and frees it, beside others who do.
+
+May import: room, scenarios, scenarios_files, scenarios_swap.
+"""
+from shmkern import layout
+from shmkern.explore.room import C, PAGE, scenario
+from shmkern.explore.scenarios import NEW, OLD, is_stored
+from shmkern.explore.scenarios_swap import fill_node, group_of, in_swap_cache
+
+GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
+
+
+# ---- a charge ------------------------------------------------------------------------
+
+@scenario(memcg=True)
+def uncharge_late(room):
+    """A store brings a page back and takes it out of the swap cache, while somebody has seen before that nobody
+    maps it, and looks once more, whether it is to be charged."""
+    user, va, page, other = in_swap_cache(room, "group")
+    kernel = layout.kernel()
+    pc = kernel.page_cgroup + (page - kernel.mem_map) // layout.sizeof("Page") * layout.sizeof("PageCgroup")
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(other, lambda task: task.kernel("__mem_cgroup_uncharge_common", pc, C["PCG_MIGRATION"]))
+    room.check(lambda: is_stored(user, va) and user.cgroup_stat(group_of(user)[0])["usage"] == PAGE)
+
+
+# ---- nodes that may be used -----------------------------------------------------------
+
+def cpuset_there_and_back(room, *policy):
+    """A task's cpuset gets another node, the last frame of its own goes, and comes back, and then so does the
+    cpuset: it had memory all the time."""
+    user, hog = room.task(), room.task()
+    if policy:
+        user.set_mempolicy(*policy)
+    cpuset = user._cpuset_create(0, [0], 0)
+    user._cpuset_attach(cpuset, user.pid)
+    hog.set_mempolicy(C["MPOL_BIND"], [0])
+    at, _left = fill_node(hog, layout.struct("Zone", layout.kernel().zones), 1)
+    taken = []
+
+    def allocate(task):
+        page = task.kernel("alloc_page", GFP_HIGHUSER_MOVABLE)
+        assert page
+        task.kernel("put_page", page)
+
+    def there(task):
+        task._cpuset_set_mems(cpuset, [1])
+        try:
+            task.store64(at, OLD)
+        except OSError:
+            return
+        task.kernel("lru_add_drain")
+        taken.append(at)
+
+    def back(task):
+        if taken:
+            task.munmap(at, PAGE)
+            task._cpuset_set_mems(cpuset, [0])
+    room.before_each_run(taken.clear)
+    room.program(user, allocate)
+    room.program(hog, there)
+    room.program(room.task(shares=hog), back)
+
+
+@scenario
+def cpuset_flip(room):
+    """A task's cpuset gets another node and its own again while the task allocates a page, with no mmap_sem held
+    that would keep its cpuset from that."""
+    cpuset_there_and_back(room)
+
+
+@scenario
+def cpuset_flip_interleave(room):
+    """As cpuset_flip, by a policy that names a node for each page."""
+    cpuset_there_and_back(room, C["MPOL_INTERLEAVE"], [0, 1])
