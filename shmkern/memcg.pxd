@@ -105,6 +105,8 @@ cdef MemCgroup* mem_cgroup_select_victim(MemCgroup* root, bint from_start) noexc
 @cython.locals(rounds=cython.int, progress=bint, asked=bint)
 cdef bint mem_cgroup_hierarchical_reclaim(MemCgroup* root, u64 gfp, u64 enough) noexcept nogil
 ctypedef MemCgroup* pointer_to_memcg
+@cython.locals(found=bint)
+cdef bint mem_cgroup_can_reclaim(MemCgroup* root) noexcept nogil
 
 # ---- a group's LRU lists ----
 

@@ -444,6 +444,23 @@ def mem_cgroup_hierarchical_reclaim(root, gfp, enough):
     return progress
 
 
+def mem_cgroup_can_reclaim(root):
+    """Whether there is anything of `root` and the groups below it that could come back into reach: pages of
+    files, wherever they are, or with a swap area any.  Takes cgroup_lock."""
+    k = kernel()
+    if READ_ONCE64(addressof(k.total_swap_pages)) != 0:
+        return True
+    found = False
+    spin_lock(addressof(k.cgroup_lock))
+    node = k.mem_cgroups.next
+    while node != addressof(k.mem_cgroups) and not found:
+        memcg = list_entry_mem_cgroup(node)
+        found = READ_ONCE64(addressof(memcg.stat[MEM_CGROUP_STAT_CACHE])) != 0 and is_in_subtree(memcg, root)
+        node = node.next
+    spin_unlock(addressof(k.cgroup_lock))
+    return found
+
+
 # ---- a group's LRU lists -----------------------------------------------------
 
 def mem_cgroup_get_local_zonestat(memcg, lru):
@@ -523,13 +540,13 @@ def __mem_cgroup_try_charge(memcg, gfp, patient):
         elif not patient:
             return -ENOMEM
         else:
-            # Without swap it is pages of files only that could come back into reach.
-            waited = retries < MEM_CGROUP_RECLAIM_RETRIES and (congestion_wait() or can_reclaim())
+            waited = retries < MEM_CGROUP_RECLAIM_RETRIES and (congestion_wait() or mem_cgroup_can_reclaim(over))
             if READ_ONCE64(addressof(over.reclaim_progress)) != before:
                 retries = 0
             elif waited:
                 retries += 1
-            else:
+            elif READ_ONCE64(addressof(counter.usage)) > limit - PAGE_SIZE:
+                # Nor has anybody else given back what was in his hands (mem_cgroup_check_under_limit).
                 return -ENOMEM
             cpu_yield()
         if kernel_panicked():

@@ -5,13 +5,67 @@ May import: room, scenarios, scenarios_files, scenarios_swap.
 """
 from shmkern import layout
 from shmkern.explore.room import C, PAGE, scenario
-from shmkern.explore.scenarios import NEW, OLD, is_stored
-from shmkern.explore.scenarios_swap import fill_node, group_of, in_swap_cache
+from shmkern.explore.scenarios import NEW, OLD, is_stored, migrate_frame
+from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ
+from shmkern.explore.scenarios_swap import (FILE, fill_node, group_of, in_swap_cache, scan_control,
+                                            zone_of_page)
 
 GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
 
 
+def touch(at):
+    """A program that stores to an untouched page."""
+    return lambda task: task.store64(at, NEW)
+
+
+def reclaim_once(room, zone, lru, pages=1):
+    """A program that is one round of reclaim: it isolates a page, or more, and frees it or puts it back."""
+    control = scan_control(room)
+
+    def program(task):
+        task.kernel("reclaim_begin")
+        task.kernel("shrink_inactive_list", zone, lru, pages, control)
+        task.kernel("reclaim_end", 0)
+    return program
+
+
 # ---- a charge ------------------------------------------------------------------------
+
+def full_group(room):
+    """A task in a group that may have two pages, and has one of its own and one of a file.  (user, page, move, at),
+    with the file's page, a program that moves it, and an untouched page at `at`."""
+    user = room.task()
+    user.cgroup_attach(user.cgroup_create("group", 2 * PAGE))
+    file = room.file(user, [OLD])
+    va = user.mmap(2 * PAGE)
+    user.store64(va, OLD)
+    mapped = user.mmap(PAGE, PROT_READ, MAP_SHARED, fd=file.fd)
+    user.load64(mapped)
+    page, move = room.page_of(user, mapped), migrate_frame(user, mapped)
+    user.munmap(mapped, PAGE)
+    user.kernel("lru_add_drain_all")
+    return user, page, move, va + PAGE
+
+
+@scenario(memcg=True)
+def limit_reclaim(room):
+    """A task of a group at its limit has nothing to free, as reclaim of anybody's pages has just freed it: then
+    there is room."""
+    user, page, _move, at = full_group(room)
+    room.program(user, touch(at))
+    room.program(room.task(), reclaim_once(room, zone_of_page(page), FILE))
+    room.check(lambda: user.load64(at) == NEW)
+
+
+@scenario(memcg=True)
+def limit_migrate(room):
+    """A task of a group at its limit has nothing to free, as the only page that could be is being moved, which
+    comes to nothing, there being no room for another one."""
+    user, _page, move, at = full_group(room)
+    room.program(user, touch(at))
+    room.program(room.task(), move)
+    room.check(lambda: user.load64(at) == NEW)
+
 
 @scenario(memcg=True)
 def uncharge_late(room):
