@@ -194,13 +194,12 @@ cdef Page* get_page_from_freelist(i32 nid, u64 gfp, u64 order, int mark, u64 nod
 cdef Page* alloc_pages_nodemask(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
 cdef void wakeup_kswapd(i32 nid) noexcept nogil
 cdef void wake_all_kswapd(i32 nid, u64 gfp, u64 nodes) noexcept nogil
-cdef bint can_reclaim() noexcept nogil
 cdef void reclaim_begin() noexcept nogil
 cdef void reclaim_end(u64 progress) noexcept nogil
 @cython.locals(sequence=u32)
 cdef bint congestion_wait() noexcept nogil
 cdef void set_reclaim(reclaim_t reclaim) noexcept nogil
-@cython.locals(retries=cython.int, before=u64, waited=bint)
+@cython.locals(retries=cython.int, before=u64, sequence=u32, waited=bint)
 cdef Page* alloc_pages_slowpath(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
 cdef Page* alloc_pages_node(i32 nid, u64 gfp, u64 order) noexcept nogil
 cdef void __free_pages(Page* page, u64 order) noexcept nogil

@@ -224,19 +224,6 @@ def wake_all_kswapd(nid, gfp, nodes):
             break
 
 
-def can_reclaim():
-    """Whether there is anything that could be freed: pages of files, or a swap area for anonymous
-    ones."""
-    k = kernel()
-    if k.total_swap_pages != 0:
-        return True
-    for nid in range(k.nr_nodes):
-        if READ_ONCE64(address(k.zones[nid].vm_stat[NR_INACTIVE_FILE])) != 0 or \
-                READ_ONCE64(address(k.zones[nid].vm_stat[NR_ACTIVE_FILE])) != 0:
-            return True
-    return False
-
-
 def reclaim_begin():
     """The current task begins to free memory, and may use what is kept for that."""
     current().flags |= PF_MEMALLOC
@@ -250,6 +237,8 @@ def reclaim_end(progress):
     if progress != 0:
         # Before we are gone from nr_reclaimers: see alloc_pages_slowpath.
         atomic_add_return64(address(k.reclaim_progress), 1)
+    # The sequence as well; and behind it once more, for who has seen us there and is falling asleep.
+    atomic_add_return32(address(k.reclaim_sequence), 1)
     atomic_add_return32(address(k.nr_reclaimers), -1)
     atomic_add_return32(address(k.reclaim_sequence), 1)
     smp_mb__after_atomic()
@@ -295,12 +284,13 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
     if me.flags & PF_MEMALLOC:
         return get_page_from_freelist(nid, gfp, order, WMARK_NONE, nodes)
     # Who wants a certain node's memory goes elsewhere without it, and does better there.
-    if not gfp & __GFP_WAIT or gfp & __GFP_THISNODE or not can_reclaim():
+    if not gfp & __GFP_WAIT or gfp & __GFP_THISNODE:
         return NULL
     might_sleep()
     retries = 0
     while True:
         before = READ_ONCE64(address(k.reclaim_progress))
+        sequence = smp_load_acquire32(address(k.reclaim_sequence))
         reclaim_begin()
         progress = try_to_free_pages_hook(nid, gfp, order, nodes)
         reclaim_end(progress)
@@ -308,7 +298,9 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
         if page != NULL or not nodes_subset(nodes, allowed_nodes(gfp)):
             return page
         if progress == 0:
-            waited = retries < MAX_RECLAIM_RETRIES and congestion_wait()
+            # Who has ended since we began, besides us, may have given back what we did not find.
+            waited = retries < MAX_RECLAIM_RETRIES and \
+                (congestion_wait() or smp_load_acquire32(address(k.reclaim_sequence)) != cast(u32, sequence + 2))
             if READ_ONCE64(address(k.reclaim_progress)) != before:
                 retries = 0
             elif waited:

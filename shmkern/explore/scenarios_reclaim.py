@@ -7,7 +7,7 @@ from shmkern import layout
 from shmkern.explore.room import C, PAGE, scenario
 from shmkern.explore.scenarios import NEW, OLD, is_stored, migrate_frame
 from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ
-from shmkern.explore.scenarios_swap import (FILE, fill_node, group_of, in_swap_cache, scan_control,
+from shmkern.explore.scenarios_swap import (FILE, fill_node, full_node, group_of, in_swap_cache, scan_control,
                                             zone_of_page)
 
 GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
@@ -27,6 +27,73 @@ def reclaim_once(room, zone, lru, pages=1):
         task.kernel("shrink_inactive_list", zone, lru, pages, control)
         task.kernel("reclaim_end", 0)
     return program
+
+
+# ---- a frame -------------------------------------------------------------------------
+
+@scenario(frames=128)
+def reclaim_ended(room):
+    """A task that needs a frame has nothing to free, as another one has the last page in its hands: that is back
+    when nobody is seen freeing memory any more."""
+    user, va, at, _left = full_node(room, 1, 0)
+    other, page = room.task(), room.page_of(user, va)
+    other.kernel("reclaim_begin")
+    other.kernel("isolate_lru_page", page)
+    room.begins_whole = False
+
+    def end(task):
+        task.kernel("putback_lru_page", page)
+        task.kernel("reclaim_end", 0)
+    room.program(user, touch(at))
+    room.program(other, end)
+    room.check(lambda: user.load64(at) == NEW)
+
+
+def last_file_page(room, mapped):
+    """A machine without swap where no frame is free on a task's node, and the first round of a reclaim that takes
+    the only page of a file, or, when it is mapped and was used, puts it back.  The task touches a page."""
+    user, other = room.task(), room.task()
+    user.set_mempolicy(C["MPOL_BIND"], [0])
+    file = room.file(user, [OLD])
+    va = user.mmap(PAGE, PROT_READ, MAP_SHARED, fd=file.fd)
+    user.load64(va)
+    if not mapped:
+        user.munmap(va, PAGE)
+    user.kernel("lru_add_drain_all")
+    zones = layout.kernel().zones
+    at, _left = fill_node(user, layout.struct("Zone", zones), 0)
+    room.program(user, touch(at))
+    room.program(other, reclaim_once(room, zones, FILE))
+    room.check(lambda: user.load64(at) == NEW)
+
+
+@scenario(frames=128)
+def last_file_page_freed(room):
+    """A task that needs a frame has nothing to free, as another one has just freed it: then there is a frame."""
+    last_file_page(room, False)
+
+
+@scenario(frames=128)
+def last_file_page_kept(room):
+    """As last_file_page_freed; the other one gives the page back, which may still be freed."""
+    last_file_page(room, True)
+
+
+@scenario(frames=128)
+def direct_reclaim_twice(room):
+    """Two tasks touch a page each, of which both have to free one: there is enough for both."""
+    user, other = room.task(), room.task()
+    file = room.file(user, [OLD, OLD, OLD])
+    for task in (user, other):
+        task.set_mempolicy(C["MPOL_BIND"], [0])
+    user.pread(file.fd, 3 * PAGE, 0)
+    user.kernel("lru_add_drain_all")
+    second = other.mmap(2 * PAGE)
+    other.store64(second, OLD)
+    at, left = fill_node(user, layout.struct("Zone", layout.kernel().zones), 0)
+    room.program(user, touch(at))
+    room.program(other, touch(second + PAGE))
+    room.check(lambda: user.load64(at) == other.load64(second + PAGE) == NEW and left() == 1)
 
 
 # ---- a charge ------------------------------------------------------------------------
