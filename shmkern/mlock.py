@@ -88,8 +88,10 @@ def munlock_swapped(entry):
     if page == NULL:
         return
     lock_page(page)
-    if PageSwapCache(page) and page.private == entry:
-        munlock_vma_page(page)
+    # With the entry's use of the slot, and our reference, the page can neither leave the cache nor be replaced:
+    # no reason to look again, as whoever only saw an entry must.
+    VM_BUG_ON_PAGE(not PageSwapCache(page) or page.private != entry, page)
+    munlock_vma_page(page)
     unlock_page(page)
     put_page(page)
 

@@ -329,6 +329,47 @@ def swapoff_munmap(room):
     room.program(other, lambda task: task.kernel("do_swapoff", 0))
 
 
+def locked_entry(room, fork=False):
+    """As in_swap_cache; the page is locked in memory, was mapped, and has been moved in the swap cache, since when
+    a swap entry leads to it.  With `fork` another address space has one too.  (user, va, migrator, child)"""
+    user, va, _page, migrator = in_swap_cache(room)
+    child = room.forked(user) if fork else None
+    user.load64(va)
+    # Locked without a write, for that would take the page out of the swap cache.
+    user.mprotect(va, PAGE, PROT_READ)
+    user.mlock(va, PAGE)
+    user.mprotect(va, PAGE, PROT_READ | PROT_WRITE)
+    migrator.migrate_prep()
+    migrate_frame(user, va)(migrator)
+    return user, va, migrator, child
+
+
+def is_unlocked(room, user, va):
+    """Whether the page at `va`, once a store has taken it out of the swap cache, is one that nobody has locked:
+    before that the audit cannot know."""
+    user.store64(va, NEW)
+    return is_stored(user, va) and room.audit_text() == ""
+
+
+@scenario
+def munlock_entry(room):
+    """A page that only a swap entry leads to is unlocked while it is being moved in the swap cache."""
+    user, va, migrator, _child = locked_entry(room)
+    room.program(user, lambda task: task.munlock(va, PAGE))
+    room.program(migrator, migrate_node(0))
+    room.check(lambda: is_unlocked(room, user, va))
+
+
+@scenario
+def munlock_entry_forked(room):
+    """As munlock_entry, while a store of the other address space that has the entry brings the page back: it stays
+    in the swap cache, for the entry is a use of its slot."""
+    user, va, _migrator, child = locked_entry(room, fork=True)
+    room.program(user, lambda task: task.munlock(va, PAGE))
+    room.program(child, lambda task: task.store64(va, NEW))
+    room.check(lambda: is_unlocked(room, user, va) and is_stored(child, va))
+
+
 def group_of(user):
     """(id, address) of the group that a task is in."""
     memcg = layout.struct("MmStruct", worker.slot(user.cpu).mm).mem_cgroup
