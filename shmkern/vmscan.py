@@ -394,8 +394,9 @@ def do_try_to_free_pages(nid, nodes, sc):
     sc.kswapd = 0
     priority = DEF_PRIORITY
     while priority >= 0:
-        if priority == 0 and scanning_global_lru(sc):
-            # Everything there is, also what waits to enter a list.
+        if priority == 1 and scanning_global_lru(sc):
+            # Everything there is, also what waits to enter a list; while it is looked at twice, for what has
+            # just been used is only activated at the first look.
             lru_add_drain_all()
         for place in range(k.nr_nodes):
             node = k.nodes[nid].zonelist[place]

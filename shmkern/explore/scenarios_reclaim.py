@@ -80,6 +80,25 @@ def last_file_page_kept(room):
 
 
 @scenario(frames=128)
+def reclaim_pagevec(room):
+    """A task that needs a frame finds the only page that could be freed in another CPU's pagevec, from which it just
+    enters a list; it was used, and so has to be looked at twice."""
+    user, other = room.task(), room.task()
+    for task in (user, other):
+        task.set_mempolicy(C["MPOL_BIND"], [0])
+    file = room.file(other, [OLD])
+    # So that the page of the file needs no page table.
+    anon, va = other.mmap(PAGE), other.mmap(PAGE, PROT_READ, MAP_SHARED, fd=file.fd)
+    other.store64(anon, OLD)
+    other.mlock(anon, PAGE)
+    at, _left = fill_node(user, layout.struct("Zone", layout.kernel().zones), 1)
+    other.load64(va)
+    room.program(user, touch(at))
+    room.program(other, lambda task: task.kernel("lru_add_drain"))
+    room.check(lambda: user.load64(at) == NEW)
+
+
+@scenario(frames=128)
 def direct_reclaim_twice(room):
     """Two tasks touch a page each, of which both have to free one: there is enough for both."""
     user, other = room.task(), room.task()
