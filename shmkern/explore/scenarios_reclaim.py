@@ -6,9 +6,9 @@ May import: room, scenarios, scenarios_files, scenarios_swap.
 from shmkern import layout
 from shmkern.explore.room import C, PAGE, scenario
 from shmkern.explore.scenarios import NEW, OLD, is_stored, migrate_frame
-from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ
-from shmkern.explore.scenarios_swap import (FILE, fill_node, full_node, group_of, in_swap_cache, scan_control,
-                                            zone_of_page)
+from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, PROT_WRITE
+from shmkern.explore.scenarios_swap import (ANON, FILE, fill_node, full_node, group_of, in_swap_cache, scan_control,
+                                            swap_neighbours_out, zone_of, zone_of_page)
 
 GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
 
@@ -115,6 +115,48 @@ def direct_reclaim_twice(room):
     room.check(lambda: user.load64(at) == other.load64(second + PAGE) == NEW and left() == 1)
 
 
+# ---- a page that comes back ------------------------------------------------------------
+
+def swapped_neighbours(room):
+    """A task of one node with two pages in neighbouring slots, which are read together, and a program that reclaims
+    there both, if it finds them.  (user, va, evict)"""
+    user = room.task()
+    user.set_mempolicy(C["MPOL_BIND"], [0])
+    va = user.mmap(2 * PAGE)
+    swap_neighbours_out(room, user, va)
+    return user, va, reclaim_once(room, layout.kernel().zones, ANON, 2)
+
+
+@scenario
+def swap_in_reclaim(room):
+    """A load reads a page from its slot, and the next one with it, while reclaim takes them where they are: just
+    read, in the swap cache with nobody who maps them, or mapped."""
+    user, va, evict = swapped_neighbours(room)
+    room.program(user, lambda task: task.load64(va))
+    room.program(room.task(), evict)
+    room.check(lambda seen, _none: seen == user.load64(va) == user.load64(va + PAGE) == OLD)
+
+
+@scenario
+def swap_in_reclaim_store(room):
+    """As swap_in_reclaim; a store, whose page leaves the swap cache, and gets another slot if reclaim takes it."""
+    user, va, evict = swapped_neighbours(room)
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(room.task(), evict)
+    room.check(lambda: user.load64(va) == NEW and user.load64(va + PAGE) == OLD)
+
+
+@scenario
+def swap_in_reclaim_next(room):
+    """A store to the page that was read ahead, while reclaim takes it and the one that was wanted first."""
+    user, va, evict = swapped_neighbours(room)
+    user.load64(va)
+    user.kernel("lru_add_drain_all")
+    room.program(user, lambda task: task.store64(va + PAGE, NEW))
+    room.program(room.task(), evict)
+    room.check(lambda: user.load64(va) == OLD and user.load64(va + PAGE) == NEW)
+
+
 # ---- a charge ------------------------------------------------------------------------
 
 def full_group(room):
@@ -151,6 +193,58 @@ def limit_migrate(room):
     room.program(user, touch(at))
     room.program(room.task(), move)
     room.check(lambda: user.load64(at) == NEW)
+
+
+def charged_file(room, dirty):
+    """A task in a group that is charged for a page of a file, which the task has mapped, but not used lately.
+    (user, va, file, other)"""
+    user = room.task()
+    user.cgroup_attach(user.cgroup_create("group"))
+    file = room.file(user, [OLD])
+    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+    if dirty:
+        user.store64(va, NEW)
+    else:
+        user.load64(va)
+    other = room.task()
+    other.migrate_prep()
+    user.kernel("page_referenced", room.page_of(user, va), 1, 0)
+    return user, va, file, other
+
+
+@scenario(memcg=True)
+def charged_truncate(room):
+    """A page that a group is charged for leaves its file while it is being moved, and with it both charges.  (There
+    are more schedules of it than of most, for migration tries ten times; but nothing else takes a page of a file from
+    between the two.)"""
+    user, va, file, migrator = charged_file(room, dirty=False)
+    group, move = group_of(user)[0], migrate_frame(user, va)
+    user.munmap(va, PAGE)
+    room.program(user, lambda task: task.kernel("truncate_inode_pages", file.mapping, 0))
+    room.program(migrator, move)
+    room.check(lambda: user.cgroup_stat(group)["usage"] == 0)
+
+
+@scenario(memcg=True)
+def charged_truncate_reclaim(room):
+    """A file with a dirty page that a group is charged for becomes empty while reclaim takes the page."""
+    truncate_reclaimed(room, at_limit=False)
+
+
+@scenario(memcg=True)
+def charged_truncate_limit(room):
+    """As charged_truncate_reclaim, by reclaim at the group's limit, which finds the page by the group's list."""
+    truncate_reclaimed(room, at_limit=True)
+
+
+def truncate_reclaimed(room, at_limit):
+    """The file of charged_file is cut off while its page, which is dirty, is reclaimed: the charge goes, once."""
+    user, va, file, other = charged_file(room, dirty=True)
+    group, memcg = group_of(user)
+    zone, control = zone_of(user, va), scan_control(room, memcg if at_limit else 0)
+    room.program(user, lambda task: task.ftruncate(file.fd, 0))
+    room.program(other, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
+    room.check(lambda: user.cgroup_stat(group)["usage"] == file.length == 0)
 
 
 @scenario(memcg=True)
