@@ -3,12 +3,15 @@
 
 May import: room, scenarios, scenarios_files, scenarios_swap.
 """
+import errno
+
 from shmkern import layout
 from shmkern.explore.room import C, PAGE, scenario
-from shmkern.explore.scenarios import NEW, OLD, is_stored, migrate_frame
+from shmkern.explore.scenarios import NEW, OLD, is_stored, migrate_frame, stores
 from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, PROT_WRITE
-from shmkern.explore.scenarios_swap import (ANON, FILE, fill_node, full_node, group_of, in_swap_cache, scan_control,
-                                            swap_neighbours_out, zone_of, zone_of_page)
+from shmkern.explore.scenarios_swap import (ANON, FILE, fill_node, force_empty_of, full_node, group_of, in_swap_cache,
+                                            reclaim, scan_control, swap_neighbours_out, swappable_page, swapped_out,
+                                            zone_of, zone_of_page)
 
 GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
 
@@ -247,16 +250,114 @@ def truncate_reclaimed(room, at_limit):
     room.check(lambda: user.cgroup_stat(group)["usage"] == file.length == 0)
 
 
+def uncharge_once(page):
+    """A program that gives the charge of a page back unless it is in use: what is done when nobody was seen to use
+    it."""
+    kernel = layout.kernel()
+    pc = kernel.page_cgroup + (page - kernel.mem_map) // layout.sizeof("Page") * layout.sizeof("PageCgroup")
+    return lambda task: task.kernel("__mem_cgroup_uncharge_common", pc, C["PCG_MIGRATION"])
+
+
 @scenario(memcg=True)
 def uncharge_late(room):
     """A store brings a page back and takes it out of the swap cache, while somebody has seen before that nobody
     maps it, and looks once more, whether it is to be charged."""
     user, va, page, other = in_swap_cache(room, "group")
-    kernel = layout.kernel()
-    pc = kernel.page_cgroup + (page - kernel.mem_map) // layout.sizeof("Page") * layout.sizeof("PageCgroup")
     room.program(user, lambda task: task.store64(va, NEW))
-    room.program(other, lambda task: task.kernel("__mem_cgroup_uncharge_common", pc, C["PCG_MIGRATION"]))
+    room.program(other, uncharge_once(page))
     room.check(lambda: is_stored(user, va) and user.cgroup_stat(group_of(user)[0])["usage"] == PAGE)
+
+
+@scenario(memcg=True)
+def uncharge_late_reclaim(room):
+    """As uncharge_late, while reclaim takes the page from its page table, but not from the swap cache, where it keeps
+    its charge."""
+    user, va, reclaimer = swappable_page(room, "group")
+    page, evict = room.page_of(user, va), reclaim(room, user, va)
+    other = room.task()
+    other.kernel("get_page", page)
+    room.begins_whole = False
+
+    def uncharge(task):
+        uncharge_once(page)(task)
+        task.kernel("put_page", page)
+    room.program(reclaimer, evict)
+    room.program(other, uncharge)
+    room.check(lambda: user.cgroup_stat(group_of(user)[0])["usage"] ==
+               (PAGE if layout.struct("Page", page).flags >> C["PG_swapcache"] & 1 else 0))
+
+
+# ---- a group -------------------------------------------------------------------------
+
+@scenario(memcg=True)
+def charged_drain(room):
+    """A page comes back from swap into another group than the one that its frame was charged to before, while it
+    enters its list, and its group's, from the CPU's pagevec."""
+    user, va, _node, other = swapped_out(room, "group")
+    old, new = group_of(user)[0], user.cgroup_create("other")
+    user.cgroup_attach(new)
+    room.program(user, lambda task: task.load64(va))
+    room.program(other, lambda task: task.kernel("lru_add_drain_all"))
+    room.check(lambda: (user.cgroup_stat(old)["usage"], user.cgroup_stat(new)["usage"]) == (0, PAGE))
+
+
+@scenario(memcg=True)
+def empty_group_reuse(room):
+    """A group is emptied while reclaim frees its page, and the frame is charged to another group at once."""
+    user, va, other = swappable_page(room, "group")
+    group, memcg = group_of(user)
+    evict, new = reclaim(room, user, va, memcg), user.cgroup_create("other")
+    user.cgroup_attach(new)
+    at = user.mmap(PAGE)
+
+    def program(task):
+        evict(task)
+        task.store64(at, NEW)
+    room.program(user, program)
+    room.program(other, force_empty_of(group))
+    room.check(lambda: user.cgroup_stat(new)["usage"] == PAGE)
+
+
+def remove_of(group):
+    """A program that removes a group, if it can."""
+    def remove(task):
+        try:
+            task.cgroup_remove(group)
+        except OSError as error:
+            assert error.errno == errno.EBUSY
+    return remove
+
+
+@scenario(memcg=True)
+def attach_remove(room):
+    """A task is put into another group while it touches a page, and its old group is removed: it has the one or the
+    other, and holds on to it."""
+    user, other = room.task(), room.task()
+    old, new = user.cgroup_create("old"), user.cgroup_create("new")
+    user.cgroup_attach(old)
+    va, pid = user.mmap(PAGE), user.pid
+    remove = remove_of(old)
+
+    def move(task):
+        task.cgroup_attach(new, pid)
+        remove(task)
+    room.program(user, touch(va))
+    room.program(other, move)
+    room.check(lambda: user.load64(va) == NEW)
+
+
+@scenario(memcg=True)
+def limit_remove(room):
+    """A group below one that is at its limit is removed while it is asked for pages."""
+    user, other = room.task(), room.task()
+    group = user.cgroup_create("group", PAGE)
+    child = user.cgroup_create("child", parent=group)
+    user.cgroup_attach(group)
+    va = user.mmap(2 * PAGE)
+    user.store64(va, OLD)
+    room.program(user, lambda task: stores(task, va + PAGE, fault=OSError))
+    room.program(other, remove_of(child))
+    room.check(lambda stored, _none: not stored and user.load64(va) == OLD)
 
 
 # ---- nodes that may be used -----------------------------------------------------------
