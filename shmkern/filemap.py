@@ -128,7 +128,9 @@ def find_lock_page(mapping, offset):
         if page == NULL:
             return NULL
         lock_page(page)
-        if page_mapping(page) == mapping and page_index(page) == offset:
+        if page_mapping(page) == mapping:
+            # It cannot have come back to another place, for we have a reference.
+            VM_BUG_ON_PAGE(page_index(page) != offset, page)
             return page
         # Truncated, or migrated away, while we waited.
         unlock_page(page)
