@@ -127,11 +127,11 @@ def reclaim_write(room):
 
 @scenario
 def reclaim_mlock(room):
-    """Reclaim takes a page that its task locks in memory."""
+    """Reclaim takes a page that its task locks in memory: once that is done the page is there, and stays."""
     user, va, reclaimer = swappable_page(room)
     room.program(user, lambda task: task.mlock(va, PAGE))
     room.program(reclaimer, reclaim(room, user, va))
-    room.check(lambda: user.load64(va) == OLD)
+    room.check(lambda: user._pte(va) & C["_PAGE_PRESENT"] != 0 and user.load64(va) == OLD)
 
 
 @scenario
