@@ -13,10 +13,12 @@ GFP_HIGHUSER_MOVABLE = C["GFP_HIGHUSER_MOVABLE"]
 FAR, NEWER = 64, 3
 
 
-def cached_page(room, fs="page", dirty=False, block_size=PAGE):
+def cached_page(room, fs="page", dirty=False, block_size=PAGE, group=None):
     """A task that maps a file of one page, which holds OLD, and has read it, or with `dirty` has
-    stored NEW there; and a migrator.  (user, va, file, migrator)"""
+    stored NEW there; and a migrator.  The task may be in a new group.  (user, va, file, migrator)"""
     user = room.task()
+    if group:
+        user.cgroup_attach(user.cgroup_create(group))
     file = room.file(user, [OLD], fs, block_size)
     va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
     if dirty:

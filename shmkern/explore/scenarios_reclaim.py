@@ -8,7 +8,7 @@ import errno
 from shmkern import layout
 from shmkern.explore.room import C, PAGE, scenario
 from shmkern.explore.scenarios import NEW, OLD, is_stored, migrate_frame, stores
-from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, PROT_WRITE
+from shmkern.explore.scenarios_files import MAP_SHARED, PROT_READ, cached_page
 from shmkern.explore.scenarios_swap import (ANON, FILE, fill_node, force_empty_of, full_node, group_of, in_swap_cache,
                                             reclaim, scan_control, swap_neighbours_out, swappable_page, swapped_out,
                                             zone_of, zone_of_page)
@@ -201,16 +201,7 @@ def limit_migrate(room):
 def charged_file(room, dirty):
     """A task in a group that is charged for a page of a file, which the task has mapped, but not used lately.
     (user, va, file, other)"""
-    user = room.task()
-    user.cgroup_attach(user.cgroup_create("group"))
-    file = room.file(user, [OLD])
-    va = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
-    if dirty:
-        user.store64(va, NEW)
-    else:
-        user.load64(va)
-    other = room.task()
-    other.migrate_prep()
+    user, va, file, other = cached_page(room, dirty=dirty, group="group")
     user.kernel("page_referenced", room.page_of(user, va), 1, 0)
     return user, va, file, other
 
