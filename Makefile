@@ -42,8 +42,8 @@ build:
 to-run:
 	@flock --close Makefile $(MAKE) --silent --no-print-directory ready BUILT=build/.shipped
 
-# Three tests at a time on two cores: most wait for processes, more than they work.  The tests are compiled
-# too, by pytest, which takes four seconds for each process of its own.
+# Three tests at a time on two cores: most wait for processes, more than they work.  And with bytecode: each
+# pytest would compile the tests anew, for four seconds.
 test: build
 	@PYTHONDONTWRITEBYTECODE= $(VENV)/bin/pytest --numprocesses $$(($$(nproc) * 3 / 2)) --dist worksteal $(ARGS)
 
@@ -117,7 +117,8 @@ KERNEL := $(sort $(foreach pxd,$(filter-out %/__init__.pxd,$(wildcard shmkern/*.
 	$(if $(wildcard $(pxd:.pxd=.py)),$(pxd:.pxd=))))
 COMPILED := $(sort $(foreach so,$(wildcard shmkern/*.so),$(firstword $(subst ., ,$(so)))))
 EXPLORED := $(sort $(foreach so,$(wildcard shmkern/explore/kernel/*.so),shmkern/$(firstword $(subst ., ,$(notdir $(so))))))
-ifneq ($(COMPILED) $(notdir $(wildcard shmkern/explore/runtime.*.so)),$(KERNEL) $(notdir $(firstword $(wildcard shmkern/explore/runtime.*.so) none)))
+RUNTIME := $(wildcard shmkern/explore/runtime.*.so)
+ifneq ($(COMPILED) $(RUNTIME),$(KERNEL) $(firstword $(RUNTIME) none))
 WRONG_SHIPPED := FORCE
 endif
 ifneq ($(EXPLORED),$(KERNEL))

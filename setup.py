@@ -205,8 +205,8 @@ class BuildKernel(build_ext):
 
     def missing(self, ext):
         """The flavours of ext that are not there, or not of the present text."""
-        return [flavour for flavour in flavours(ext)
-                if self.includes(ext) is None or not self.shared_object(flavour).exists()]
+        stale = self.includes(ext) is None
+        return [flavour for flavour in flavours(ext) if stale or not self.shared_object(flavour).exists()]
 
     def includes(self, ext):
         """The .pxd files that ext was made from, or None where it is to be made again."""
