@@ -115,8 +115,8 @@ class Gate:
 
 
 def start(words, output, gate):
-    """Starts the command.  It gets a session of its own, so that Ctrl-C comes to the tracer,
-    which passes it on.  Raises UsageError."""
+    """Starts the command, whose machine will wait at the gate.  It gets a session of its own, so that Ctrl-C
+    comes to the tracer, which passes it on.  Raises UsageError."""
     if words[0] in ("stress", "bench", "soak", "show", "record"):
         words = [sys.executable, str(command.ENTRY), *words]
     try:
@@ -178,8 +178,8 @@ class Signals:
 
 
 def trace(args, process, signals, gate):
-    """Traces the machine that is attached until it ends, or as long as is asked for.  Returns the
-    Record."""
+    """Traces the machine that is attached until it ends, or as long as is asked for, and lets it through
+    the gate when that has begun.  Returns the Record."""
     record = Record()
     deadline = time.monotonic() + args.seconds if args.seconds else float("inf")
     next_sample = 0.0
