@@ -35,6 +35,7 @@ DIRECTIVES = {
     "boundscheck": False,
     "wraparound": False,
     "initializedcheck": False,
+    "auto_pickle": False,
 }
 GCC_FLAGS = [
     "-O2",

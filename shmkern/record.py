@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from shmkern import replay
+from shmkern import lackey, replay
 
 CHUNK = 1 << 24
 _ACCESS_LINE = re.compile(rb"^ [LSM] [0-9a-f]+,[0-9]+\n", re.M)
@@ -48,7 +48,7 @@ def read_trace(path):
     parts, lines = [], 0
     try:
         for text in _chunks(path):
-            records, count, bad = replay.parse_lackey(text)
+            records, count, bad = lackey.parse_lackey(text)
             lines += count
             if bad is not None:
                 shown = bad[:60].decode(errors="replace")

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Checked streams of accesses, and words in bulk.  May use: uaccess and below, and of
-# syscalls the exceptions.
+# Checked streams of accesses.  May use: uaccess and below.
 
 cimport cython
 from shmkern.uaccess cimport *
-from shmkern.syscalls cimport check_errno, user_fault
 
 cdef enum:
     ACCESS_LOAD = 0
@@ -16,14 +14,6 @@ cdef enum:
 cdef enum:
     REPLAY_MISMATCH = 1
     REPLAY_NO_MEMORY = 2       # of the host's, for the shadow
-
-# What the words of an array are put through.
-cdef enum:
-    BULK_LOAD = 0
-    BULK_STORE = 1
-    BULK_FETCH_ADD = 2
-    BULK_CMPXCHG = 3
-    BULK_CMPXCHG_ADD = 4       # a compare-and-exchange loop that adds
 
 # One access; what numpy calls replay.ACCESS.
 cdef struct Access:
@@ -45,8 +35,6 @@ cdef struct Outcome:
     u64 size
     unsigned char expected[4096]
     unsigned char found[4096]
-
-ctypedef const char* text_pointer
 
 cdef class Shadow:
     cdef ShadowTable table
@@ -87,26 +75,3 @@ cdef u64 perform_all(ShadowTable* shadow, const Access* records, u64 seed, u64 s
 cpdef replay(records, Shadow shadow, u64 seed, u64 start=*, end=*)
 
 ctypedef const Access* access_pointer
-
-@cython.locals(digit=cython.int, value=u64)
-cdef int parse_number(text_pointer* at, text_pointer end, int base, char stop, u64* number) noexcept nogil
-@cython.locals(address=u64, size=u64, kind=cython.char)
-cdef int parse_access(text_pointer at, text_pointer end, Access* access) noexcept nogil
-@cython.locals(number=u64)
-cdef bint is_valgrinds(text_pointer at, text_pointer end) noexcept nogil
-@cython.locals(eol=text_pointer)
-cdef int parse_lines(text_pointer* at, text_pointer end, Access* records, u64* count, u64* lines) noexcept nogil
-@cython.locals(at=text_pointer, begin=text_pointer, size=u64, count=u64, lines=u64, rc=cython.int)
-cpdef parse_lackey(text)
-
-@cython.locals(rc=cython.int, frame=cython.p_char)
-cdef int word_atomic(int op, u64 address, u64 a, u64 b, u64* result) noexcept nogil
-@cython.locals(rc=cython.int, old=u64)
-cdef int word_cmpxchg_add(u64 address, u64 delta, u64* result) noexcept nogil
-@cython.locals(rc=cython.int, left=u64)
-cdef int word_unaligned(int op, u64 address, u64 a, u64* result) noexcept nogil
-@cython.locals(rc=cython.int)
-cdef int bulk_words(int op, const u64* addresses, const u64* a, const u64* b, u64* results,
-                    u64 count, u64* done) noexcept nogil
-@cython.locals(done=u64, count=u64, rc=cython.int)
-cdef bulk(int op, addresses, a, b)

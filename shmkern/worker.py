@@ -17,7 +17,7 @@ import time
 from multiprocess.pool import ExceptionWithTraceback
 from multiprocess.reduction import ForkingPickler
 
-from shmkern import boot, direct_map, host_files, interrupts, layout, lifeline, replay, swapoff, vmscan
+from shmkern import boot, bulk, direct_map, host_files, interrupts, layout, lifeline, swapoff, vmscan
 from shmkern.errors import HostError, TaskDied
 from shmkern.numa import NumaSyscalls
 
@@ -66,23 +66,23 @@ class Task(NumaSyscalls):
         return self._make_child(True, program, args)
 
     # ---- many words at once, without the interpreter in between ----
-    # Arrays of addresses, one access each, in order; see replay.py.
+    # Arrays of addresses, one access each, in order; see bulk.py.
 
     def load64_many(self, addresses):
         """load64 of each address, as a u64 array."""
-        return replay.load64_many(addresses)
+        return bulk.load64_many(addresses)
 
     def store64_many(self, addresses, values):
         """store64 of values[i], or of one value, at each address."""
-        return replay.store64_many(addresses, values)
+        return bulk.store64_many(addresses, values)
 
     def fetch_add64_many(self, addresses, deltas):
         """fetch_add64 at each address; what the words were, as a u64 array."""
-        return replay.fetch_add64_many(addresses, deltas)
+        return bulk.fetch_add64_many(addresses, deltas)
 
     def cmpxchg64_many(self, addresses, old, new):
         """cmpxchg64 at each address; what the words were, as a u64 array."""
-        return replay.cmpxchg64_many(addresses, old, new)
+        return bulk.cmpxchg64_many(addresses, old, new)
 
     def _swapon(self, path, pages):
         """Machine.swapon's part in init, who keeps the file open."""

@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 import shmkern
-from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, replay
+from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, bulk, replay
 from shmkern.replay import Shadow
 from shmkern_stress import common
 from shmkern_stress.board import PAGE, Broken, random_accesses
@@ -89,7 +89,7 @@ def member(task, run, group, number, memory):
     stream = (group * (GROUP + 1) + number) << 32
     run.working()
     while not run.board.stopping:
-        add = replay.fetch_add64_many if rng.random() < 0.5 else replay.cmpxchg_add64_many
+        add = bulk.fetch_add64_many if rng.random() < 0.5 else bulk.cmpxchg_add64_many
         count_up(run, rng, add, counters, run.plan.counts[group, number], seen)
         run.checked(random_accesses(rng, own, ACCESSES), shadow, run.options.seed + stream)
         if rng.random() < WATCH_CHANCE:
@@ -134,7 +134,7 @@ def watch(run, counters, counts):
     added.  A translation from before a copy-on-write would show an old page."""
     for _look in range(LOOKS):
         least = counts.sum(axis=0)
-        found = replay.load64_many(counters)
+        found = bulk.load64_many(counters)
         behind = np.flatnonzero(found < least)
         if len(behind):
             address = int(counters[behind[0]])
@@ -162,7 +162,7 @@ def poach(rng):
     """Writes all over the common, until it may not."""
     words = COMMON + rng.integers(COMMON_PAGES * PAGE // 8, size=256, dtype=np.uint64) * np.uint64(8)
     try:
-        replay.store64_many(words, rng.integers(1, 1 << 62, dtype=np.uint64))
+        bulk.store64_many(words, rng.integers(1, 1 << 62, dtype=np.uint64))
     except shmkern.SegmentationFault:
         pass
 
@@ -199,15 +199,15 @@ def copy(task, run, rng, own, shadow, counters, seen, stream):
     """A forked child of one member: has what the member had, and none of what the others do
     from now on."""
     run.working()
-    counts = replay.load64_many(counters)
+    counts = bulk.load64_many(counters)
     back = np.flatnonzero(counts < seen)
     if len(back):
         address = int(counters[back[0]])
         raise Broken("wrong sum", f"the child has {counts[back[0]]} at {address:#x}, where the parent had seen "
                      f"{seen[back[0]]}", address & -PAGE)
-    replay.fetch_add64_many(counters, 1)
+    bulk.fetch_add64_many(counters, 1)
     run.checked(random_accesses(rng, own, ACCESSES), shadow, stream ^ 1 << 62)
-    wrong = np.flatnonzero(replay.load64_many(counters) != counts + np.uint64(1))
+    wrong = np.flatnonzero(bulk.load64_many(counters) != counts + np.uint64(1))
     if len(wrong):
         address = int(counters[wrong[0]])
         raise Broken("wrong sum", f"the child's own counter at {address:#x} is not one more than before",
@@ -237,7 +237,7 @@ def check_sums(run, group, counters):
         # Somebody failed or died, and has been told of.
         return
     sums = run.plan.counts[group].sum(axis=0)
-    found = replay.load64_many(counters)
+    found = bulk.load64_many(counters)
     wrong = np.flatnonzero(sums != found)
     if len(wrong):
         first = wrong[0]

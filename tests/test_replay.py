@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Promises of shmkern.replay: streams of accesses are done in order and checked, the shadow is
-what memory must hold, words in bulk are what they are one by one."""
+what memory must hold."""
 import errno
 import random
 
 import numpy as np
 import pytest
 
-from shmkern import SegmentationFault, replay, vmstat
+from shmkern import replay
 from shmkern.replay import ACCESS, LOAD, MISMATCH, MODIFY, STORE, Shadow
 
 pytestmark = pytest.mark.timeout(60)
@@ -217,137 +217,3 @@ def test_bad_arguments_are_refused():
     for bad in (lambda: replay.replay(stream, None, 0), lambda: replay.replay(stream, object(), 0)):
         with pytest.raises((TypeError, AttributeError)):
             bad()
-
-
-# ---- lackey's lines ----
-
-def test_lackey_lines_become_accesses():
-    text = (b"==123== Lackey, an example Valgrind tool\nI  04001090,3\n S 1ffeffe7e0,8\n L 04222cac,4\r\n\n"
-            b"--123-- a warning\n M 0421C7CC,512\n**123** a message\n L 7fffffffeff8,7")
-    made, lines, bad = replay.parse_lackey(text)
-    assert (lines, bad) == (9, None)
-    assert made.tolist() == [(0x1ffeffe7e0, 8, STORE), (0x4222cac, 4, LOAD), (0x421c7cc, 512, MODIFY),
-                             (0x7fffffffeff8, 7, LOAD)]
-    assert made.dtype == ACCESS
-    made, lines, bad = replay.parse_lackey(b"")
-    assert (made.tolist(), lines, bad) == ([], 0, None)
-
-
-@pytest.mark.parametrize("line", [
-    b" L 1fff000,0", b" X 1fff000,1", b" L 1fff000", b" L ,1", b" L 1fff000,8x", b" L 1fff000,", b" L 1fff000,8 ",
-    b" L fffffffffffffffff1,8", b" L 7fffffffeff8,8000", b" L 7fffffffeff8,9", b" L ffff,1", b" L 1fff000,4097",
-    b"=12=", b"==12=", b"==", b"==x==", b"I 1", b"I  10", b"I", b" ", b" L", b"L 1fff000,8", b"\0\0\0\0", b"\xff\xfe", b" L -1,8",
-    b" L 0x1fff000,8", b"total: 25"])
-def test_line_of_anything_else_is_told(line):
-    text = b" L 1fff000,8\n==1== x\n" + line + b"\n L 1fff000,8\n"
-    made, lines, bad = replay.parse_lackey(text)
-    assert (made.tolist(), lines, bad) == ([(0x1fff000, 8, LOAD)], 2, line)
-    assert replay.parse_lackey(text.removesuffix(b"\n L 1fff000,8\n"))[1:] == (2, line)
-
-
-def test_random_accesses_survive_being_printed():
-    rng = np.random.default_rng(5)
-    made = np.zeros(20000, ACCESS)
-    made["address"] = rng.integers(65536, 0x7ffffffff000 - 4096, size=len(made))
-    made["size"], made["op"] = rng.integers(1, 4097, size=len(made)), rng.integers(3, size=len(made))
-    text = "".join(f" {'LSM'[op]} {address:08x},{size}\n" for address, size, op in made.tolist())
-    again, lines, bad = replay.parse_lackey(text.encode())
-    assert (lines, bad) == (len(made), None)
-    assert (again == made).all()
-
-
-# ---- words in bulk ----
-
-def test_bulk_words_are_what_they_are_one_by_one(machine):
-    def program(task):
-        one, many = task.mmap(2 * PAGE), task.mmap(2 * PAGE)
-        rng = random.Random(2)
-        offsets = [rng.randrange(32) * 8 + PAGE - 128 for _ in range(500)]
-        values = [rng.randrange(1 << 64) for _ in range(500)]
-        where = many + np.array(offsets, np.uint64)
-        replay.store64_many(where, np.array(values, np.uint64))
-        for offset, value in zip(offsets, values):
-            task.store64(one + offset, value)
-        before = replay.fetch_add64_many(where, np.array(values[::-1], np.uint64))
-        assert before.tolist() == [task.fetch_add64(one + offset, value)
-                                   for offset, value in zip(offsets, values[::-1])]
-        before = replay.cmpxchg_add64_many(where, 3)
-        assert before.tolist() == [task.fetch_add64(one + offset, 3) for offset in offsets]
-        old = [task.load64(one + offset) ^ (number & 1) for number, offset in enumerate(offsets)]
-        seen = replay.cmpxchg64_many(where, np.array(old, np.uint64), np.array(values, np.uint64))
-        assert seen.tolist() == [task.cmpxchg64(one + offset, was, value)
-                                 for offset, was, value in zip(offsets, old, values)]
-        assert replay.load64_many(where).tolist() == [task.load64(one + offset) for offset in offsets]
-        assert task.load(one, 2 * PAGE) == task.load(many, 2 * PAGE)
-    in_task(machine, program)
-
-
-def test_bulk_takes_lists_numbers_and_negative_deltas(machine):
-    def program(task):
-        start = task.mmap(2 * PAGE)
-        assert replay.fetch_add64_many(start, [1, -1, 5, -6]).tolist() == [0, 1, 0, 5]
-        assert replay.load64_many([start, start + 8]).tolist() == [2 ** 64 - 1, 0]
-        assert replay.load64_many(start).tolist() == 2 ** 64 - 1
-        assert replay.load64_many([]).tolist() == []
-        # Off a multiple of 8, across a page boundary.
-        replay.store64_many(start + PAGE - 3, 0x0102030405060708)
-        assert replay.load64_many([start + PAGE - 3]).tolist() == [0x0102030405060708]
-        assert task.load(start + PAGE - 3, 8) == bytes(range(8, 0, -1))
-    in_task(machine, program)
-
-
-def test_bulk_raises_what_single_words_raise(machine):
-    def program(task):
-        start = task.mmap(PAGE)
-        with pytest.raises(SegmentationFault) as fault:
-            replay.store64_many([start, start + PAGE, start + 8], [1, 2, 3])
-        assert (fault.value.address, fault.value.access) == (start + PAGE, "store")
-        # What came before it is done, what came after is not.
-        assert replay.load64_many([start, start + 8]).tolist() == [1, 0]
-        with pytest.raises(SegmentationFault) as fault:
-            replay.load64_many([start, 16])
-        assert (fault.value.address, fault.value.access) == (16, "load")
-        task.mprotect(start, PAGE, 1)
-        for change in (lambda: replay.fetch_add64_many(start, 1), lambda: replay.cmpxchg64_many(start, 1, 2),
-                       lambda: replay.cmpxchg_add64_many(start, 1)):
-            with pytest.raises(SegmentationFault):
-                change()
-        for change in (lambda: replay.fetch_add64_many(start + 4, 1), lambda: replay.cmpxchg64_many(start + 4, 1, 2)):
-            with pytest.raises(OSError) as error:
-                change()
-            assert error.value.errno == errno.EINVAL
-        with pytest.raises(ValueError):
-            replay.store64_many([start, start + 8], [1, 2, 3])
-        assert replay.load64_many(start).tolist() == 1
-    in_task(machine, program)
-
-
-def test_shared_counters_are_exact_while_their_page_moves(machine):
-    """Three tasks of one address space, all on the same words, until their page has moved a lot."""
-    def member(task, start, add):
-        rounds = 0
-        while rounds < 50 or vmstat.vmstat()["pgmigrate_success"] < 100:
-            add(start + 8 * (np.arange(500, dtype=np.uint64) % np.uint64(4)), 1)
-            rounds += 1
-        return rounds
-
-    def program(task):
-        start = task.mmap(PAGE)
-        replay.store64_many(start, 0)
-        others = [task.clone(member, start, add) for add in (replay.fetch_add64_many, replay.cmpxchg_add64_many)]
-        rounds = member(task, start, replay.cmpxchg_add64_many) + sum(other.result(timeout=30) for other in others)
-        assert replay.load64_many(start + 8 * np.arange(4, dtype=np.uint64)).tolist() == [rounds * 125] * 4
-
-    migrator = machine.start_migrator()
-    in_task(machine, program)
-    migrator.stop(20)
-
-
-def test_a_task_has_the_bulk_versions(machine):
-    def program(task):
-        where = task.mmap(4096) + 8 * np.arange(3, dtype=np.uint64)
-        task.store64_many(where, [10, 20, 30])
-        added = task.fetch_add64_many(where, 5).tolist()
-        seen = task.cmpxchg64_many(where, [15, 0, 35], 1).tolist()
-        return added, seen, task.load64_many(where).tolist()
-    assert machine.spawn(program).result(10) == ([10, 20, 30], [15, 25, 35], [1, 25, 1])

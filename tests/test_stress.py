@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmkern import direct_map, freezer, layout, replay, vmstat, worker
+from shmkern import bulk, direct_map, freezer, layout, replay, vmstat, worker
 from shmkern_stress import anon, board, common, fork, harness, threads
 
 pytestmark = pytest.mark.timeout(120)
@@ -332,16 +332,16 @@ def test_page_that_moves_without_its_last_store_is_found(monkeypatch):
 def test_increment_that_is_lost_is_a_wrong_sum(monkeypatch):
     """A load and a store where a fetch-and-add should be."""
     def add_in_two_steps(addresses, deltas):
-        before = replay.load64_many(addresses)
-        replay.store64_many(addresses, before + deltas)
+        before = bulk.load64_many(addresses)
+        bulk.store64_many(addresses, before + deltas)
         return before
 
-    # replay itself is as it was: the shared name is replaced in the scenario alone.
+    # bulk itself is as it was: the shared name is replaced in the scenario alone.
     class Careless:
         def __getattr__(self, name):
-            return add_in_two_steps if name.endswith("add64_many") else getattr(replay, name)
+            return add_in_two_steps if name.endswith("add64_many") else getattr(bulk, name)
 
-    monkeypatch.setattr(threads, "replay", Careless())
+    monkeypatch.setattr(threads, "bulk", Careless())
     result = stress("threads")
     assert_broken(result, "wrong sum", "task ", "(page 0x", "counter")
 
