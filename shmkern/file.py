@@ -84,8 +84,9 @@ def register_host_file(dev, ino, size, kind, blkbits, fd, writable):
         new = NULL
     elif writable and not inode.i_writable:
         taken = 1
-        inode.i_host_fd = fd
-        inode.i_writable = 1
+        # Marked: host_fd looks without the lock.
+        WRITE_ONCE32(addressof(inode.i_host_fd), fd)
+        WRITE_ONCE32(addressof(inode.i_writable), 1)
         # Whoever has the old descriptor under the old id opens the new one.
         smp_store_release64(addressof(inode.i_id), new.i_id)
     spin_unlock(addressof(k.inode_lock))

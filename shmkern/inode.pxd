@@ -80,7 +80,7 @@ cdef inline u64 i_size_pages(Inode* inode) noexcept nogil:
 
 cdef i32 init_os_pid() noexcept nogil
 cdef void host_fd_install(u64 id, int fd) noexcept nogil
-@cython.locals(path=path_t, fd=cython.int)
+@cython.locals(path=path_t, fd=cython.int, id=u64)
 cdef int host_fd(Inode* inode) noexcept nogil
 cdef int host_read(Inode* inode, void* to, u64 count, u64 offset) noexcept nogil
 cdef int host_write(Inode* inode, const void* source, u64 count, u64 offset) noexcept nogil

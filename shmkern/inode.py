@@ -56,14 +56,25 @@ def host_fd_install(id, fd):
 
 def host_fd(inode):
     """This process's descriptor of an inode's file; -EIO when it cannot be opened."""
-    entry = addressof(host_files[inode.i_id % HOST_FILES])
-    if entry.id == inode.i_id:
-        return entry.fd
-    snprintf(path, 64, b"/proc/%d/fd/%d", init_os_pid(), inode.i_host_fd)
-    fd = host_open(path, (O_RDWR if inode.i_writable else O_RDONLY) | O_CLOEXEC)
+    while True:
+        # Acquire: who sees a new id opens the descriptor that came with it (register_host_file).
+        id = smp_load_acquire64(addressof(inode.i_id))
+        entry = addressof(host_files[id % HOST_FILES])
+        if entry.id == id:
+            return entry.fd
+        snprintf(path, 64, b"/proc/%d/fd/%d", init_os_pid(), cast(i32, READ_ONCE32(addressof(inode.i_host_fd))))
+        fd = host_open(path, (O_RDWR if READ_ONCE32(addressof(inode.i_writable)) else O_RDONLY) | O_CLOEXEC)
+        # Init may just be taking a descriptor that may write, and with the next request closes the old one,
+        # whose number is another file's then.  What we have opened is this file's, and the id's, only
+        # if the id still is the same.
+        smp_rmb()
+        if READ_ONCE64(addressof(inode.i_id)) == id:
+            break
+        if fd >= 0:
+            close(fd)
     if fd < 0:
         return -EIO
-    host_fd_install(inode.i_id, fd)
+    host_fd_install(id, fd)
     return fd
 
 
