@@ -56,8 +56,11 @@ def rcu_process_callbacks():
     last = cast(pointer(RcuHead), NULL)
     oldest = rcu_oldest_reader()
     if done != NULL and done.epoch <= oldest:
-        # Before the first leaves the queue: who finds it empty sees that they are in our hands.
+        # Before the first leaves the queue: who finds it empty sees that they are in our hands.  The fence
+        # is for aarch64, where a plain store may overtake that of an atomic before it: rcu_reclaim, without
+        # the lock, would find neither, and -ENOMEM come of it.
         atomic_add_return32(address(k.rcu_freers), 1)
+        smp_mb__after_atomic()
     while k.rcu_head != NULL and k.rcu_head.epoch <= oldest:
         last = k.rcu_head
         k.rcu_head = last.next
