@@ -613,7 +613,14 @@ def __mem_cgroup_uncharge_common(pc, unless):
 
 def __mem_cgroup_uncharge_page(page):
     """mem_cgroup_uncharge_page.  The caller has a reference.  Whoever takes the last mapping away
-    comes here after it; if the page is migrating then, mem_cgroup_end_migration comes later."""
+    comes here after it; if the page is migrating then, mem_cgroup_end_migration comes later.
+
+    One may take the last mapping away and another the page out of the swap cache, both at this moment.
+    Each has done his own by an atomic, then looks at the other's, and with a full fence in between one
+    of them sees both.  On aarch64 the atomic is none for the look behind it: both would leave the
+    charge to each other, and the frame be freed with it.  (Who lets go of a migrating page has the
+    page_cgroup's lock in common with them instead.)"""
+    smp_mb__after_atomic()
     if not mem_cgroup_page_is_used(page):
         __mem_cgroup_uncharge_common(lookup_page_cgroup(page), PCG_MIGRATION)
 
