@@ -591,8 +591,14 @@ def mem_cgroup_page_is_used(page):
 
     In this order: an anonymous page is entered in the swap cache before it is unmapped, and leaves
     that for its file when it is entered there.  For the way from the swap cache to a page table
-    see __mem_cgroup_commit_charge_swapin."""
-    return page_mapped(page) or PageSwapCache(page) or (READ_ONCE64(addressof(page.mapping)) != 0 and not PageAnon(page))
+    see __mem_cgroup_commit_charge_swapin.  Acquire: aarch64 would also look at the later place first, and a
+    page that moves there between the two looks be in neither."""
+    if cast(i32, smp_load_acquire32(addressof(page._mapcount))) >= 0:
+        return True
+    if smp_load_acquire64(addressof(page.flags)) & cast(u64, 1) << PG_swapcache:
+        return True
+    mapping = READ_ONCE64(addressof(page.mapping))
+    return mapping != 0 and not mapping & PAGE_MAPPING_ANON
 
 
 def __mem_cgroup_uncharge_common(pc, unless):
