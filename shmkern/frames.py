@@ -251,7 +251,9 @@ def congestion_wait():
     hands.  Says whether there was anybody to wait for."""
     k = kernel()
     sequence = smp_load_acquire32(address(k.reclaim_sequence))
-    if READ_ONCE32(address(k.nr_reclaimers)) == 0:
+    # Acquire: who finds that the last one has left looks next what that one has freed, and must not have
+    # looked before; see reclaim_end.
+    if smp_load_acquire32(address(k.nr_reclaimers)) == 0:
         return False
     atomic_add_return32(address(k.reclaim_waiters), 1)
     futex_wait(address(k.reclaim_sequence), sequence, CONGESTION_WAIT_NS)
