@@ -115,6 +115,9 @@ def update_all_tasks(cpuset, migrate):
     writing.  A task that nobody forked, and that only just got its slot, reads its group's nodes
     after this."""
     k = kernel()
+    # Nobody holds a lock for it: it is seen here to have its slot, or (alloc_task's atomic, then the
+    # fence of kernel_enter in start_task) sees what the caller has written.
+    smp_mb()
     for cpu in range(1, k.max_tasks):
         task = addressof(k.tasks[cpu])
         if smp_load_acquire32(addressof(task.state)) != TASK_UNUSED and \
