@@ -100,7 +100,8 @@ def do_truncate(inode, size):
         rc = host_truncate(inode, size) if inode.i_host_fd >= 0 else 0
         if rc == 0:
             zero_tail(mapping, old)
-            WRITE_ONCE64(addressof(inode.i_size), size)
+            # Release: a reader that sees the new end sees the zeros before it, as in extend_file.
+            smp_store_release64(addressof(inode.i_size), size)
         return rc
     # The host first, which may forbid it, and last: what is written back in between makes its file
     # longer again.
