@@ -127,6 +127,12 @@ def announce_task(cpu, pid, os_pid):
     return announce_process(addressof(kernel().tasks[cpu]), pid, os_pid)
 
 
+def release_task_slot(cpu):
+    """release_task for the supervisor, of a slot that never got more than a pid.  Not by two stores of
+    Python's: on aarch64 others could claim the slot by the second and then lose their pid to the first."""
+    release_task(addressof(kernel().tasks[cpu]))
+
+
 def struct_sizes():
     """What the compiler makes of the structs, to check layout.py against."""
     return {"Page": sizeof(Page), "Zone": sizeof(Zone), "PgData": sizeof(PgData),

@@ -316,8 +316,7 @@ class Machine:
         if prepared:
             self.init.request("_abandon", slot.cpu, pid)
         elif boot.announce_task(slot.cpu, pid, -1):
-            slot.pid = 0
-            slot.state = C["TASK_UNUSED"]
+            boot.release_task_slot(slot.cpu)
 
     # ---- nodes ----
 
