@@ -23,6 +23,8 @@ def trace_write(event, arg0, arg1, arg2, arg3, arg4, arg5):
     """
     me = current()
     k = kernel()
+    # Somebody has just switched the event on: with what the rings are like, see rings_are_ready.
+    smp_rmb()
     head = me.trace_head
     entry = address(cast(pointer(TraceEvent), k.trace_rings)[
         me.cpu * k.trace_ring_events + (head & (k.trace_ring_events - 1))])
@@ -114,6 +116,12 @@ def read_ring(cpu, position, target):
     if begin + size < oldest:
         first = min(oldest - size, end)
     return begin, first, end
+
+
+def rings_are_ready():
+    """Who finds an event that is switched on after this finds how large the rings are, which is written the first
+    time; with 0 for that its events would go to another CPU's.  The other half is in trace_write."""
+    smp_wmb()
 
 
 def go_on(cpu):

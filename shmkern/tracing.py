@@ -21,7 +21,7 @@ import numpy as np
 
 from shmkern import direct_map, layout, report, vmstat
 from shmkern.errors import BootError
-from shmkern.trace import go_on, read_ring      # noqa: F401 (go_on: for who sets breaks)
+from shmkern.trace import go_on, read_ring, rings_are_ready     # noqa: F401 (go_on: for who sets breaks)
 from shmkern.worker import slot
 
 C = layout.constants
@@ -248,6 +248,7 @@ class Tracing:
         try:
             kernel.trace_owner = os.getpid()
             self._reader = Reader()
+            rings_are_ready()
             kernel.trace_events = self._mask
             # After that: who comes later says so.
             self.names = {int(task["pid"]): task["comm"].decode(errors="replace") for task in report.running()}
