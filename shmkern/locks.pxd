@@ -53,6 +53,8 @@ cdef inline bint spin_is_held(Spinlock* lock) noexcept nogil:
 # No locked instruction: a store to the holder's half of the word, then a look at the other.
 # The CPU may look before its store is seen; whoever parks meanwhile pays for that, with a
 # fence on every CPU between setting SPIN_WAITERS and looking again (spin_lock_slow).
+# What the lock lies in must not be freed in between by whoever has it next: who gives it back
+# holds a reference to that, or is within rcu_read_lock.
 cdef inline void spin_unlock(Spinlock* lock) noexcept nogil:
     VM_BUG_ON_PAGE(not spin_is_held(lock), lock)
     current().preempt_count -= 1

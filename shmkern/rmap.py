@@ -62,11 +62,16 @@ def anon_vma_unlink(vma):
     anon_vma = vma.anon_vma
     if anon_vma == NULL:
         return
+    # When we are not the last, nothing of ours keeps it any more, and spin_unlock looks for waiters after it has
+    # given the lock back: should we lose our CPU in between, the last one may free it, and what is there
+    # then lose a bit that looks like SPIN_WAITERS.
+    rcu_read_lock()
     spin_lock(addressof(anon_vma.lock))
     list_del(addressof(vma.anon_vma_node))
     # It cannot come back to life: who adds a VMA has another one in the list.
     empty = list_empty(addressof(anon_vma.head))
     spin_unlock(addressof(anon_vma.lock))
+    rcu_read_unlock()
     vma.anon_vma = NULL
     if empty:
         anon_vma_free(anon_vma)
