@@ -23,8 +23,11 @@ def mapping_has_dirt(mapping):
     """Whether a file has pages that are still to be written to it: now, without tree_lock."""
     # The root of the tree may be replaced, or go with the last page.
     rcu_read_lock()
+    # Dirty twice: what reclaim was writing at the first look, and could not write, may be dirty again at the
+    # second.  (A page always has the tag that it gets before it loses the other.)
     tagged = radix_tree_tagged(addressof(mapping.page_tree), PAGECACHE_TAG_DIRTY) or \
-        radix_tree_tagged(addressof(mapping.page_tree), PAGECACHE_TAG_WRITEBACK)
+        radix_tree_tagged(addressof(mapping.page_tree), PAGECACHE_TAG_WRITEBACK) or \
+        radix_tree_tagged(addressof(mapping.page_tree), PAGECACHE_TAG_DIRTY)
     rcu_read_unlock()
     return tagged and a_ops(mapping).writepage != NULL
 

@@ -36,10 +36,11 @@ cdef inline bint radix_tree_exceptional_entry(void* item) noexcept nogil:
 cdef inline void radix_tree_replace_slot(void** slot, void* item) noexcept nogil:
     smp_store_release64(slot, <u64>item)
 
-# Whether any item is tagged.  Holds the tree's lock, or is within rcu_read_lock.
+# Whether any item is tagged.  Holds the tree's lock, or is within rcu_read_lock.  Acquire: who asks
+# for two tags in turn without the lock sees them in that order.
 cdef inline bint radix_tree_tagged(RadixTreeRoot* root, int tag) noexcept nogil:
     node = <RadixTreeNode*>smp_load_acquire64(&root.rnode)
-    return node != NULL and READ_ONCE64(&node.tags[tag]) != 0
+    return node != NULL and smp_load_acquire64(&node.tags[tag]) != 0
 
 cdef int radix_tree_preload() noexcept nogil
 cdef void radix_tree_drain_preloads(Task* task) noexcept nogil

@@ -168,9 +168,10 @@ def radix_tree_tag_set(root, index, tag):
     node = radix_tree_leaf(root, index)
     BUG_ON(node == NULL or node.slots[radix_tree_offset(index, 1)] == NULL)
     while node != NULL:
-        # Marked: radix_tree_tagged may look without the lock.
+        # Release, here and below: radix_tree_tagged may look without the lock, and a page that gets one tag and
+        # loses the other is not to be without either.
         bit = cast(u64, 1) << radix_tree_offset(index, node.height)
-        WRITE_ONCE64(addressof(node.tags[tag]), node.tags[tag] | bit)
+        smp_store_release64(addressof(node.tags[tag]), node.tags[tag] | bit)
         node = node.parent
 
 
@@ -179,7 +180,7 @@ def radix_tree_tag_clear(root, index, tag):
     node = radix_tree_leaf(root, index)
     while node != NULL:
         bit = cast(u64, 1) << radix_tree_offset(index, node.height)
-        WRITE_ONCE64(addressof(node.tags[tag]), node.tags[tag] & ~bit)
+        smp_store_release64(addressof(node.tags[tag]), node.tags[tag] & ~bit)
         if node.tags[tag] != 0:
             return
         node = node.parent
