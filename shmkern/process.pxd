@@ -39,4 +39,5 @@ cdef int copy_mempolicy(Task* child, Task* parent) noexcept nogil
 cdef void drop_mempolicy(Task* task) noexcept nogil
 cdef void retire(Task* task) noexcept nogil
 cdef void do_exit() noexcept nogil
+@cython.locals(running=bint)
 cdef void reap_task(Task* task, i32 pid, i32 os_pid) noexcept nogil

@@ -305,12 +305,15 @@ def reap_task(task, pid, os_pid):
     that anybody knows of, as its maker was killed: then it may come yet, and if it does while we
     are here, the slot is its own.
     """
+    # First of all: if the slot is given back and claimed while we are here, the new task has its pid before
+    # it runs, and so is not taken for the one that left nothing but the slot.
+    running = smp_load_acquire32(addressof(task.state)) == TASK_RUNNING
     # The host's pid too.  An orphan may have come since the supervisor found that nobody had; and another
     # task may be on its way out right now, without a pid, and alive.
     if task.pid != pid or READ_ONCE32(addressof(task.os_pid)) != cast(u32, os_pid):
         return
     if pid == 0:
-        if READ_ONCE32(addressof(task.state)) == TASK_RUNNING:
+        if running:
             release_task(task)
         return
     if os_pid == 0 and not announce_process(task, pid, -1):
