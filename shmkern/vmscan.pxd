@@ -27,7 +27,6 @@ cdef enum:
     SHRINK_UNLOCKED = 3
 
 cdef struct ScanControl:
-    u64 nr_scanned
     u64 nr_reclaimed
     u64 gfp
     bint kswapd

@@ -171,7 +171,6 @@ def shrink_locked_page(page, sc):
 def shrink_page(page, sc):
     """shrink_locked_page for a page that is not locked; says whether it is free to go.  An
     activated page is PG_active, and gives its place in swap back when that is scarce."""
-    sc.nr_scanned += 1
     if not trylock_page(page):
         return False
     rc = shrink_locked_page(page, sc)
@@ -390,7 +389,7 @@ def do_try_to_free_pages(nid, nodes, sc):
     `nodes`, looking at more and more of them.  The caller is within reclaim_begin, and sleeps on nothing
     but the host's files."""
     k = kernel()
-    sc.nr_scanned = sc.nr_reclaimed = 0
+    sc.nr_reclaimed = 0
     sc.kswapd = 0
     priority = DEF_PRIORITY
     while priority >= 0:
@@ -449,7 +448,7 @@ def pgdat_balanced(pgdat):
 def balance_pgdat(pgdat):
     """Frees until the node has its high watermark, looking at more and more of its pages; gives up
     when all of them did not suffice."""
-    sc.nr_scanned = sc.nr_reclaimed = 0
+    sc.nr_reclaimed = 0
     sc.gfp = GFP_KERNEL
     sc.kswapd = 1
     sc.mem_cgroup = NULL

@@ -33,9 +33,9 @@ def zone_of(user, va):
 
 def scan_control(room, memcg=0):
     """The address of a struct ScanControl as kswapd's, for all pages or those of a group."""
-    # nr_scanned, nr_reclaimed, gfp, kswapd, mem_cgroup.
-    control = room.stack_words(5)
-    layout.view("u64", control, 5)[:] = 0, 0, GFP_KERNEL, 0, memcg
+    # nr_reclaimed, gfp, kswapd, mem_cgroup.
+    control = room.stack_words(4)
+    layout.view("u64", control, 4)[:] = 0, GFP_KERNEL, 0, memcg
     return control
 
 
