@@ -25,6 +25,7 @@ cdef enum:
     SHRINK_KEEP = 1
     SHRINK_ACTIVATE = 2
     SHRINK_UNLOCKED = 3
+    SHRINK_MLOCKED = 4
 
 cdef struct ScanControl:
     u64 nr_reclaimed

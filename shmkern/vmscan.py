@@ -121,9 +121,11 @@ def shrink_locked_page(page, sc):
     """Frees a locked, isolated page that was on an inactive list, if it can.
 
     Returns SHRINK_FREED: it has no references any more, and is still locked; SHRINK_UNLOCKED: it
-    stays, and its lock is gone; SHRINK_KEEP or SHRINK_ACTIVATE: it stays, locked.
+    stays, and its lock is gone; SHRINK_KEEP, SHRINK_ACTIVATE or SHRINK_MLOCKED: it stays, locked.
     """
-    if not page_evictable(page) or PageWriteback(page):
+    if not page_evictable(page):
+        return SHRINK_MLOCKED
+    if PageWriteback(page):
         return SHRINK_KEEP
     # What swapoff has brought back stays: it could go to the same slot again, and in a group that is
     # at its limit would, as often as swapoff comes by.
@@ -142,6 +144,8 @@ def shrink_locked_page(page, sc):
         rc = try_to_unmap(page, 0)
         if rc == SWAP_FAIL:
             return SHRINK_ACTIVATE
+        if rc == SWAP_MLOCK:
+            return SHRINK_MLOCKED
         if rc != SWAP_SUCCESS:
             return SHRINK_KEEP
     if PageDirty(page):
@@ -170,12 +174,15 @@ def shrink_locked_page(page, sc):
 
 def shrink_page(page, sc):
     """shrink_locked_page for a page that is not locked; says whether it is free to go.  An
-    activated page is PG_active, and gives its place in swap back when that is scarce."""
+    activated page is PG_active, and gives its place in swap back when that is scarce; one that is locked
+    in memory does so in any case, for it will not be swapped out before long."""
     if not trylock_page(page):
         return False
     rc = shrink_locked_page(page, sc)
     if rc == SHRINK_UNLOCKED:
         return False
+    if rc == SHRINK_MLOCKED:
+        try_to_free_swap(page)
     if rc == SHRINK_ACTIVATE:
         if PageSwapCache(page) and vm_swap_full():
             try_to_free_swap(page)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Promises of reclaim, one function at a time (mm/vmscan.c): what it does with a page that it cannot free, which
+lists it looks at, and how far it goes.  Each machine is audited at the end."""
+import ctypes
+
+import pytest
+
+from helpers import C, PAGE, Puppet, flags, page_at
+from shmkern import PROT_READ, layout
+from shmkern.kallsyms import ksym
+
+ANON, FILE = 0, 1
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def small(boot, tmp_path):
+    """A machine of one node of 256 frames, with a swap area; whoever reclaims is the test."""
+    machine = boot(1, 256)
+    machine.swapon(tmp_path / "swap", 500)
+    return machine
+
+
+class ScanControl(ctypes.Structure):
+    """struct ScanControl: of vmscan.pxd, so not in the layout."""
+    _fields_ = [("nr_reclaimed", ctypes.c_uint64), ("gfp", ctypes.c_uint64), ("kswapd", ctypes.c_int),
+                ("mem_cgroup", ctypes.c_uint64)]
+
+    def __init__(self, kswapd=1):
+        super().__init__(0, C["GFP_KERNEL"], kswapd, 0)
+
+    @property
+    def address(self):
+        return ctypes.addressof(self)
+
+
+def slots_in_use():
+    """Slots of all areas that are in use."""
+    return layout.kernel().total_swap_pages - layout.kernel().nr_swap_pages
+
+
+# ---- one page ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("marked", [True, False], ids=["PG_mlocked", "VM_LOCKED"])
+def test_a_page_that_is_found_locked_in_memory_gives_its_slot_back(small, marked):
+    """It was isolated before it was locked; or its area is VM_LOCKED, and its turn to be PG_mlocked has not come."""
+    puppet = Puppet(small)
+    va = puppet(lambda task: task.mmap(PAGE))
+    puppet(lambda task: task.store64(va, 7))
+    page = page_at(puppet, va).address
+
+    def begin(task):
+        ksym.lru_add_drain_all()
+        ksym.shrink_active_list(layout.kernel().zones, ANON, 1, ScanControl())
+        ksym.lock_page(page)
+        added = ksym.add_to_swap(page)
+        ksym.unlock_page(page)
+        return added, ksym.isolate_lru_page(page)
+    assert puppet(begin) == (1, 0) and slots_in_use() == 1
+    # Read-only, or locking would write to it, and that would take it out of the swap cache.
+    puppet(lambda task: (task.mprotect(va, PAGE, PROT_READ), task.mlock(va, PAGE)))
+
+    def shrink(task):
+        ksym.lock_page(page)
+        if not marked:
+            ksym.clear_page_mlock(page)
+        ksym.page_referenced(page, 1, 0)
+        ksym.unlock_page(page)
+        free = ksym.shrink_page(page, ScanControl())
+        seen = layout.struct("Page", page).flags
+        ksym.lock_page(page)
+        ksym.mlock_vma_page(page)
+        ksym.unlock_page(page)
+        ksym.putback_lru_page(page)
+        return free, seen
+    free, seen = puppet(shrink)
+    assert not free and not seen & flags("PG_active") and seen & flags("PG_dirty")
+    assert not seen & flags("PG_swapcache") and slots_in_use() == 0
+    assert page_at(puppet, va).flags & flags("PG_unevictable") and puppet(lambda task: task.load64(va)) == 7
+    small.audit().raise_if_broken()
