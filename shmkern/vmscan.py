@@ -340,13 +340,15 @@ def can_swap():
 
 def get_scan_ratio(zone, priority, sc, percent):
     """How much of the scan goes to anonymous pages, and how much to files': in favour of those of
-    whom fewer were found in use lately; all of both at priority 0.  Takes lru_lock now and then.
+    whom fewer were found in use lately; all of both at the last two priorities.  (2.6.30: at the last.  But there
+    what has just been used is only activated, and whoever finds nothing has no memory.)  Takes lru_lock now
+    and then.
 
     Without a free slot nearly all anonymous pages would be looked at for nothing, so that is for the
     end."""
-    percent[0] = 100 if priority == 0 and can_swap() else 0
+    percent[0] = 100 if priority <= 1 and can_swap() else 0
     percent[1] = 100
-    if priority == 0 or READ_ONCE64(addressof(kernel().nr_swap_pages)) == 0:
+    if priority <= 1 or READ_ONCE64(addressof(kernel().nr_swap_pages)) == 0:
         return
     anon = zone_nr_pages(zone, sc, LRU_ACTIVE_ANON) + zone_nr_pages(zone, sc, LRU_INACTIVE_ANON)
     files = zone_nr_pages(zone, sc, LRU_ACTIVE_FILE) + zone_nr_pages(zone, sc, LRU_INACTIVE_FILE)

@@ -6,7 +6,7 @@ import ctypes
 import pytest
 
 from helpers import C, PAGE, Puppet, flags, page_at
-from shmkern import PROT_READ, layout
+from shmkern import MAP_SHARED, PROT_READ, layout
 from shmkern.kallsyms import ksym
 
 ANON, FILE = 0, 1
@@ -78,4 +78,55 @@ def test_a_page_that_is_found_locked_in_memory_gives_its_slot_back(small, marked
     assert not free and not seen & flags("PG_active") and seen & flags("PG_dirty")
     assert not seen & flags("PG_swapcache") and slots_in_use() == 0
     assert page_at(puppet, va).flags & flags("PG_unevictable") and puppet(lambda task: task.load64(va)) == 7
+    small.audit().raise_if_broken()
+
+
+# ---- all there is --------------------------------------------------------------------
+
+def last_file_page(puppet, path):
+    """A page of a file that has been used through a mapping, and is the only one that could be freed."""
+    path.write_bytes(bytes(PAGE))
+    fd = puppet(lambda task: task.open(path))
+    va = puppet(lambda task: task.mmap(PAGE, PROT_READ, MAP_SHARED, fd=fd))
+    puppet(lambda task: task.load64(va))
+    return page_at(puppet, va).address, []
+
+
+def last_swapped_page(puppet):
+    """The same of an anonymous page that has a slot, when no other is free; and those others."""
+    va = puppet(lambda task: task.mmap(PAGE))
+    puppet(lambda task: task.store64(va, 7))
+    page = page_at(puppet, va).address
+
+    def take_all_slots(task):
+        ksym.lru_add_drain_all()
+        ksym.shrink_active_list(layout.kernel().zones, ANON, 1, ScanControl())
+        ksym.lock_page(page)
+        ksym.add_to_swap(page)
+        ksym.unlock_page(page)
+        return list(iter(ksym.get_swap_page, 0))
+    entries = puppet(take_all_slots)
+    assert layout.kernel().nr_swap_pages == 0
+    puppet(lambda task: task.load64(va))
+    return page, entries
+
+
+@pytest.mark.parametrize("kind", ["file", "anonymous"])
+def test_no_page_is_given_up_because_it_is_of_the_wrong_kind_and_was_just_used(small, tmp_path, kind):
+    """As hardly any memory is free, only anonymous pages are asked for; as no slot is, only those of files.  That
+    must have an end before the last look, for then what was just used is only activated."""
+    puppet = Puppet(small)
+    page, entries = last_file_page(puppet, tmp_path / "file") if kind == "file" else last_swapped_page(puppet)
+    zone = layout.struct("Zone", layout.kernel().zones)
+    high, zone.watermark[C["WMARK_HIGH"]] = zone.watermark[C["WMARK_HIGH"]], 1 << 30
+
+    def free(task):
+        seen = layout.struct("Page", page).flags
+        freed = ksym.try_to_free_pages(0, C["GFP_KERNEL"], 0, 1)
+        for entry in entries:
+            ksym.swap_free(entry)
+        return seen, freed
+    seen, freed = puppet(free)
+    zone.watermark[C["WMARK_HIGH"]] = high
+    assert not seen & flags("PG_active") and freed == 1
     small.audit().raise_if_broken()
