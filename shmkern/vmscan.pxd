@@ -33,7 +33,7 @@ cdef struct ScanControl:
     bint kswapd
     MemCgroup* mem_cgroup      # whose pages only; NULL: anybody's
 
-# The part of a zone's scan that each list gets, in percent: anonymous, file.
+# Of anonymous pages and of files': the part of a zone's scan that each gets, in percent, or in pages.
 ctypedef u64 scan_ratio_t[2]
 
 cdef inline bint scanning_global_lru(ScanControl* sc) noexcept nogil:
@@ -79,7 +79,8 @@ cdef bint inactive_anon_is_low_global(Zone* zone) noexcept nogil
 cdef bint inactive_file_is_low_global(Zone* zone) noexcept nogil
 cdef bint inactive_list_is_low(Zone* zone, int file, ScanControl* sc) noexcept nogil
 cdef void get_scan_ratio(Zone* zone, int priority, ScanControl* sc, u64* percent) noexcept nogil
-@cython.locals(percent=scan_ratio_t, size=u64, left=u64, batch=u64)
+cdef void age_active_anon(Zone* zone, ScanControl* sc) noexcept nogil
+@cython.locals(percent=scan_ratio_t, left=scan_ratio_t, size=u64, batch=u64)
 cdef void shrink_zone(Zone* zone, int priority, ScanControl* sc) noexcept nogil
 cdef void do_try_to_free_pages(i32 nid, u64 nodes, ScanControl* sc) noexcept nogil
 @cython.locals(sc=ScanControl)

@@ -373,22 +373,35 @@ def get_scan_ratio(zone, priority, sc, percent):
     percent[1] = 100 - percent[0]
 
 
+def age_active_anon(zone, sc):
+    """Has anonymous pages become inactive when too few are, so that they have been so for a while when their
+    turn comes.  Not where it never comes (as since 69c854817566)."""
+    if can_swap() and inactive_list_is_low(zone, 0, sc):
+        shrink_active_list(zone, 0, SWAP_CLUSTER_MAX, sc)
+
+
 def shrink_zone(zone, priority, sc):
-    """Scans 1 / 2^priority of each of the zone's lists, in steps of SWAP_CLUSTER_MAX pages, and that many
-    at least; or of a group's there, which may be few."""
+    """Scans 1 / 2^priority of each of the zone's lists, and SWAP_CLUSTER_MAX pages at least; or of a group's
+    there, which may be few.  That many at a time, of each kind in turn: who stops early has taken of both."""
     get_scan_ratio(zone, priority, sc, percent)
+    # 2.6.30 would scan nothing of a short list, and remember how much that was until it is SWAP_CLUSTER_MAX.
+    # By then who needs memory would have none: what it can have is what one call finds.
     least = cast(u64, SWAP_CLUSTER_MAX if scanning_global_lru(sc) else 0)
     for file in range(2):
         size = zone_nr_pages(zone, sc, LRU_ACTIVE_ANON + 2 * file) + zone_nr_pages(zone, sc, LRU_INACTIVE_ANON + 2 * file)
-        left = min(size, max(size >> priority, least) * percent[file] // 100)
-        while left > 0:
-            batch = min(left, cast(u64, SWAP_CLUSTER_MAX))
+        left[file] = min(size, max(size >> priority, least) * percent[file] // 100)
+    while left[0] + left[1] > 0:
+        for file in range(2):
+            batch = min(left[file], cast(u64, SWAP_CLUSTER_MAX))
+            if batch == 0:
+                continue
+            left[file] -= batch
             if inactive_list_is_low(zone, file, sc):
                 shrink_active_list(zone, file, batch, sc)
             shrink_inactive_list(zone, file, batch, sc)
-            left -= batch
-            if not sc.kswapd and sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
-                return
+        if not sc.kswapd and sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
+            break
+    age_active_anon(zone, sc)
 
 
 # ---- who needs memory now ----------------------------------------------------

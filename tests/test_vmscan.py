@@ -6,7 +6,7 @@ import ctypes
 import pytest
 
 from helpers import C, PAGE, Puppet, flags, page_at
-from shmkern import MAP_SHARED, PROT_READ, layout
+from shmkern import MAP_SHARED, PROT_READ, layout, worker
 from shmkern.kallsyms import ksym
 
 ANON, FILE = 0, 1
@@ -130,3 +130,81 @@ def test_no_page_is_given_up_because_it_is_of_the_wrong_kind_and_was_just_used(s
     zone.watermark[C["WMARK_HIGH"]] = high
     assert not seen & flags("PG_active") and freed == 1
     small.audit().raise_if_broken()
+
+
+# ---- one zone ------------------------------------------------------------------------
+
+def old_pages(puppet, anon, path=None, files=0):
+    """Fills memory with anonymous pages, which are active, and reads those of a file, which are not; all have not
+    been used since they were looked at last.  The address of the first anonymous one."""
+    va = puppet(lambda task: task.mmap(anon * PAGE))
+    if files:
+        path.write_bytes(bytes(files * PAGE))
+        fd = puppet(lambda task: task.open(path))
+
+    def touch(task):
+        for number in range(anon):
+            task.store64(va + number * PAGE, number)
+        if files:
+            task.pread(fd, files * PAGE, 0)
+        ksym.lru_add_drain_all()
+        for number in range(anon):
+            page = ksym.follow_page(ksym.find_vma(worker.slot(task.cpu).mm, va), va + number * PAGE, 0)
+            ksym.page_referenced(page, 0, 0)
+            ksym.put_page(page)
+    puppet(touch)
+    return va
+
+
+def deactivate(task):
+    """Has all anonymous pages inactive."""
+    zone = layout.kernel().zones
+    ksym.shrink_active_list(zone, ANON, layout.struct("Zone", zone).vm_stat[C["LRU_ACTIVE_ANON"]], ScanControl())
+
+
+def shrink(priority, kswapd):
+    """A program that is one shrink_zone.  Returns how many pages it freed."""
+    def program(task):
+        control = ScanControl(kswapd)
+        ksym.shrink_zone(layout.kernel().zones, priority, control)
+        return control.nr_reclaimed
+    return program
+
+
+def on_lists(machine, *kinds):
+    """How many pages are on lists of the one zone."""
+    machine.check()
+    zone = layout.struct("Zone", layout.kernel().zones)
+    return tuple(zone.vm_stat[C[kind]] for kind in kinds)
+
+
+def test_a_task_takes_pages_of_both_kinds_when_it_stops_as_soon_as_it_has_enough(small, tmp_path):
+    puppet = Puppet(small)
+    old_pages(puppet, 80, tmp_path / "file", 80)
+    puppet(deactivate)
+    assert on_lists(small, "LRU_INACTIVE_ANON", "LRU_INACTIVE_FILE") == (80, 80)
+    assert puppet(shrink(0, kswapd=0)) == 2 * C["SWAP_CLUSTER_MAX"]
+    assert on_lists(small, "LRU_INACTIVE_ANON", "LRU_INACTIVE_FILE") == (80 - C["SWAP_CLUSTER_MAX"],) * 2
+    # Who does it for everybody goes on.
+    assert puppet(shrink(0, kswapd=1)) == 2 * (80 - C["SWAP_CLUSTER_MAX"])
+    small.audit().raise_if_broken()
+
+
+def use_much_anonymous_memory():
+    """As if all anonymous pages that were looked at had been in use, and none of files: they are not worth a look."""
+    stat = layout.struct("Zone", layout.kernel().zones).reclaim_stat
+    stat.recent_rotated[0], stat.recent_scanned[0] = 1 << 20, 1
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_anonymous_pages_become_inactive_in_time_though_only_files_are_looked_at(boot, tmp_path, swap):
+    """So that they have the time until their turn comes to be used again; it never comes where nothing can be swapped."""
+    machine = boot(1, 256)
+    if swap:
+        machine.swapon(tmp_path / "swap", 500)
+    puppet = Puppet(machine)
+    old_pages(puppet, 80, tmp_path / "file", 80)
+    use_much_anonymous_memory()
+    assert puppet(shrink(C["DEF_PRIORITY"], kswapd=1)) > 0
+    assert on_lists(machine, "LRU_INACTIVE_ANON") == ((C["SWAP_CLUSTER_MAX"] if swap else 0),)
+    machine.audit().raise_if_broken()
