@@ -468,17 +468,25 @@ def pgdat_balanced(pgdat):
 
 
 def balance_pgdat(pgdat):
-    """Frees until the node has its high watermark, looking at more and more of its pages; gives up
-    when all of them did not suffice."""
+    """Frees SWAP_CLUSTER_MAX pages unless the node has its high watermark, looking at more and more of its pages,
+    and asks to be called again.  Does not when all of them did not suffice: who needs memory then will say so,
+    and is what all_unreclaimable is in 2.6.30."""
     sc.nr_reclaimed = 0
     sc.gfp = GFP_KERNEL
     sc.kswapd = 1
     sc.mem_cgroup = NULL
     reclaim_begin()
     priority = DEF_PRIORITY
-    while priority >= 0 and not pgdat_balanced(pgdat):
+    while priority >= 0 and sc.nr_reclaimed < SWAP_CLUSTER_MAX:
+        age_active_anon(pgdat.node_zone, addressof(sc))
+        if pgdat_balanced(pgdat):
+            break
         shrink_zone(pgdat.node_zone, priority, addressof(sc))
         priority -= 1
+    # A round is no longer than that, so that it begins at the first priority again though others take what it
+    # frees; and the task has left the kernel in between, and those are awake who wait for progress.
+    if sc.nr_reclaimed >= SWAP_CLUSTER_MAX and not pgdat_balanced(pgdat):
+        WRITE_ONCE32(addressof(pgdat.kswapd_wait), 1)
     reclaim_end(sc.nr_reclaimed)
 
 
@@ -492,7 +500,7 @@ def kswapd_sleep(pgdat):
 
 
 def kswapd(nid):
-    """One round of a node's kswapd: sleeps until it is wanted, and then frees."""
+    """One round of a node's kswapd: sleeps until it is wanted, if it is not already, and then frees."""
     pgdat = kernel().nodes + nid
     kswapd_sleep(pgdat)
     kernel_enter()

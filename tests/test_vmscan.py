@@ -208,3 +208,48 @@ def test_anonymous_pages_become_inactive_in_time_though_only_files_are_looked_at
     assert puppet(shrink(C["DEF_PRIORITY"], kswapd=1)) > 0
     assert on_lists(machine, "LRU_INACTIVE_ANON") == ((C["SWAP_CLUSTER_MAX"] if swap else 0),)
     machine.audit().raise_if_broken()
+
+
+# ---- kswapd --------------------------------------------------------------------------
+
+def balance(task):
+    """Does what a node's kswapd does when it has been woken.  Returns how many pages are free then."""
+    nid, node = 0, layout.struct("PgData", layout.kernel().nodes)
+    node.kswapd_wait = 1
+    while node.kswapd_wait:
+        ksym.kswapd(nid)
+    return layout.struct("Zone", layout.kernel().zones).vm_stat[C["NR_FREE_PAGES"]]
+
+
+def test_kswapd_has_anonymous_pages_become_inactive_though_there_is_enough_free(small):
+    puppet = Puppet(small)
+    old_pages(puppet, 80)
+    puppet(balance)
+    assert on_lists(small, "LRU_INACTIVE_ANON", "LRU_ACTIVE_ANON") == (C["SWAP_CLUSTER_MAX"], 80 - C["SWAP_CLUSTER_MAX"])
+
+
+def test_kswapd_frees_no_more_than_is_wanted_as_long_as_it_finds_pages_that_can_go(boot, tmp_path):
+    """It begins anew with every few pages, so that it does not come to look at all there are."""
+    machine = boot(1, 1024)
+    machine.swapon(tmp_path / "swap", 2000)
+    puppet = Puppet(machine)
+    old_pages(puppet, 900)
+    puppet(deactivate)
+    zone = layout.struct("Zone", layout.kernel().zones)
+    high, wanted = zone.watermark[C["WMARK_HIGH"]], zone.vm_stat[C["NR_FREE_PAGES"]] + 430
+    zone.watermark[C["WMARK_HIGH"]] = wanted
+    free = puppet(balance)
+    zone.watermark[C["WMARK_HIGH"]] = high
+    assert wanted < free <= wanted + 2 * C["SWAP_CLUSTER_MAX"]
+    machine.audit().raise_if_broken()
+
+
+def test_kswapd_sleeps_when_it_finds_nothing_that_can_go(small):
+    puppet = Puppet(small)
+    va = old_pages(puppet, 80)
+    puppet(lambda task: task.mlock(va, 80 * PAGE))
+    zone = layout.struct("Zone", layout.kernel().zones)
+    high, zone.watermark[C["WMARK_HIGH"]] = zone.watermark[C["WMARK_HIGH"]], 1 << 30
+    free = zone.vm_stat[C["NR_FREE_PAGES"]]
+    assert puppet(balance) == free
+    zone.watermark[C["WMARK_HIGH"]] = high
