@@ -254,6 +254,23 @@ def test_page_is_put_back_on_the_list_that_its_flags_say(run, set_, clear, lru):
     assert active == (lru in ("LRU_ACTIVE_ANON", "LRU_ACTIVE_FILE"))
 
 
+def test_page_on_the_unevictable_list_is_not_activated(run):
+    """Whoever wanted to activate it looked before it was locked."""
+    def program(task):
+        [page] = touch(task, 1)
+        ksym.lru_add_drain()
+        ksym.lock_page(page)
+        ksym.mlock_vma_page(page)
+        ksym.unlock_page(page)
+        ksym.activate_page(page)
+        found = list_of(page), has(page, "PG_active")
+        ksym.lock_page(page)
+        ksym.munlock_vma_page(page)
+        ksym.unlock_page(page)
+        return found
+    assert run(program) == (["LRU_UNEVICTABLE"], False)
+
+
 def test_page_that_is_munlocked_leaves_the_unevictable_list(run):
     def program(task):
         [page] = touch(task, 1)

@@ -2,6 +2,7 @@
 """Memory control groups: who is charged for a page and from when to when, limits up the
 hierarchy, and charges while pages migrate (seed lines 125-136, 633-641, 720).  On real
 processes; what is to happen in the middle of a migration is done by hand."""
+import ctypes
 import errno
 import os
 import random
@@ -818,6 +819,31 @@ def test_a_page_is_on_the_list_of_its_group_that_it_is_on_in_its_zone(machine, t
     b.attach(one.pid)
     one(lambda task: task.munmap(va, PAGE))
     assert lists(a) == {(0, ACTIVE_ANON): [frames[2]], (0, UNEVICTABLE): [frames[1]]} and lists(b) == {}
+    machine.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("at_limit", [False, True])
+def test_a_page_that_is_just_being_freed_is_the_newest_of_its_groups_list_then(machine, tree, at_limit):
+    """Reclaim cannot have it, and is not to come by it again and again."""
+    _parent, a, _b = tree
+    one = resident(machine, a)
+    touch(one, 0, 1, 2)
+    frames = [pfn_at(one, one.va + i * PAGE) for i in range(3)]
+    drain(one)
+    oldest, memcg = page(frames[0]).address, row_of(a).address
+
+    def program(task):
+        words, zone = (ctypes.c_uint64 * 3)(), layout.kernel().zones
+        pagelist = ctypes.addressof(words)
+        ksym.INIT_LIST_HEAD(pagelist)
+        assert ksym.page_freeze_refs(oldest, 1)
+        which = (memcg, zone) if at_limit else (zone,)
+        function = ksym.mem_cgroup_isolate_pages if at_limit else ksym.isolate_pages_global
+        looked_at = function(*which, ACTIVE_ANON, 1, 0, pagelist, pagelist + 16)
+        ksym.page_unfreeze_refs(oldest, 1)
+        return looked_at, words[2]
+    assert one(program) == (1, 0)
+    assert lists(a) == {(0, ACTIVE_ANON): [frames[0], frames[2], frames[1]]}
     machine.audit().raise_if_broken()
 
 
