@@ -21,9 +21,9 @@ cdef enum:
     __GFP_ZERO = 0x8000
     __GFP_HARDWALL = 0x20000
     __GFP_THISNODE = 0x40000
-    GFP_ATOMIC = 0x20          # __GFP_HIGH
-    GFP_KERNEL = 0xd0          # __GFP_WAIT | __GFP_IO | __GFP_FS
-    GFP_HIGHUSER_MOVABLE = 0x200da
+    GFP_ATOMIC = __GFP_HIGH
+    GFP_KERNEL = __GFP_WAIT | __GFP_IO | __GFP_FS
+    GFP_HIGHUSER_MOVABLE = GFP_KERNEL | __GFP_HARDWALL | __GFP_HIGHMEM | __GFP_MOVABLE
 
 # The watermark of those who free memory, see alloc_pages_slowpath.
 cdef enum:

@@ -13,7 +13,6 @@ cdef enum:
     PAGE_SIZE = 4096
     MAX_NUMNODES = 64
     MAX_ORDER = 11
-    MAX_ORDER_NR_PAGES = 1024
     NR_CPUS = 1024             # upper bound; a machine boots with its own max_tasks
     CPU_MASK_WORDS = 16        # NR_CPUS / 64
     PAGEVEC_SIZE = 14
@@ -41,7 +40,6 @@ cdef enum:
     PG_dirty = 4
     PG_lru = 5
     PG_active = 6
-    PG_slab = 7
     PG_checked = 8
     PG_reserved = 10
     PG_private = 11
@@ -437,7 +435,6 @@ cdef enum:
     VM_DONTCOPY = 0x20000
     VM_DONTEXPAND = 0x40000
     VM_RESERVED = 0x80000
-    VM_SPECIAL = 0xc4400       # VM_IO | VM_DONTEXPAND | VM_RESERVED | VM_PFNMAP
     VM_ACCESS_FLAGS = 7        # VM_READ | VM_WRITE | VM_EXEC, equal to the PROT_ bits
 
 cdef struct VmAreaStruct:

@@ -2,13 +2,14 @@
 """Rules of the source that the compiler does not check."""
 import ast
 import re
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import shmkern
-from shmkern import cli
+from shmkern import cli, layout
 
 PACKAGE = Path(shmkern.__file__).parent
 HEADERS = sorted(header for header in PACKAGE.glob("*.pxd") if header.stem != "__init__")
@@ -100,6 +101,39 @@ def idle_imports(source):
 def test_what_is_imported_is_used(source):
     if source.name != "__init__.py":
         assert list(idle_imports(source)) == []
+
+
+def without_comments(source):
+    """The text of a file, but for comments; the name of an array's size, behind it, stays: `[3]  # NR_WMARK`."""
+    return re.sub(r"(\] +# \w+)|(?:^|\s)#.*", r"\1", source.read_text(), flags=re.M)
+
+
+def dead_declarations(headers, sources):
+    """Enumerators and inline functions of some .pxd files whose names stand nowhere else in these and the sources."""
+    texts = {header.name: without_comments(header) for header in headers}
+    used = Counter(re.findall(r"\w+", " ".join([*texts.values(), *map(without_comments, sources)])))
+    for name, text in texts.items():
+        declared = re.findall(r"^ +(\w+) = |^cdef inline .*?(\w+)\(", text, re.M)
+        yield from (f"{name}: {constant or function}" for constant, function in declared if used[constant or function] == 1)
+
+
+def test_constants_and_inline_functions_are_used():
+    assert list(dead_declarations(HEADERS, [*SOURCES, *PACKAGE.glob("explore/*.c")])) == []
+
+
+def test_a_dead_declaration_is_found(tmp_path):
+    source, header = tmp_path / "x.py", tmp_path / "x.pxd"
+    source.write_text("used()  # and lost, said a comment\n")
+    header.write_text("cdef enum:\n    LOST = 1\n    NR_A = 3          # not LOST\n\ncdef struct X:\n    u64 a[3]  # NR_A\n\n"
+                      "cdef inline int used() noexcept nogil:\n    return 1\n\ncdef inline u64* lost(int a) noexcept nogil:\n"
+                      "    return NULL\n")
+    assert list(dead_declarations([header], [source])) == ["x.pxd: LOST", "x.pxd: lost"]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=lambda header: header.stem)
+def test_an_array_is_as_long_as_the_constant_that_it_names(header):
+    named = re.findall(r"\w\[(\d+)\] +# ([A-Z_]{3,})\b", header.read_text())
+    assert [(size, name) for size, name in named if layout.constants[name] != int(size)] == []
 
 
 def imported(name):
