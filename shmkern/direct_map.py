@@ -8,8 +8,10 @@ remove the block of a running machine as soon as any process that attached to it
 Imports layout, errors and the compiled atomics' constants; knows nothing of what is in
 the block behind its first page.
 """
+import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -250,6 +252,23 @@ def attach(name, writable=False):
         os.close(fd)
         raise
     return Block(name, fd, int(record["address_size"]), mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+
+
+@contextlib.contextmanager
+def locked(block, wait=True):
+    """Within its `with` block no other process is within one for the same block of memory; one that is killed
+    there is out of it.  For what several words say together.  Raises BlockingIOError when another is there and
+    this one is not to wait.  A block that has lost its name is nobody's to lock."""
+    try:
+        fd = open_block(block.name)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(fd)
 
 
 def reserve(block, offset, length):

@@ -21,7 +21,7 @@ from shmkern import audit as audit_module
 from shmkern.cgroup import Cgroup
 from shmkern import boot, direct_map, freezer, host_files, interrupts, layout, lifeline, report, vmstat, worker
 from shmkern.errors import BootError, KernelBug, TaskDied
-from shmkern.tracing import await_tracer, end_tracing, tracer_gone
+from shmkern.tracing import await_tracer, end_what_is_left
 
 C = layout.constants
 MIN_FRAMES = 64
@@ -449,8 +449,7 @@ class Machine:
         now = time.monotonic()
         if at_once or now - self._checked >= worker.POLL_SECONDS:
             self._checked = now
-            if tracer_gone():
-                end_tracing()
+            end_what_is_left()
             self.init.settle()
             tasks = report.living()
             running = set(tasks["pid"][tasks["state"] == C["TASK_RUNNING"]].tolist())

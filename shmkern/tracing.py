@@ -183,7 +183,7 @@ def default_ring_events():
     return min(max(1 << most.bit_length() - 1, RING_EVENTS_MIN), C["TRACE_RING_EVENTS_MAX"])
 
 
-def tracer_gone():
+def _tracer_gone():
     """Whether somebody began to trace and was killed."""
     kernel = layout.kernel()
     return kernel.trace_owner != 0 and direct_map.process_gone(kernel.trace_owner, kernel.trace_owner_start)
@@ -199,6 +199,15 @@ def end_tracing():
     # Who is still writing an event gets a new page for it.
     direct_map.give_back(direct_map.mapped, *_rings(kernel.trace_ring_events))
     kernel.trace_owner = 0
+
+
+def end_what_is_left():
+    """Ends what a tracer that was killed began, unless another is about to: that one does."""
+    if _tracer_gone():
+        with contextlib.suppress(BlockingIOError), direct_map.locked(direct_map.mapped, wait=False):
+            # Now nobody can take it over between the look and the end.
+            if _tracer_gone():
+                end_tracing()
 
 
 def await_tracer(seconds=10):
@@ -231,9 +240,15 @@ class Tracing:
         self._wanted = ring_events
 
     def __enter__(self):
+        # Of two that begin at once the second one waits, and then sees the first.
+        with direct_map.locked(self._block):
+            self._begin()
+        return self
+
+    def _begin(self):
         kernel = self._kernel
         if kernel.trace_owner:
-            if not tracer_gone():
+            if not _tracer_gone():
                 raise TracingError(f"the machine is being traced by process {kernel.trace_owner}")
             end_tracing()
         size = kernel.trace_ring_events
@@ -256,7 +271,6 @@ class Tracing:
             # Ctrl-C, after which this process goes on, perhaps: nobody would take it for gone.
             end_tracing()
             raise
-        return self
 
     def read(self):
         """What was written since the last call, as Reader.read(); `names` learns from it."""

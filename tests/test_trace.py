@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import signal
+from pathlib import Path
 
 import multiprocess
 import numpy as np
@@ -320,22 +321,87 @@ def test_a_killed_tracers_machine_stops_writing_events(machine):
     assert layout.kernel().trace_events == 0 and layout.kernel().trace_owner == 0
 
 
+class WatchedKernel:
+    """struct Kernel, whose writer calls a function when it comes to a word."""
+
+    def __init__(self, word, function):
+        object.__setattr__(self, "_word", word)
+        object.__setattr__(self, "_function", function)
+
+    def __getattr__(self, name):
+        return getattr(layout.kernel(), name)
+
+    def __setattr__(self, name, value):
+        if name == self._word:
+            self._function()
+        setattr(layout.kernel(), name, value)
+
+
+def begin_and_tell(connection, word=None):
+    """Traces until it is told to end; tells how that began, and before that when it has come to a word of the
+    kernel's, where it then waits to be told to go on."""
+    def halfway():
+        connection.send("halfway")
+        connection.recv()
+    trace = tracing.Tracing()
+    trace._kernel = WatchedKernel(word, halfway)
+    try:
+        with trace:
+            connection.send("tracing")
+            connection.recv()
+    except tracing.TracingError as error:
+        connection.send(str(error))
+
+
+def waits_for_the_block(process):
+    """Whether a process waits for a file lock, and for nothing else."""
+    return any(line.split()[1:3] == ["->", "FLOCK"] and int(line.split()[5]) == process.pid
+               for line in Path("/proc/locks").read_text().splitlines())
+
+
+@pytest.mark.parametrize("before", ["nobody", "one that was killed"])
+def test_of_two_tracers_that_begin_at_once_one_gets_the_machine(machine, until, before):
+    if before != "nobody":
+        killed = multiprocess.get_context("fork").Process(
+            target=lambda: (tracing.Tracing().__enter__(), os.kill(os.getpid(), signal.SIGKILL)))
+        killed.start()
+        killed.join()
+    pipes = [multiprocess.Pipe() for _ in range(2)]
+    one, two = (multiprocess.get_context("fork").Process(target=begin_and_tell, args=(there, word))
+                for (_here, there), word in zip(pipes, ["trace_owner_start", None]))
+    (one_says, _), (two_says, _) = pipes
+    one.start()
+    assert one_says.recv() == "halfway"
+    two.start()
+    until(lambda: two_says.poll() or waits_for_the_block(two))
+    one_says.send("go on")
+    assert one_says.recv() == "tracing"
+    assert two_says.recv() == f"the machine is being traced by process {one.pid}"
+    two.join()
+    assert layout.kernel().trace_owner == one.pid and layout.kernel().trace_events != 0
+    one_says.send("end")
+    one.join()
+    assert layout.kernel().trace_owner == 0
+
+
+def test_the_supervisor_does_not_wait_for_who_is_about_to_trace(machine):
+    """Who is stopped there would keep it for as long; it looks again the next time."""
+    other = multiprocess.get_context("fork").Process(
+        target=lambda: (tracing.Tracing().__enter__(), os.kill(os.getpid(), signal.SIGKILL)))
+    other.start()
+    other.join()
+    with direct_map.locked(direct_map.mapped):
+        machine.check(at_once=True)
+        assert layout.kernel().trace_owner == other.pid
+    machine.check(at_once=True)
+    assert layout.kernel().trace_owner == 0
+
+
 @pytest.mark.parametrize("word", ["trace_owner", "trace_ring_events", "trace_events"])
 def test_a_tracer_killed_while_it_begins_does_not_harm_the_machine(machine, word):
-    class Kernel:
-        """struct Kernel, whose writer dies when it comes to that word."""
-
-        def __getattr__(self, name):
-            return getattr(layout.kernel(), name)
-
-        def __setattr__(self, name, value):
-            if name == word:
-                os.kill(os.getpid(), signal.SIGKILL)
-            setattr(layout.kernel(), name, value)
-
     def trace_and_die():
         trace = tracing.Tracing()
-        trace._kernel = Kernel()
+        trace._kernel = WatchedKernel(word, lambda: os.kill(os.getpid(), signal.SIGKILL))
         trace.__enter__()
 
     other = multiprocess.get_context("fork").Process(target=trace_and_die)
