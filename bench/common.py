@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shmkern import provenance
-from shmkern.command import BAD_USE, Parser, check_writable, duration, positive      # noqa: F401 (for the benches too)
+from shmkern.command import BAD_USE, Parser, check_writable, duration, file_name, positive      # noqa: F401 (for the benches too)
 from shmkern.errors import BootError, UsageError
 
 
@@ -29,7 +29,7 @@ def parser(description, example):
 def writable(path):
     """An argparse type: a file that can be written, which is better known before the work."""
     try:
-        check_writable(path)
+        check_writable(file_name(path))
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return path

@@ -19,7 +19,7 @@ import psutil
 
 import shmkern
 from shmkern import direct_map, interrupts, layout, record
-from shmkern.command import DONE, Parser, carry_out, positive, table, write_json
+from shmkern.command import DONE, Parser, carry_out, file_name, positive, table, write_json
 from shmkern.errors import UsageError
 
 C = layout.constants
@@ -344,13 +344,14 @@ def make_parser(wanted=None):
     tracer = _command(commands, "record", record_trace, "record a program's memory accesses, for `stress trace`",
                       "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz --seconds 10")
     tracer.usage = "shmkern record [-h] [-o FILE] [--limit N] -- COMMAND..."
-    tracer.add_argument("-o", dest="output", metavar="FILE", help="where to (default: COMMAND.lackey.gz)")
+    tracer.add_argument("-o", dest="output", type=file_name, metavar="FILE", help="where to (default: COMMAND.lackey.gz)")
     tracer.add_argument("--limit", type=positive, default=RECORD_LIMIT, metavar="N",
                         help=f"accesses to record, after which the program is ended (default {RECORD_LIMIT:,})")
     tracer.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
     lister = _command(commands, "ls", list_blocks, "list the machines on this host, running or left behind",
                       "shmkern ls --json -")
-    lister.add_argument("--json", metavar="FILE", help="also write the list to FILE, as JSON; - is the standard output")
+    lister.add_argument("--json", type=file_name, metavar="FILE",
+                        help="also write the list to FILE, as JSON; - is the standard output")
     remover = _command(commands, "rm", remove_blocks, "remove machines that killed supervisors left behind",
                        "shmkern rm --all")
     remover.add_argument("names", nargs="*", metavar="NAME", help="as `shmkern ls` shows it (default: all)")

@@ -38,7 +38,7 @@ def add_options(parser):
     parser.usage = "shmkern trace [-h] [-o FILE] [--text] [-e EVENT] [...] (-- COMMAND... | NAME)"
     parser.epilog += "\n\nThe trace opens in https://ui.perfetto.dev.  Events:\n  " + "\n  ".join(
         f"{event.system}:{event.name}" for event in tracing.EVENTS.values())
-    parser.add_argument("-o", dest="output", metavar="FILE",
+    parser.add_argument("-o", dest="output", type=command.file_name, metavar="FILE",
                         help=f"where to (default: {OUTPUT}; with --text the standard output)")
     parser.add_argument("--text", action="store_true", help="as ftrace prints it, instead of Perfetto's protobuf")
     parser.add_argument("-e", dest="events", action="append", metavar="EVENT",

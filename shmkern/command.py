@@ -98,6 +98,13 @@ def duration(text):
     return value
 
 
+def file_name(text):
+    """An argparse type: what names a file, perhaps."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not the name of a file")
+    return text
+
+
 def table(rows):
     """Rows of texts as aligned lines."""
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -231,7 +231,7 @@ def attach(name, writable=False):
     made by a build with other structs, or when this process has a machine already; and
     PermissionError when it is somebody else's.
     """
-    if "/" in name or not os.path.lexists(SHM_DIR / name):
+    if not name or "/" in name or not os.path.lexists(SHM_DIR / name):
         raise BootError(f"there is no machine {name!r}; `shmkern ls` shows those there are")
     try:
         fd = open_block(name, os.O_RDWR if writable else os.O_RDONLY)

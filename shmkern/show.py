@@ -354,7 +354,8 @@ def add_options(parser):
     parser.add_argument("--busy", action="store_true",
                         help="a task touches the page before it is copied, so that the first pass fails")
     parser.add_argument("--table", action="store_true", help="as one table, a row a step, as docs/protocol.md has it")
-    parser.add_argument("--json", metavar="FILE", help="write the steps to FILE, as JSON; - is the standard output")
+    parser.add_argument("--json", type=command.file_name, metavar="FILE",
+                        help="write the steps to FILE, as JSON; - is the standard output")
 
 
 def run(args):

@@ -230,7 +230,7 @@ def add_options(parser):
     parser.add_argument("--once", action="store_true", help="print what happens in one interval, and end")
     parser.add_argument("--interval", type=command.duration, default=INTERVAL, metavar="S",
                         help=f"seconds between two looks (default {INTERVAL:g})")
-    parser.add_argument("--json", metavar="FILE",
+    parser.add_argument("--json", type=command.file_name, metavar="FILE",
                         help="write what happens in one interval to FILE, as JSON, and end; - is the standard output")
     parser.epilog += "\n\nkeys: s and r sort and reverse, / filters, Enter opens a task, p a page, + and - change\n" \
                      "the interval, q leaves.  The machine is only looked at, and does not notice."
@@ -274,7 +274,7 @@ def run(args):
     """shmkern top"""
     if args.json not in (None, "-"):
         command.check_writable(args.json)
-    attach(args.name or choose())
+    attach(choose() if args.name is None else args.name)
     if not args.once and args.json is None and sys.stdout.isatty() and sys.stdin.isatty():
         from shmkern.top_screen import TopScreen
         screen = TopScreen(args.interval)

@@ -18,7 +18,7 @@ import signal
 import sys
 
 import shmkern
-from shmkern.command import Parser, duration, problem_text
+from shmkern.command import Parser, duration, file_name, problem_text
 from shmkern.errors import UsageError
 from shmkern_stress.board import entering      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say, unwritten
@@ -80,7 +80,7 @@ def whole(low, high):
 def add_options(parser, name):
     """Adds a scenario's options to its parser."""
     if name == "trace":
-        parser.add_argument("file", metavar="FILE",
+        parser.add_argument("file", type=file_name, metavar="FILE",
                             help="what valgrind's lackey prints, plain or gzip; see `shmkern record`")
     parser.add_argument("--workers", type=whole(1, MAX_WORKERS), default=8, metavar="N",
                         help="tasks that run at once (default 8)")
@@ -95,7 +95,7 @@ def add_options(parser, name):
     parser.add_argument("--migrators", type=whole(1, 64), metavar="N",
                         help="processes that move pages (default 1, and one more for every 32 workers)")
     add_html(parser)
-    parser.add_argument("--json", metavar="FILE",
+    parser.add_argument("--json", type=file_name, metavar="FILE",
                         help="also write the result to FILE, as JSON; - is the standard output")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     example = "shmkern record -o ls.gz -- ls / && shmkern stress trace ls.gz" if name == "trace" else \
@@ -106,7 +106,7 @@ def add_options(parser, name):
 
 def add_html(parser):
     """The option of every run that can write a report."""
-    parser.add_argument("--html", metavar="FILE", help="also write a report to FILE, one HTML page")
+    parser.add_argument("--html", type=file_name, metavar="FILE", help="also write a report to FILE, one HTML page")
 
 
 # ---- the result --------------------------------------------------------------------

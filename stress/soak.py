@@ -22,7 +22,7 @@ import psutil
 
 import shmkern
 from shmkern import direct_map
-from shmkern.command import problem_text
+from shmkern.command import file_name, problem_text
 from shmkern_stress import common, harness, run_report, verdict
 from shmkern_stress.common import BAD_USE, BROKEN, HELD, UsageError
 from shmkern_stress.display import say, unwritten
@@ -68,10 +68,12 @@ def add_options(parser):
                         help="seconds from sample to sample (default 1)")
     parser.add_argument("--stall", type=common.duration, default=STALL, metavar="S",
                         help=f"seconds that nobody may stand still for (default {STALL:.0f})")
-    parser.add_argument("--samples", metavar="FILE", help="where the samples go (default soak-DATE-TIME.db)")
-    parser.add_argument("--resume", metavar="FILE", help="go on with the soak that wrote these samples")
+    parser.add_argument("--samples", type=file_name, metavar="FILE",
+                        help="where the samples go (default soak-DATE-TIME.db)")
+    parser.add_argument("--resume", type=file_name, metavar="FILE", help="go on with the soak that wrote these samples")
     common.add_html(parser)
-    parser.add_argument("--json", metavar="FILE", help="also write the result to FILE, as JSON; - is the standard output")
+    parser.add_argument("--json", type=file_name, metavar="FILE",
+                        help="also write the result to FILE, as JSON; - is the standard output")
 
 
 def default_scenarios():

@@ -150,6 +150,22 @@ def test_bad_use_is_one_sentence(line, words, capsys):
     assert all(word in said for word in words), said
 
 
+@pytest.mark.parametrize("args", [
+    *(["stress", "anon", "--seconds", "0.2", option] for option in ("--json", "--html")), ["stress", "trace"],
+    *(["soak", "anon", "--seconds", "1", option] for option in ("--json", "--html", "--samples", "--resume")),
+    ["ls", "--json"], ["show", "migrate", "--json"], ["top", "--json"], ["top"], ["rm"], ["record", "-o"], ["trace", "-o"],
+    *(["explore", "buffer_lock", option] for option in ("--json", "--html", "--output", "--file")),
+    ["replay"], *(["replay", "x", option] for option in ("--json", "--html")),
+    *(["bench", "migrate", option] for option in ("--json", "--html"))], ids=" ".join)
+def test_an_empty_name_is_one_sentence(args, tmp_path):
+    """It is not taken for the default, nor for a file that cannot be opened.  Nothing is left behind."""
+    after = ["--", "true"] if args[0] in ("record", "trace") else []
+    done = shmkern_run(*args, "", *after, cwd=tmp_path)
+    assert_bad_use(done, "there is no machine ''" if len(args) == 1 and args[0] in ("top", "rm") else
+                   "'' is not the name of a file")
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
 def test_bad_use_of_the_real_command():
     assert_bad_use(shmkern_run("stress", "anon", "--workers", "-3"), "--workers")
 

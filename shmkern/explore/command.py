@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from shmkern.cli import DONE, Parser, UsageError, _command
-from shmkern.command import carry_out, check_writable, duration, positive, problem_text, write_json
+from shmkern.command import carry_out, check_writable, duration, file_name, positive, problem_text, write_json
 from shmkern.explore.engine import DEPTH_MAX, PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import (scenarios, scenarios_files, scenarios_hotplug, scenarios_reclaim,  # noqa: F401
@@ -334,7 +334,8 @@ def make_parser():
                        EXPLORE_EXAMPLE)
     explore.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="as --list shows it (default: all)")
     explore.add_argument("--list", action="store_true", help="show the scenarios")
-    explore.add_argument("--file", metavar="FILE", help="a Python file with scenarios of your own; docs/explore.md")
+    explore.add_argument("--file", type=file_name, metavar="FILE",
+                         help="a Python file with scenarios of your own; docs/explore.md")
     explore.add_argument("--strategy", choices=("dpor", "all", "pct", "random"), default="dpor",
                          help="dpor: all schedules, equivalent ones seldom twice; all: each of them; pct, random: --runs of "
                               "them (default dpor)")
@@ -348,18 +349,21 @@ def make_parser():
     explore.add_argument("--seconds", type=duration, metavar="S", help="stop each scenario then")
     explore.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default 1)")
     explore.add_argument("--resume", action="store_true", help="go on with what Ctrl-C interrupted")
-    explore.add_argument("--output", metavar="FILE", help="where a failed schedule goes (default SCENARIO.schedule)")
-    explore.add_argument("--html", metavar="FILE", help="also write a failed schedule as a page to step through")
+    explore.add_argument("--output", type=file_name, metavar="FILE",
+                         help="where a failed schedule goes (default SCENARIO.schedule)")
+    explore.add_argument("--html", type=file_name, metavar="FILE",
+                         help="also write a failed schedule as a page to step through")
     explore.add_argument("--museum", action="store_true",
                          help="build the kernel with bugs that Linux had and find each; SCENARIOs are then their names")
     explore.add_argument("--with-museum", action="store_true",
                          help="after the SCENARIOs, build and find the bugs that these show")
-    explore.add_argument("--json", metavar="FILE", help="also write the results to FILE, as JSON; - is the standard output")
+    explore.add_argument("--json", type=file_name, metavar="FILE",
+                         help="also write the results to FILE, as JSON; - is the standard output")
     replay = _command(commands, "replay", run_replay, "run a failed schedule again, exactly", REPLAY_EXAMPLE)
-    replay.add_argument("schedule", metavar="FILE", help="what `shmkern explore` has saved")
+    replay.add_argument("schedule", type=file_name, metavar="FILE", help="what `shmkern explore` has saved")
     replay.add_argument("--gdb", action="store_true", help="under gdb, which stops at each switch once one says run")
-    replay.add_argument("--html", metavar="FILE", help="also write it as a page to step through")
-    replay.add_argument("--json", metavar="FILE", help="also write it to FILE, as JSON; - is the standard output")
+    replay.add_argument("--html", type=file_name, metavar="FILE", help="also write it as a page to step through")
+    replay.add_argument("--json", type=file_name, metavar="FILE", help="also write it to FILE, as JSON; - is the standard output")
     return parser
 
 
