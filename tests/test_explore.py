@@ -787,6 +787,13 @@ def test_ctrl_c_at_a_terminal_keeps_what_jobs_have_done(tmp_path, scenario, monk
     (["explore", "nothing"], "there is no scenario 'nothing'"),
     (["explore", "--file", "nowhere.py"], "there is no file nowhere.py"),
     (["explore", "fault", "store", "--html", "x"], "are for one scenario"),
+    *((["explore", "--museum", "no_tlb_flush", *more], f"--museum does without {more[0]}: each piece has its scenario, "
+       "explored at 2 preemptions")
+      for more in (["--html", "x"], ["--output", "x"], ["--preemptions", "3"], ["--steps", "5"], ["--strategy", "pct"],
+                   ["--runs", "5"], ["--depth", "2"], ["--seed", "2"], ["--seconds", "1"], ["--resume"],
+                   ["--file", "x"], ["--with-museum"])),
+    (["explore", "--museum", "no_tlb_flush", "--json", "nowhere/x"],
+     "nowhere/x cannot be written: No such file or directory"),
     (["explore", "fault", "--output", "nowhere/x"], "nowhere/x cannot be written: No such file or directory"),
     (["explore", "fault", "--seconds", "-1"], "'-1' is not a time in seconds"),
     (["explore", "fault", "--preemptions", "63"], "'63' is not a whole number from -1 to 62"),

@@ -207,6 +207,7 @@ def run_explore(args):
         list_scenarios(args.json)
         return DONE
     if args.museum:
+        need_museum_options(args)
         return museum.run_museum(args.scenarios, args.jobs, args.json)
     names = wanted_scenarios(args)
     if (args.html or args.output) and len(names) > 1:
@@ -243,6 +244,17 @@ def run_explore(args):
             outcomes = {"scenarios": outcomes, "museum": [asdict(verdict) for verdict in verdicts]}
     write_json(args.json, outcomes)
     return status
+
+
+def need_museum_options(args):
+    """UsageError for an option that the museum would ignore, and for a result that has nowhere to go."""
+    defaults = vars(make_parser().parse_args(["explore"]))
+    idle = [f"--{name.replace('_', '-')}" for name, value in vars(args).items()
+            if value != defaults[name] and name not in ("museum", "scenarios", "jobs", "json")]
+    if idle:
+        raise UsageError(f"--museum does without {', '.join(idle)}: each piece has its scenario, explored at "
+                         f"{defaults['preemptions']} preemptions")
+    need_places(args.json)
 
 
 def need_places(*paths):
