@@ -112,9 +112,13 @@ def table(rows):
 
 
 def check_writable(path):
-    """Finds out now, and not after the work, that a result has nowhere to go."""
+    """Finds out now, and not after the work, that a result has nowhere to go.  A file that was not there is not
+    there afterwards."""
+    was_there = os.path.lexists(path)
     try:
         open(path, "ab").close()
+        if not was_there:
+            os.unlink(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -18,7 +18,7 @@ import signal
 import sys
 
 import shmkern
-from shmkern.command import Parser, duration, file_name, problem_text
+from shmkern.command import Parser, check_writable, duration, file_name, problem_text
 from shmkern.errors import UsageError
 from shmkern_stress.board import entering      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say, unwritten
@@ -145,12 +145,8 @@ def summary(result):
 
 def check_output(path):
     """Finds out now, and not after the run, that the result has nowhere to go."""
-    if path in (None, "-"):
-        return
-    try:
-        open(path, "a").close()
-    except OSError as error:
-        raise UsageError(f"the result cannot be written to {path}: {error.strerror}") from None
+    if path not in (None, "-"):
+        check_writable(path)
 
 
 def write_json(path, result):

@@ -166,6 +166,22 @@ def test_an_empty_name_is_one_sentence(args, tmp_path):
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("line", [
+    "stress anon --frames 20 --json made --html made", "stress trace /nowhere --json made",
+    "soak anon --frames 20 --json made --html made", "top --json made shmkern-none", "show migrate --json /nowhere/made",
+    "trace -o made -- true", "trace -- true", "bench migrate --json made --pages 0", "explore --museum none --json made"])
+def test_a_command_that_does_not_come_to_it_leaves_no_empty_result(line, tmp_path):
+    done = shmkern_run(*line.split(), cwd=tmp_path)
+    assert_bad_use(done)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_is_kept_by_a_command_that_does_not_come_to_writing_it(tmp_path):
+    (tmp_path / "made").write_text("from before")
+    assert_bad_use(shmkern_run("stress", "anon", "--frames", "20", "--json", "made", cwd=tmp_path))
+    assert (tmp_path / "made").read_text() == "from before"
+
+
 def test_bad_use_of_the_real_command():
     assert_bad_use(shmkern_run("stress", "anon", "--workers", "-3"), "--workers")
 

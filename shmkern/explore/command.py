@@ -261,10 +261,7 @@ def need_places(*paths):
     """UsageError when one cannot be written; None and - are none."""
     for path in filter(None, paths):
         if path != "-":
-            was_there = os.path.exists(path)
             check_writable(path)
-            if not was_there:
-                os.unlink(path)
 
 
 def tell_finding(finding, path, page):
