@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from shmkern import provenance
-from shmkern.command import BAD_USE, Parser, check_writable, duration, file_name, positive      # noqa: F401 (for the benches too)
+from shmkern.command import (BAD_USE, Parser, check_writable, duration, file_name, positive,      # noqa: F401
+                             told_to_end)
 from shmkern.errors import BootError, UsageError
 
 
@@ -36,12 +37,10 @@ def writable(path):
 
 
 def run(main):
-    """Runs a bench's main(), and ends with what a user can understand.  Who is told to end leaves by way of
-    `with` and `finally`, as with Ctrl-C, so that nothing of a machine is left behind."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    """Runs a bench's main(), and ends with what a user can understand."""
     try:
-        sys.exit(main())
+        with told_to_end():
+            sys.exit(main())
     except BootError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(BAD_USE)

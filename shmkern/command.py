@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the commands of `shmkern` have in common: exit statuses, types of arguments, results."""
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -54,6 +55,22 @@ def carry_out(name, function):
     if problem or unwritten:
         print(f"shmkern {name}: {problem or unwritten}", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def told_to_end():
+    """Who is told to end within it leaves by way of `with` and `finally`, as with Ctrl-C, so that nothing of a
+    machine is left behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        # nohup's stays ignored.
+        if handler != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def flushed(status):

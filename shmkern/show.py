@@ -364,7 +364,8 @@ def run(args):
         raise UsageError(f"{args.subject!r} cannot be shown; there is {', '.join(SUBJECTS)}")
     if args.json not in (None, "-"):
         command.check_writable(args.json)
-    steps = steps_of(args.busy)
+    with command.told_to_end():
+        steps = steps_of(args.busy)
     if args.json == "-":
         pass
     elif args.table:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,47 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from shmkern import cli, command, show
+from shmkern import cli, command, direct_map, show
 
 pytestmark = pytest.mark.timeout(60)
 
+# Told to end, or all of its processes are, when the machine is there and is looked at for the first time.
+TOLD = """
+import os, signal, sys
+from shmkern import cli, show
+look = show.Stage.look
+def look_and_be_told(stage):
+    show.Stage.look = look
+    {kill}(os.getpid(), {number})
+    return look(stage)
+show.Stage.look = look_and_be_told
+sys.exit(cli.main(["show", "migrate"]))
+"""
 SHOW = [sys.executable, str(command.ENTRY), "show"]
 MOVE = ["before", "isolate_lru_page", "get_new_page", "lock_page", "set_migration_pte", "set_migration_pte",
         "try_to_unmap", "migrate_page_copy", "remove_migration_pte", "remove_migration_pte", "unlock_page",
         "putback_lru_page", "lru_add_drain"]
+
+
+@pytest.mark.parametrize("kill", ["os.kill", "os.killpg"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_show_that_is_told_to_end_leaves_nothing(number, kill):
+    with subprocess.Popen([sys.executable, "-c", TOLD.format(kill=kill, number=int(number))], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        said = process.communicate(timeout=40)
+    left = [name for name in direct_map.blocks() if name.startswith(f"{direct_map.PREFIX}{process.pid}-")]
+    for name in left:
+        (direct_map.SHM_DIR / name).unlink()
+    assert (process.returncode, *said, left) == (128 + number, "", "", [])
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    """As under nohup."""
+    program = ("import os, signal; from shmkern import command\nwith command.told_to_end():\n"
+               "    os.kill(os.getpid(), signal.SIGHUP)\nprint('on')")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40,
+                          preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert (done.returncode, done.stdout) == (0, "on\n"), done
 
 
 @pytest.fixture(scope="module")
