@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The explorer: it covers what it says, finds what is wrong, tells it, and does it again."""
+import contextlib
 import fcntl
 import json
 import os
@@ -893,6 +894,26 @@ def test_bugs_that_linux_had_are_found_and_nothing_without_them(tmp_path):
 
 def test_no_more_preemptions_are_claimed_than_are_counted(tmp_path):
     assert "exhausted at 62 preemptions" in explore(tmp_path, "buffer_lock", "--preemptions", -1)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_museum_that_is_told_to_end_leaves_nothing(tmp_path, number):
+    """Neither the trees that it builds in, nor the builders."""
+    museum = subprocess.Popen([*EXPLORER, "explore", "--museum", "no_tlb_flush", "rss_of_entry", "--jobs", "2"],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)})
+    process = psutil.Process(museum.pid)
+
+    def builds():
+        # What has ended meanwhile has no command line.
+        with contextlib.suppress(psutil.Error):
+            return sum("setup.py" in child.cmdline() for child in process.children()) == 2
+    until(builds, "two builds")
+    children = process.children(recursive=True)
+    museum.send_signal(number)
+    said, errors = museum.communicate(timeout=40)
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert museum.returncode == 128 + number and errors == "", (said, errors)
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_scenarios_are_explored_with_the_bugs_that_they_show(tmp_path):

@@ -8,6 +8,7 @@ only, and its scenario must fail there in one of these ways; and must hold witho
 
 May import: search, room.
 """
+import contextlib
 import json
 import os
 import re
@@ -21,7 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shmkern.command import write_json
+import psutil
+
+from shmkern.command import told_to_end, write_json
 from shmkern.errors import UsageError
 
 HERE = Path(__file__).resolve().parent
@@ -148,13 +151,26 @@ def run_museum(names, jobs, path):
     return status
 
 
+@contextlib.contextmanager
+def ending_descendants():
+    """When this process is told to end within it, so are those that it has started, and theirs.  (Ctrl-C comes to
+    all of them.)"""
+    try:
+        yield
+    except SystemExit:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        raise
+
+
 def judge_all(wanted, jobs, explored=frozenset()):
     """Judges pieces, and explores their scenarios without the patches unless that was done already.
     (verdicts, exit status)"""
     print(f"{'piece':<26}{'scenario':<18}{'schedules':>10}{'build s':>9}{'s':>7}  found", flush=True)
     verdicts = []
     try:
-        with ThreadPoolExecutor(jobs) as pool:
+        with told_to_end(), ThreadPoolExecutor(jobs) as pool, ending_descendants():
             for verdict in pool.map(judge, wanted):
                 verdicts.append(verdict)
                 found = verdict.found or "NOTHING"
