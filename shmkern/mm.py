@@ -390,13 +390,13 @@ def mprotect_locked(mm, start, length, prot):
         return -EINVAL
     if length == 0:
         return 0
-    if start > TASK_SIZE or length > TASK_SIZE - start:
+    end = start + PAGE_ALIGN(length)
+    if end <= start:
         return -ENOMEM
     if prot & ~cast(u64, PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM):
         return -EINVAL
     prot &= VM_ACCESS_FLAGS
     rc = -ENOMEM
-    end = start + PAGE_ALIGN(length)
     reached = start
     vma = find_vma(mm, start)
     while vma != NULL and vma.vm_start <= reached and reached < end:
@@ -425,8 +425,8 @@ def mprotect_locked(mm, start, length, prot):
 
 def do_mprotect(mm, start, length, prot):
     """mprotect(2).  Returns 0, -EINVAL (unaligned, unknown protection), -EACCES (the file of an area
-    is not open for that) or -ENOMEM (a hole in the range), and what lies before has changed; -ENOMEM (no
-    memory, too many areas, or behind the address space), and nothing has."""
+    is not open for that) or -ENOMEM (a hole in the range, such as what lies behind the address space), and what
+    lies before has changed; -ENOMEM (no memory, too many areas, or no range), and nothing has."""
     down_write(addressof(mm.mmap_sem))
     rc = mprotect_locked(mm, start, length, prot)
     up_write(addressof(mm.mmap_sem))
@@ -586,11 +586,10 @@ def do_msync(mm, start, length, flags):
     if flags & ~cast(u64, MS_ASYNC | MS_INVALIDATE | MS_SYNC) or flags & MS_ASYNC and flags & MS_SYNC or \
             start & ~PAGE_MASK:
         return -EINVAL
-    if length == 0:
-        return 0
-    if start > TASK_SIZE or length > TASK_SIZE - start:
-        return -ENOMEM
+    # None for a length of 0; nor for one that is less than a page short of 2^64, which is 0 as well.
     end = start + PAGE_ALIGN(length)
+    if end < start:
+        return -ENOMEM
     hole = 0
     while start < end:
         down_read(addressof(mm.mmap_sem))

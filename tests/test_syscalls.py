@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import shmkern
 from helpers import PAGE, TASK_SIZE, Puppet, counter, frame_bytes, pfn_at, run, vmas
-from shmkern import (MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE,
+from shmkern import (MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, MS_SYNC,
                      PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE, SegmentationFault)
 
 pytestmark = pytest.mark.timeout(60)
@@ -38,11 +38,12 @@ class Host:
 
     def __init__(self):
         self.libc = ctypes.CDLL(None, use_errno=True)
-        for name, args in (("mmap", "QQiiiq"), ("munmap", "QQ"), ("mprotect", "QQi"), ("mremap", "QQQiQ"),
+        for name, args in (("mmap", "QQiiiq"), ("munmap", "QQ"), ("mprotect", "QQi"), ("mremap", "QQQiQ"), ("msync", "QQi"),
                            ("read", "iQQ"), ("write", "iQQ")):
             types = {"Q": ctypes.c_uint64, "i": ctypes.c_int, "q": ctypes.c_int64}
             function = getattr(self.libc, name)
-            function.restype, function.argtypes = ctypes.c_int64, [types[arg] for arg in args]
+            function.restype = ctypes.c_int if name in ("munmap", "mprotect", "msync") else ctypes.c_int64
+            function.argtypes = [types[arg] for arg in args]
         self.pipe = os.pipe()
 
     def _call(self, name, *args):
@@ -63,6 +64,9 @@ class Host:
 
     def mremap(self, old, old_size, new_size, flags=0, new=0):
         return self._call("mremap", old, old_size, new_size, flags, new)
+
+    def msync(self, addr, length, flags=MS_SYNC):
+        self._call("msync", addr, length, flags)
 
     def load(self, address, length):
         try:
@@ -151,6 +155,20 @@ ERRNOS = [
     ("mprotect", (A, 5 * PAGE, PROT_READ), "ENOMEM"),
     ("mprotect", (A, (1 << 64) - PAGE, PROT_READ), "ENOMEM"),
     ("mprotect", (A, 1, PROT_NONE), None),
+    ("mprotect", (A, 1 << 47, 0x100), "EINVAL"),
+    ("mprotect", (TASK_SIZE, PAGE, 0x100), "EINVAL"),
+    ("mprotect", (TASK_SIZE, PAGE, PROT_READ), "ENOMEM"),
+    ("mprotect", (1 << 63, 1 << 63, 0x100), "ENOMEM"),
+    ("mprotect", (A, 1 << 47, PROT_READ), "ENOMEM"),
+    ("msync", (A + 1, PAGE), "EINVAL"),
+    ("msync", (A, PAGE, 8), "EINVAL"),
+    ("msync", (A, 4 * PAGE), None),
+    ("msync", (A, 6 * PAGE), "ENOMEM"),
+    ("msync", (A, 1 << 47), "ENOMEM"),
+    ("msync", (A, (1 << 64) - PAGE), "ENOMEM"),
+    ("msync", (A, (1 << 64) - 1), None),
+    ("msync", (TASK_SIZE, PAGE), "ENOMEM"),
+    ("msync", (1 << 63, 0), None),
     ("mremap", (A + 1, PAGE, 2 * PAGE), "EINVAL"),
     ("mremap", (A, PAGE, 0), "EINVAL"),
     ("mremap", (A, 0, PAGE), "EINVAL"),
@@ -198,6 +216,17 @@ def test_every_errno_is_the_man_pages_and_the_hosts(machine):
         call = f"{name}({', '.join(hex(arg) for arg in args)})"
         assert here == expected, f"{call} is {here}, the man page says {expected}"
         assert there == expected, f"{call} is {there} on the host, {expected} in the table"
+
+
+def test_what_lies_before_the_end_of_memory_is_protected(machine):
+    """As before any other hole, and then it is told; a protection that there is not, first."""
+    def program(cpu):
+        set_up_arena(cpu)
+        cpu.store(A, b"here")
+        return [outcome(cpu, *call) for call in (
+            ("mprotect", A, 1 << 47, 0x100), ("load", A, 4), ("mprotect", A, 1 << 47, PROT_NONE), ("load", A, 4),
+            ("load", A + 3 * PAGE, 1), ("load", A + 6 * PAGE, 1))]
+    assert run(machine, program) == on_host(program) == ["EINVAL", b"here", "ENOMEM", "fault", "fault", b"\0"]
 
 
 def test_a_mapping_without_a_file_is_anonymous_or_refused(machine):
