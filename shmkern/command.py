@@ -140,6 +140,26 @@ def check_writable(path):
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
+# Where JSON goes that is to go to the standard output, if not to where everything goes.
+_json_output = None
+
+
+@contextlib.contextmanager
+def words_beside_json(path):
+    """Within it what is printed goes to the standard error, when a result is to go to the standard output (-): it
+    is alone there, so that a program can read it."""
+    global _json_output
+    if path != "-":
+        yield
+        return
+    _json_output = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_output = None
+
+
 def write_json(path, value):
     """Writes a result to a file; - is the standard output, None nowhere."""
     if path is None:
@@ -147,7 +167,7 @@ def write_json(path, value):
     text = json.dumps(value, indent=2) + "\n"
     try:
         if path == "-":
-            sys.stdout.write(text)
+            (_json_output or sys.stdout).write(text)
         else:
             Path(path).write_text(text)
     except BrokenPipeError:

@@ -966,6 +966,19 @@ def test_the_list_has_a_sentence_for_each_scenario():
     assert [line.split()[0] for line in lines if f"| `{line.split()[0]}` |" not in told] == []
 
 
+@pytest.mark.parametrize("arguments, words", [
+    (["explore", "buffer_lock"], "exhausted"), (["explore", "--list"], "buffer_lock "),
+    (["explore", "first_touch", "--preemptions", "0", "--with-museum"], "0 of 0 found"), (["replay", "mine.schedule"], "lost data: ")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_json_on_the_standard_output_is_alone_there(tmp_path, scenario, arguments, words):
+    """So a program can read it.  What is there for people is on the standard error."""
+    if arguments[0] == "replay":
+        shmkern("explore", "--file", scenario(LOST_UPDATE), "--preemptions", 1, status=1, cwd=tmp_path)
+    done = subprocess.run([*EXPLORER, *arguments, "--json", "-"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert json.loads(done.stdout)
+    assert words in done.stderr
+
+
 def test_the_list_is_written_as_json(tmp_path):
     lines = shmkern("explore", "--list", "--json", "list", cwd=tmp_path).splitlines()
     listed = json.loads((tmp_path / "list").read_text())

@@ -18,7 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from shmkern.cli import DONE, Parser, UsageError, _command
-from shmkern.command import carry_out, check_writable, duration, file_name, positive, problem_text, write_json
+from shmkern.command import (carry_out, check_writable, duration, file_name, positive, problem_text, words_beside_json,
+                             write_json)
 from shmkern.explore.engine import DEPTH_MAX, PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import (scenarios, scenarios_files, scenarios_hotplug, scenarios_reclaim,  # noqa: F401
@@ -379,6 +380,10 @@ def make_parser():
 def main(argv):
     """Runs a command line.  Does not return."""
     args = make_parser().parse_args(argv)
-    status = carry_out(args.command_name, lambda: args.run(args))
+
+    def work():
+        with words_beside_json(args.json):
+            return args.run(args)
+    status = carry_out(args.command_name, work)
     # Tasks that never came to an end are not to be ended by the interpreter's clearing up.
     os._exit(status)
