@@ -966,6 +966,21 @@ def test_the_list_has_a_sentence_for_each_scenario():
     assert [line.split()[0] for line in lines if f"| `{line.split()[0]}` |" not in told] == []
 
 
+def test_a_finding_that_cannot_be_written_is_a_finding_all_the_same(tmp_path, scenario):
+    """What cannot be written is told, and the other results are."""
+    path = scenario(LOST_UPDATE)
+    for more in (["--output", "/dev/full", "--json", "j"], ["--html", "/dev/full", "--json", "j"], ["--json", "/dev/full"]):
+        text = shmkern("explore", "--file", path, "--preemptions", 1, *more, status=1, cwd=tmp_path)
+        assert text.endswith("shmkern explore: /dev/full cannot be written: No space left on device\n"
+                             if "--json" != more[0] else "cannot be written to /dev/full: No space left on device\n"), text
+        if "j" in more:
+            assert json.loads((tmp_path / "j").read_text())[0]["failure"]["kind"] == "lost data"
+            (tmp_path / "j").unlink()
+    text = shmkern("replay", "mine.schedule", "--html", "/dev/full", "--json", "j", status=1, cwd=tmp_path)
+    assert text.endswith("shmkern replay: /dev/full cannot be written: No space left on device\n")
+    assert json.loads((tmp_path / "j").read_text())["kind"] == "lost data"
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["explore", "buffer_lock"], "exhausted"), (["explore", "--list"], "buffer_lock "),
     (["explore", "first_touch", "--preemptions", "0", "--with-museum"], "0 of 0 found"), (["replay", "mine.schedule"], "lost data: ")],

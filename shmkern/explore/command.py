@@ -7,6 +7,7 @@ forked for it, which forks jobs of its own.
 May import: everything.
 """
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -18,8 +19,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from shmkern.cli import DONE, Parser, UsageError, _command
-from shmkern.command import (carry_out, check_writable, duration, file_name, positive, problem_text, words_beside_json,
-                             write_json)
+from shmkern.command import (BAD_USE, carry_out, check_writable, duration, file_name, positive, problem_text,
+                             words_beside_json, write_json)
 from shmkern.explore.engine import DEPTH_MAX, PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import (scenarios, scenarios_files, scenarios_hotplug, scenarios_reclaim,  # noqa: F401
@@ -232,8 +233,7 @@ def run_explore(args):
         print(row(result), flush=True)
         outcomes.append(asdict(result))
         if finding is not None:
-            status = BROKEN
-            tell_finding(finding, args.output or f"{name}.schedule", args.html)
+            status = written(BROKEN, args, tell_finding, finding, args.output or f"{name}.schedule", args.html)
         if result.interrupted:
             status = status or 128 + signal.SIGINT
             break
@@ -243,8 +243,7 @@ def run_explore(args):
             verdicts, found = museum.judge_all(pieces, args.jobs, {result["scenario"] for result in outcomes})
             status = status or found
             outcomes = {"scenarios": outcomes, "museum": [asdict(verdict) for verdict in verdicts]}
-    write_json(args.json, outcomes)
-    return status
+    return written(status, args, write_json, args.json, outcomes)
 
 
 def need_museum_options(args):
@@ -265,17 +264,44 @@ def need_places(*paths):
             check_writable(path)
 
 
+def written(status, args, write, *what):
+    """The exit status when write(*what) has been called: `status`, unless that was to be DONE and what was to be
+    written cannot be.  That is told, and what else there is can still be done."""
+    try:
+        write(*what)
+    except UsageError as error:
+        sys.stdout.flush()
+        print(f"shmkern {args.command_name}: {error}", file=sys.stderr)
+        return status or BAD_USE
+    return status
+
+
+@contextlib.contextmanager
+def writing(path):
+    """UsageError when what is done within it cannot be, for that file's sake."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+
 def tell_finding(finding, path, page):
     """Prints a finding and saves it."""
     print()
     print_table(finding)
-    check_writable(path)
-    findings.save(finding, path)
+    with writing(path):
+        findings.save(finding, path)
     print(f"\nsaved: shmkern replay {path}")
     if page:
-        Path(page).write_text(findings.page(finding))
-        print(f"page: {page}")
+        write_page(finding, page)
     print()
+
+
+def write_page(finding, path):
+    """Writes a finding as a page."""
+    with writing(path):
+        Path(path).write_text(findings.page(finding))
+    print(f"page: {path}")
 
 
 def print_table(finding):
@@ -315,10 +341,8 @@ def run_replay(args):
         return DONE
     print_table(finding)
     if args.html:
-        Path(args.html).write_text(findings.page(finding))
-        print(f"page: {args.html}")
-    write_json(args.json, asdict(finding))
-    return BROKEN
+        written(BROKEN, args, write_page, finding, args.html)
+    return written(BROKEN, args, write_json, args.json, asdict(finding))
 
 
 def become_gdb(args):
