@@ -41,7 +41,8 @@ def run(main):
     try:
         with told_to_end():
             sys.exit(main())
-    except BootError as error:
+    except (BootError, ValueError) as error:
+        # As of frames that a machine cannot have.
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(BAD_USE)
     except KeyboardInterrupt:
@@ -122,7 +123,7 @@ def write_html(path, title, sentence, columns, rows, figures=(), notes=()):
 
 def cannot_write(path, error):
     """Ends with a sentence and status 2."""
-    print(f"{path}: {error.strerror}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {path} cannot be written: {error.strerror}", file=sys.stderr)
     sys.exit(BAD_USE)
 
 

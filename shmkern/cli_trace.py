@@ -123,7 +123,7 @@ def start(words, output, gate):
         return subprocess.Popen(words, stdout=output, start_new_session=True, preexec_fn=_die_with_me,
                                 env=os.environ | {tracing.WAITING_TRACER: gate.path})
     except OSError as error:
-        raise UsageError(f"{words[0]} cannot be run: {error.strerror}") from None
+        raise UsageError(f"{words[0]!r} cannot be run: {error.strerror}") from None
 
 
 def find_machine(process):

@@ -177,6 +177,11 @@ def test_scale_bench_prints_the_cost_of_a_page(tmp_path):
                                                ("scale", "--only sharers --most 1 --json /nowhere/x", "/nowhere/x"),
                                                ("kernel", "--pages 0", "'0'"), ("scale", "--only x", "'x'"),
                                                ("migrate", "--pages -5", "'-5'"), ("fault", "--rounds 0", "'0'"),
+                                               *((name, "--pages 99999999999999", f"{name}.py: frames_per_node is 1")
+                                                 for name in ("migrate", "fault", "kernel")),
+                                               *((name, "--pages 300 --rounds 1 --json /dev/full",
+                                                  f"{name}.py: /dev/full cannot be written: No space left")
+                                                 for name in ("migrate", "fault")),
                                                ("migrate", "--json /nowhere/x", "/nowhere/x"), ("top", "--seconds 0", "'0'")])
 def test_bad_use_is_a_sentence_and_status_2(name, line, words):
     done = subprocess.run([sys.executable, BENCH / f"{name}.py", *line.split()], capture_output=True, text=True, timeout=60)

@@ -334,6 +334,7 @@ def test_a_killed_tracer_takes_its_run_with_it(tmp_path):
     (["--limit", "0", "--", "true"], 2, ["'0'"]), (["--seconds", "x", "--", "true"], 2, ["'x'"]),
     (["--text", "--", "true"], 2, ["made no machine"]), (["--text", "--", "false"], 1, ["made no machine"]),
     (["--text", "--", "sh", "-c", "kill -INT $$"], 130, ["made no machine"]),
+    (["--text", "--", ""], 2, ["'' cannot be run"]),
     (["--text", "--", "no-such-program"], 2, ["no-such-program", "No such file"]),
     (["--text", "shmkern-1-nonsense"], 2, ["no machine 'shmkern-1-nonsense'"]),
     (["--text", "--buffer", "3", "--", "sh", "-c", "echo begun >&2"], 2, ["a ring of 3 events", "a power of two"]),
