@@ -6,6 +6,7 @@ program has them, at an address of the task's own memory; mbind and its like tak
 collections of node numbers.
 """
 from cython import address as addressof, cast
+from cython.cimports.cpython.number import PyNumber_Index
 
 
 def node_mask(nodes):
@@ -56,7 +57,7 @@ class NumaSyscalls(Syscalls):
 
     def sys_migrate_pages(self, pid, maxnode, old_nodes, new_nodes):
         """migrate_pages(2).  Returns how many pages were not moved."""
-        arg0, arg1, arg2, arg3 = pid, unsigned(maxnode), unsigned(old_nodes), unsigned(new_nodes)
+        arg0, arg1, arg2, arg3 = PyNumber_Index(pid), unsigned(maxnode), unsigned(old_nodes), unsigned(new_nodes)
         kernel_enter()
         rc = sys_migrate_pages(arg0, arg1, arg2, arg3)
         kernel_exit()
@@ -101,7 +102,7 @@ class NumaSyscalls(Syscalls):
     def migrate_pages(self, pid, old_nodes, new_nodes):
         """migrate_pages(2): moves task `pid`'s pages (0: this one's) from nodes to nodes.  Returns
         how many were not moved.  Raises OSError: EINVAL, EPERM, ESRCH, EACCES, ENOMEM."""
-        arg0, old, new = pid, node_mask(old_nodes), node_mask(new_nodes)
+        arg0, old, new = PyNumber_Index(pid), node_mask(old_nodes), node_mask(new_nodes)
         kernel_enter()
         current().addr_limit = KERNEL_DS
         rc = sys_migrate_pages(arg0, 65, cast(u64, addressof(old)), cast(u64, addressof(new)))
@@ -114,7 +115,7 @@ class NumaSyscalls(Syscalls):
     def mmap_device(self, length, node):
         """Maps memory of the device, from its bank beside a node.  Returns the address.  Raises
         OSError: EINVAL, ENOMEM."""
-        arg0, arg1 = unsigned(length), node
+        arg0, arg1 = unsigned(length), PyNumber_Index(node)
         kernel_enter()
         rc = do_device_mmap(arg0, arg1)
         kernel_exit()
@@ -122,7 +123,7 @@ class NumaSyscalls(Syscalls):
 
     def offline_node(self, node, timeout=10.0):
         """Takes a node's memory offline; see Machine.offline."""
-        arg0, arg1 = node, int(timeout * 1e9)
+        arg0, arg1 = PyNumber_Index(node), int(timeout * 1e9)
         kernel_enter()
         rc = offline_node(arg0, arg1)
         kernel_exit()
@@ -130,7 +131,7 @@ class NumaSyscalls(Syscalls):
 
     def online_node(self, node):
         """Brings a node's memory back; see Machine.online."""
-        arg0 = node
+        arg0 = PyNumber_Index(node)
         kernel_enter()
         rc = online_node(arg0)
         kernel_exit()

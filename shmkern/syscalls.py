@@ -368,7 +368,7 @@ class Syscalls:
     def lseek(self, fd, offset, whence=SEEK_SET):
         """lseek(2); whence is SEEK_SET, SEEK_CUR or SEEK_END.  Returns the new position."""
         arg, place = descriptor(fd), word(offset)
-        how = whence
+        how = PyNumber_Index(whence)
         kernel_enter()
         rc = do_lseek(arg, place, how)
         kernel_exit()
@@ -410,7 +410,7 @@ class Syscalls:
 
         Raises OSError: EINVAL, EPERM, ESRCH, EACCES, ENODEV, E2BIG, EFAULT, ENOMEM.
         """
-        target, how = pid, flags
+        target, how = PyNumber_Index(pid), PyNumber_Index(flags)
         args.nr_pages, args.pages = unsigned(nr_pages), unsigned(pages)
         args.nodes, args.status = unsigned(nodes), unsigned(status)
         kernel_enter()
@@ -494,7 +494,7 @@ class Syscalls:
         text = name.encode()
         if not 0 < len(text) < MEM_CGROUP_NAME_LEN or text in (b".", b"..") or b"/" in text or b"\0" in text:
             check_errno(-EINVAL)
-        arg0, arg1 = parent, RESOURCE_MAX if limit is None else page_counter(limit)
+        arg0, arg1 = PyNumber_Index(parent), RESOURCE_MAX if limit is None else page_counter(limit)
         cbuf = PyBytes_AS_STRING(text)
         kernel_enter()
         rc = mem_cgroup_create(arg0, cbuf, arg1)
@@ -504,7 +504,7 @@ class Syscalls:
     def cgroup_remove(self, id):
         """rmdir; what the group is still charged for goes to its parent.  Raises OSError: ENOENT,
         EBUSY (the root, or it has children or tasks, or a page of it is being moved)."""
-        arg0 = id
+        arg0 = PyNumber_Index(id)
         kernel_enter()
         rc = mem_cgroup_remove(arg0)
         kernel_exit()
@@ -514,7 +514,7 @@ class Syscalls:
         """Moves task `pid` (0: this one), and all that share its address space, to a group.  Only
         what it faults in from then on is charged to it.  Raises OSError: ENODEV, ENOENT, ESRCH,
         EINVAL (no address space), EPERM (neither ours nor are we root)."""
-        arg0, arg1 = id, pid
+        arg0, arg1 = PyNumber_Index(id), PyNumber_Index(pid)
         kernel_enter()
         rc = do_cgroup_attach(arg0, arg1)
         kernel_exit()
@@ -525,7 +525,7 @@ class Syscalls:
         and failcnt, the charges that its limit did not allow, are with the children's.  cache and
         rss, in bytes, and pgpgin and pgpgout, pages charged and uncharged since it was made, are
         without; total_cache and so on are with them.  Raises OSError: ENODEV, ENOENT."""
-        arg0 = id
+        arg0 = PyNumber_Index(id)
         memset(addressof(stat), 0, sizeof(MemCgroupStat))
         kernel_enter()
         rc = mem_cgroup_read(arg0, addressof(stat))
@@ -540,7 +540,7 @@ class Syscalls:
     def cgroup_set_limit(self, id, limit):
         """Limits a group to so many bytes, rounded up to pages; None lifts the limit.  Raises
         OSError: ENOENT, EINVAL (the root), EBUSY (it uses more)."""
-        arg0, arg1 = id, RESOURCE_MAX if limit is None else page_counter(limit)
+        arg0, arg1 = PyNumber_Index(id), RESOURCE_MAX if limit is None else page_counter(limit)
         kernel_enter()
         rc = mem_cgroup_resize_limit(arg0, arg1)
         kernel_exit()
@@ -549,7 +549,7 @@ class Syscalls:
     def cgroup_force_empty(self, id):
         """memory.force_empty: moves what a group without tasks is charged for to its parent.
         Raises OSError: ENOENT, EINVAL (the root), EBUSY (it has tasks or children, or somebody else is at it)."""
-        arg0 = id
+        arg0 = PyNumber_Index(id)
         kernel_enter()
         rc = mem_cgroup_force_empty(arg0)
         kernel_exit()

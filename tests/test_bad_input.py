@@ -248,6 +248,34 @@ def test_what_is_no_list_of_numbers_is_a_type_error(machine):
     assert run(machine, program) == ["TypeError"] * 11
 
 
+@pytest.mark.parametrize("number", [1.5, 1.0, float("nan"), "1", None, b"1", [1]], ids=repr)
+def test_what_is_no_whole_number_is_no_pid_no_node_no_group_and_no_descriptor(boot, number, tmp_path):
+    """Nor is it cut to one."""
+    (tmp_path / "file").write_bytes(b"x")
+
+    def program(task):
+        va, fd = task.mmap(PAGE), task.open(tmp_path / "file")
+        return {name: found for name, call in {
+            "migrate_pages": lambda: task.migrate_pages(number, [0], [1]),
+            "sys_migrate_pages": lambda: task.sys_migrate_pages(number, 0, 0, 0),
+            "move_pages": lambda: task.move_pages(number, [va], [1]), "move_pages flags": lambda: task.move_pages(0, [va], [1], number),
+            "sys_move_pages": lambda: task.sys_move_pages(number, 0, 0, 0, 0, 2),
+            "sys_move_pages flags": lambda: task.sys_move_pages(0, 0, 0, 0, 0, number),
+            "mbind mode": lambda: task.mbind(va, PAGE, number, [0]), "mbind flags": lambda: task.mbind(va, PAGE, 0, [], number),
+            "set_mempolicy": lambda: task.set_mempolicy(number, [0]), "get_mempolicy": lambda: task.get_mempolicy(0, number),
+            "mmap_device": lambda: task.mmap_device(PAGE, number), "offline_node": lambda: task.offline_node(number),
+            "online_node": lambda: task.online_node(number), "close": lambda: task.close(number),
+            "lseek": lambda: task.lseek(fd, number), "lseek whence": lambda: task.lseek(fd, 0, number),
+            "cgroup_create": lambda: task.cgroup_create("a", parent=number), "cgroup_remove": lambda: task.cgroup_remove(number),
+            "cgroup_attach": lambda: task.cgroup_attach(number), "cgroup_attach pid": lambda: task.cgroup_attach(1, number),
+            "cgroup_stat": lambda: task.cgroup_stat(number), "cgroup_set_limit": lambda: task.cgroup_set_limit(number, PAGE),
+            "cgroup_force_empty": lambda: task.cgroup_force_empty(number)}.items()
+            if (found := outcome(call)) != "TypeError"}
+    machine = boot(memcg=True)
+    assert run(machine, program) == {}
+    machine.audit().raise_if_broken()
+
+
 def test_addresses_and_nodes_out_of_range(machine):
     def program(task):
         va = task.mmap(PAGE)
