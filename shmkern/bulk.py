@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Words in bulk: loads, stores and atomic operations of the current task on arrays of addresses, each
 word an access of its own, in order."""
+import operator
+
 import numpy as np
 from cython import NULL, address as addressof, cast, pointer
 from cython.cimports.libc.errno import EINVAL
@@ -68,10 +70,13 @@ def bulk_words(op, addresses, a, b, results, count, done):
 
 
 def as_words(values, shape):
-    """Numbers as a flat array of u64 for that shape; negative ones wrap, as they would in C."""
+    """Whole numbers as a flat array of u64 for that shape; negative ones wrap, as they would in C.  TypeError for
+    others, as for one word."""
     array = np.asarray(values)
-    if array.dtype.kind != "i":
-        array = np.asarray(values, np.uint64)
+    if array.dtype.kind not in "iub":
+        # Or it is a list of which numpy cannot tell: of none, or of words with the highest bit set and without.
+        words = [operator.index(value) for value in np.asarray(values, object).flat]
+        array = np.array(words, np.uint64).reshape(array.shape)
     return np.ascontiguousarray(np.broadcast_to(array.astype(np.uint64), shape)).reshape(-1)
 
 

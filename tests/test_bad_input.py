@@ -182,6 +182,30 @@ def test_values_that_are_no_word(machine):
     assert wrong == [["TypeError"] * 4] * 4 and wide == ["OverflowError"] * 2 and left == 0
 
 
+@pytest.mark.parametrize("number", [1.5, 8.0, float("nan"), "8", b"8", None, [8, 1.5], np.float64(8), np.array(["8"])], ids=repr)
+def test_many_words_are_whole_numbers_as_one_is(machine, number):
+    def program(task):
+        va = task.mmap(PAGE)
+        return [outcome(call) for call in (
+            lambda: task.load64_many(number), lambda: task.store64_many(number, 1), lambda: task.store64_many([va], number),
+            lambda: task.fetch_add64_many(number, 1), lambda: task.fetch_add64_many([va], number),
+            lambda: task.cmpxchg64_many(number, 0, 1), lambda: task.cmpxchg64_many([va], number, 1),
+            lambda: task.cmpxchg64_many([va], 0, number))], task.load64(va)
+    assert run(machine, program) == (["TypeError"] * 8, 0)
+
+
+def test_many_words_may_be_of_any_whole_type(machine):
+    def program(task):
+        va = task.mmap(PAGE)
+        seen = []
+        for values in (7, [7], np.int8([7]), np.uint64([7]), np.array([True]) * 7, [np.int32(7)], [1 << 64 - 1], -1,
+                       [(1 << 64) - 1, 1 << 63][:1], []):
+            task.store64_many([va][:np.size(values)], values)
+            seen.append(task.load64(va))
+        return seen, list(map(outcome, [lambda: task.store64_many([va], 1 << 64), lambda: task.load64_many([])]))[0]
+    assert run(machine, program) == ([7] * 6 + [1 << 63] + [(1 << 64) - 1] * 3, "OverflowError")
+
+
 # ---- system calls ----------------------------------------------------------------
 
 CALLS = ["mmap", "munmap", "mprotect", "mremap"]
