@@ -48,7 +48,7 @@ GCC_FLAGS = [
 # Every access becomes a call of __tsan_*, which the explorer's runtime has instead of
 # libtsan; what goes to libc and must be seen or decided by the explorer is wrapped.
 WRAPPED = ["memcpy", "memmove", "memset", "strncpy", "syscall", "sched_yield", "clock_gettime", "_exit",
-           "pread64", "pwrite64", "ftruncate64", "fdatasync"]
+           "pread64", "pwrite64", "ftruncate64", "fdatasync", "open64", "close"]
 EXPLORE_GCC_FLAGS = [
     *(flag for flag in GCC_FLAGS if flag != "-O2"),
     "-O1",

@@ -235,13 +235,13 @@ class Room:
         """The address of struct Page of what is mapped at an address."""
         return layout.kernel().mem_map + task.frame_of(va) * layout.sizeof("Page")
 
-    def file(self, task, words, fs="page", block_size=PAGE):
+    def file(self, task, words, fs="page", block_size=PAGE, writable=True):
         """Opens a new file of the host for a task, as a file of that sort (shmkern.Task.open) with a
-        page for each of `words`, which it begins with, twice.  A HostFile."""
-        file = self._host_file(words)
+        page for each of `words`, which it begins with, twice; by a descriptor that may write or not.  A HostFile."""
+        file = self.host_file(words)
         kind, blkbits = host_files.KINDS[fs], block_size.bit_length() - 1
-        task._register_host_file(0, file.host_fd, len(words) * PAGE, kind, blkbits, file.host_fd, 1)
-        file.fd = task._open(0, file.host_fd, os.O_RDWR, kind, blkbits, file.host_fd)
+        task._register_host_file(0, file.host_fd, len(words) * PAGE, kind, blkbits, file.host_fd, writable)
+        file.fd = task._open(0, file.host_fd, os.O_RDWR if writable else os.O_RDONLY, kind, blkbits, file.host_fd)
         files = layout.struct("FilesStruct", worker.slot(task.cpu).files)
         file.mapping = layout.struct("File", int(files.fd[file.fd])).f_mapping
         return file
@@ -249,14 +249,15 @@ class Room:
     def swapon(self, task, slots):
         """Gives the machine a swap area in a new file of the host, from which nothing is read ahead.  A
         HostFile."""
-        file = self._host_file([0] * (slots + 1))
+        file = self.host_file([0] * (slots + 1))
         layout.kernel().page_cluster = 0
         self.become(task.cpu)
         area = layout.kernel().swap_info[vmscan.swapon(file.host_fd, slots, 0, file.host_fd)]
         ksym.host_fd_install(int(area["swap_file"]["i_id"]), file.host_fd)
         return file
 
-    def _host_file(self, words):
+    def host_file(self, words):
+        """A new file of the host that the machine does not know.  A HostFile."""
         if self._host_files == engine_module.HOST_FILES:
             raise ValueError(f"there are no more than {engine_module.HOST_FILES} files of the host")
         file = HostFile(self._host_files)

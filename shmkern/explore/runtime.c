@@ -35,6 +35,7 @@
 #include <Python.h>
 #include <greenlet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -1441,6 +1442,21 @@ EXPORT int __wrap_ftruncate64(int fd, off_t size)
 EXPORT int __wrap_fdatasync(int fd)
 {
 	return host_file(fd) ? 0 : fdatasync(fd);
+}
+
+/* What is opened again, through /proc, has the number that it had. */
+EXPORT int __wrap_open64(const char *path, int flags, ...)
+{
+	int fd;
+
+	if (sscanf(path, "/proc/%*d/fd/%d", &fd) == 1 && host_file(fd))
+		return fd;
+	return open(path, flags);
+}
+
+EXPORT int __wrap_close(int fd)
+{
+	return host_file(fd) ? 0 : close(fd);
 }
 
 /* ---- time and sleep ------------------------------------------------------- */
