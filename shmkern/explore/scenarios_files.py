@@ -271,6 +271,30 @@ def close(room):
     room.check(lambda: file.word(0) == NEW)
 
 
+@scenario
+def host_fd_replaced(room):
+    """A task opens a file of the host while init takes a descriptor for it that may write, and closes the one it
+    had: the task does not take that one for the new one."""
+    user, init = room.task(), room.task()
+    file, new = room.file(user, [OLD], writable=False), room.host_file([OLD])
+    inode = field("AddressSpace", file.mapping, "host")
+    ids = field("Inode", inode, "i_id"), layout.kernel().next_inode_id + 1
+
+    def forget():
+        for id in ids:
+            user.kernel("host_fd_install", id + C["HOST_FILES"], new.host_fd)
+    forget()
+    room.before_each_run(forget)
+
+    def open_twice(task):
+        task.kernel("host_fd", inode)
+        replaced = field("Inode", inode, "i_id") == ids[1]
+        assert task.kernel("host_fd", inode) == new.host_fd or not replaced
+    room.program(user, open_twice)
+    room.program(init, lambda task: task._register_host_file(0, file.host_fd, PAGE, C["AOPS_PAGE"], C["PAGE_SHIFT"],
+                                                             new.host_fd, 1))
+
+
 # ---- truncation --------------------------------------------------------------------
 
 @scenario
