@@ -3,6 +3,8 @@
 
 May import: room, scenarios.
 """
+import os
+
 from shmkern import layout
 from shmkern.errors import BusError
 from shmkern.explore.room import C, PAGE, scenario
@@ -269,6 +271,52 @@ def close(room):
     room.program(user, lambda task: task.close(file.fd))
     room.program(migrator, move)
     room.check(lambda: file.word(0) == NEW)
+
+
+@scenario
+def close_unwritable(room):
+    """The file is closed for the last time while somebody else writes two of its pages, the first of which the host
+    has no room for: nor can the close write that one, and so the file stays."""
+    user, other = room.task(), room.task()
+    file, at = room.file(user, [OLD]), 15 * PAGE
+    inode = layout.struct("Inode", field("AddressSpace", file.mapping, "host"))
+    # So long that two pages lie behind what a file of the host may have.
+    inode.i_size = at + 2 * PAGE
+    va = user.mmap(at + 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd)
+    for place in (va + at, va + at + PAGE):
+        user.store64(place, NEW)
+    first, second = (room.page_of(user, place) for place in (va + at, va + at + PAGE))
+    user.munmap(va, at + 2 * PAGE)
+    for page in (first, second):
+        other.kernel("get_page", page)
+
+    def begin(task, page):
+        task.kernel("lock_page", page)
+        task.kernel("wait_on_page_writeback", page)
+        began = field("Page", page, "mapping") == file.mapping and task.kernel("clear_page_dirty_for_io", page)
+        if began:
+            task.kernel("set_page_writeback", page)
+        task.kernel("unlock_page", page)
+        return began
+    begin(other, second)
+    room.begins_whole = False
+
+    def write(task):
+        began = begin(task, first)
+        # Who closes the file may have waited for this one.
+        task.kernel("end_page_writeback", second)
+        if began:
+            task.kernel("redirty_page_for_writepage", first)
+            task.kernel("end_page_writeback", first)
+        task.kernel("put_page", first)
+        task.kernel("put_page", second)
+    room.program(user, lambda task: task.close(file.fd))
+    room.program(other, write)
+
+    def is_there():
+        fd = user._open(0, file.host_fd, os.O_RDONLY, C["AOPS_NONE"], 0, file.host_fd)
+        return int.from_bytes(user.pread(fd, 8, at), "little") == NEW
+    room.check(is_there)
 
 
 @scenario
