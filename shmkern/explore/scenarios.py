@@ -668,3 +668,23 @@ def mprotect_store(room):
     room.program(user, protect)
     room.program(other, lambda task: stores(task, va))
     room.check(lambda seen, stored: seen == user.load64(va) == (NEW if stored else OLD))
+
+
+@scenario
+def reap_claimed(room):
+    """Init is asked once more to give back the slot of a task that was killed when nothing else was left of it;
+    a new task is just getting that slot, and keeps it."""
+    init, maker, gone = room.task(), room.task(), room.task()
+    gone.exit()
+    slot = worker.slot(gone.cpu)
+    os_pid = slot.os_pid
+
+    def start(task):
+        assert task.kernel("alloc_task") == slot.address
+        pid = int(slot.pid)
+        assert task.kernel("start_task", slot, pid, os_pid + 1, 1)
+        task.kernel("set_current", worker.slot(maker.cpu))
+        return pid
+    room.program(init, lambda task: task.kernel("reap_task", slot, 0, os_pid))
+    room.program(maker, start)
+    room.check(lambda _none, pid: (slot.state, slot.pid) == (C["TASK_RUNNING"], pid))
