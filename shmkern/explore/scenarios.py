@@ -380,6 +380,19 @@ def munmap_forked(room):
 
 
 @scenario
+def munmap_forked_freed(room):
+    """As munmap_forked; the anon_vma is freed at once. Who left its list before is through with its lock then."""
+    user, va, _migrator = one_page(room)
+    child = room.forked(user)
+
+    def unmap(task):
+        task.munmap(va, PAGE)
+        task.kernel("rcu_process_callbacks")
+    room.program(user, lambda task: task.munmap(va, PAGE))
+    room.program(child, unmap)
+
+
+@scenario
 def slab_reclaim(room):
     """A task wants an object when the arena is used up, but for one that waits for its grace period;
     another task takes that one off the queue, to free it."""
