@@ -377,9 +377,12 @@ def main():
     parser.add_argument("--pages", type=common.positive, default=32_768, help="pages, if the way does not settle it (32768)")
     parser.add_argument("--rounds", type=common.positive, default=5, help="rounds (5)")
     options = parser.parse_args()
-    skipped, notes = {}, []
+    skipped, notes, fault_notes = {}, [], []
+    # Faults first: where there cannot be a machine with so many pages, that is told at once.
+    faults = fault_rows(options, fault_notes)
     rows, ratio = migration_rows(options, skipped, notes)
-    rows += fault_rows(options, notes)
+    rows += faults
+    notes += fault_notes
     columns = {"what": "", "host": "the host kernel", "ours": "shmkern", "unit": "unit", "ratio": "times better"}
     notes = [f"Skipped: {what}: {why}." for what, why in skipped.items()] + notes
     common.show("beside the host kernel", columns, rows, notes)
