@@ -8,6 +8,10 @@ call it, and not for all.
 A module depends on the declarations whose names are in its text, on those whose names are in
 these, and so on.  A name is a word, whatever it means there: a local called as some function is
 makes one module too many compiled, and nothing makes one too few.
+
+Of a struct that only declarations name, behind a pointer, and none of whose fields is named, a module needs
+no more than that there is one.  Cython is not shown more either (translator.py), so that what this overlooks is an
+error of the compiler and no module too few: arithmetic with a pointer whose type nobody named.
 """
 import functools
 import io
@@ -27,6 +31,9 @@ ONE_NAME = [
     re.compile(r"cp?def [^=(\[]*\b(?P<name>\w+) \((?! \*).*"),                      # a function
 ]
 KEYWORDS = frozenset({"cdef", "cpdef", "ctypedef", "const", "enum", "extern", "from", "nogil", "noexcept"})
+A_STRUCT = re.compile(r"cdef (struct|union) \w+ : <end>")
+BEHIND_A_POINTER = re.compile(r"\bpointer ?\( ?\w+ ?\)|\b\w+ ?\*")
+A_FIELD = re.compile(r"\. ?(\w+)")
 AN_ENUM = re.compile(r"cdef enum : <end>")
 AN_ENUMERATOR = re.compile(r"(?P<name>\w+) = [^=,]*")
 
@@ -37,11 +44,17 @@ class Declaration(NamedTuple):
     file: whose; what is compiled has the names of a module's functions with that of the module.
     names: what it declares; none for what concerns all who include the file: a cimport, C or its headers.
     words: all that is named in it.
+    values: of them, what is not only named behind a pointer; in code, where pointers are followed, all.
+    fields: those of a struct; in code, those that it takes of any.
+    is_struct: whether it can be needed by its name alone.
     text: its tokens; those of code with their lines, which compiled code has in it.
     """
     file: str
     names: frozenset
     words: frozenset
+    values: frozenset
+    fields: frozenset
+    is_struct: bool
     text: str
 
 
@@ -50,33 +63,47 @@ def text_needed(own, pxds):
 
     own: its .py and its .pxd, as texts; pxds: those of all .pxd files that it includes, by name.
     """
-    return [*own, *(f"{declaration.file} {declaration.text}" for declaration in needed(own, pxds))]
+    found, whole = needed(own, pxds)
+    return [*own, *(f"{each.file} {each.text if each in whole else sorted(each.names)}" for each in found)]
 
 
 def unneeded_names(own, pxds):
-    """What the .pxd files declare and a module does not need."""
+    """What the .pxd files declare and a module does not need; and the structs that it needs by name."""
     def names(some):
         return {name for declaration in some for name in declaration.names}
-    return names(all_declarations(pxds)) - names(needed(own, pxds))
+    found, whole = needed(own, pxds)
+    return names(all_declarations(pxds)) - names(found), names(found) - names(whole)
 
 
 def needed(own, pxds):
-    """The declarations that a module depends on, in their order."""
+    """The declarations that a module depends on, in their order; and those of them that it needs as a whole."""
     everything = all_declarations(pxds)
     declared = {}
     for declaration in everything:
         for name in declaration.names:
             declared.setdefault(name, []).append(declaration)
+    text = "".join(own)
     found = {declaration for declaration in everything if not declaration.names}
-    todo = [frozenset(WORD.findall("".join(own))), *(declaration.words for declaration in found)]
+    whole = set(found)
+    words = values = _words(WORD.findall(text))
+    fields = set(A_FIELD.findall(text))
+    todo = list(found)
     seen = set()
-    while todo:
-        for name in todo.pop() - seen:
-            seen.add(name)
-            new = [declaration for declaration in declared.get(name, ()) if declaration not in found]
-            found.update(new)
-            todo += [declaration.words for declaration in new]
-    return [declaration for declaration in everything if declaration in found]
+    while True:
+        for declaration in todo:
+            # What a cimport names concerns who names it as well.
+            if "cimport" not in declaration.words:
+                words, values = words | declaration.words, values | declaration.values
+                if not declaration.is_struct:
+                    fields |= declaration.fields
+        for name in words - seen:
+            found.update(declared.get(name, ()))
+        seen |= words
+        todo = [declaration for declaration in found - whole
+                if not declaration.is_struct or declaration.names & values or declaration.fields & fields]
+        whole.update(todo)
+        if not todo and words == seen:
+            return [declaration for declaration in everything if declaration in found], whole
 
 
 def all_declarations(pxds):
@@ -116,11 +143,11 @@ def _parse(file, lines, tokens):
         begin = tokens.index(END, begin) + 1
     end = tokens.index(INDENT) if INDENT in tokens else len(tokens)
     head = " ".join(tokens[begin:end])
+    members = " ".join(tokens[end + 1:-1]).removesuffix(f" {END}").split(f" {END} ")
     if AN_ENUM.fullmatch(head):
-        members = " ".join(tokens[end + 1:-1]).removesuffix(f" {END}").split(f" {END} ")
         if all(map(AN_ENUMERATOR.fullmatch, members)):
-            return [Declaration(file, frozenset(member.split()[:1]), _words(member.split()), member)
-                    for member in members]
+            return [Declaration(file, frozenset(member.split()[:1]), _words(member.split()), _words(member.split()),
+                                frozenset(), False, member) for member in members]
     outside = set(_outside_brackets(tokens[begin:end]))
     has_code = "(" in outside and ":" in outside and "class" not in outside     # perhaps on the same line
     names = frozenset()
@@ -131,7 +158,17 @@ def _parse(file, lines, tokens):
         else:
             names = _words(tokens) - KEYWORDS       # one of them, or several: too many do no harm
     text = " ".join(map("{}:{}".format, lines, tokens) if has_code else tokens)
-    return [Declaration(file, names, _words(tokens), text)]
+    plain = " ".join(tokens)
+    is_struct = bool(A_STRUCT.fullmatch(head))
+    # Its own name makes no struct a value, and which of several names of a member is the field's does not matter.
+    values = _values(" ".join(members)) if is_struct else _words(tokens) if has_code else _values(plain)
+    fields = _words(" ".join(members).split()) if is_struct else frozenset(A_FIELD.findall(plain))
+    return [Declaration(file, names, _words(tokens), values, fields, is_struct, text)]
+
+
+def _values(text):
+    """What a text names elsewhere than behind a pointer."""
+    return frozenset(WORD.findall(BEHIND_A_POINTER.sub(" ", text)))
 
 
 def _outside_brackets(tokens):

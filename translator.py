@@ -42,15 +42,19 @@ class SharedContext(Context):
         self.set_used(before | self.used[module])
         return result
 
-    def keep(self, files, unneeded):
-        """Forget all other .pxd files, and the names that are not needed of these: Cython compiles every
-        inline function that it knows, and imports every function that one of them calls.  A name that is needed
-        and was not said to be is an error then, not a module that is not compiled again."""
+    def keep(self, files, unneeded, by_name):
+        """Forget all other .pxd files, the names that are not needed of these, and the fields of structs that are
+        needed by name: Cython compiles every inline function that it knows, and imports every function that one of
+        them calls.  What is needed and was not said to be is an error then, not a module that is not compiled
+        again."""
         self.pxds = {module: (tree, scope) for module, (tree, scope) in sorted(self.pxds.items())
                      if os.path.realpath(tree.pos[0].filename) in files}
         for tree, _ in self.pxds.values():
             tree.stats = [function for function in tree.stats if function.entry.name not in unneeded]
         for scope in self.scopes:
+            for name in by_name & scope.entries.keys():
+                if scope.entries[name].is_type:
+                    scope.entries[name].type.scope = None
             for name in unneeded & scope.entries.keys():
                 del scope.entries[name]
             for entries in (scope.type_entries, scope.sue_entries, scope.c_class_entries, scope.var_entries,
@@ -94,7 +98,7 @@ def translate(module, arguments):
     files = create_dependency_tree(context, quiet=True).all_dependencies(source)
     includes = sorted(path for path in files if path.startswith("shmkern/") and path.endswith(".pxd"))
     own = [Path(path).read_text() for path in [source, source.removesuffix(".py") + ".pxd"]]
-    unneeded = unneeded_names(own, {path: Path(path).read_text() for path in includes})
+    unneeded, by_name = unneeded_names(own, {path: Path(path).read_text() for path in includes})
     helper = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -105,7 +109,7 @@ def translate(module, arguments):
             if os.getppid() != helper:
                 os._exit(1)
             context.options = options
-            context.keep(set(map(os.path.realpath, files)), unneeded)
+            context.keep(set(map(os.path.realpath, files)), unneeded, by_name)
             exit_code = min(compile_single(source, options, None, context=context).num_errors, 1)
         except BaseException:
             traceback.print_exc()

@@ -106,7 +106,7 @@ def edited(name, old, new):
     ("types.pxd", "SMALL = 3", "SMALL = 4", {"middle"}),
     ("types.pxd", "LARGE = 1000", "LARGE = 1001", {"aside"}),
     ("types.pxd", "    LARGE = 1000", "    LARGE", {"middle", "aside"}),      # counted from the one before
-    ("types.pxd", "    int value\n", "    int value, other\n", {"middle", "top"}),
+    ("types.pxd", "    int value\n", "    int value, other\n", {"middle"}),   # top knows of a pointer
     ("types.pxd", "cdef struct Lonely:\n    int value\n", "", set()),
     ("low.pxd", "# Said of it.", "# Said of it otherwise.", {"low"}),
     ("low.pxd", "# Said of it.\n", "", {"low", "top"}),                       # the inline function moves up
@@ -303,7 +303,8 @@ def test_a_build_that_is_ended_leaves_no_process_and_is_taken_up_again(tmp_path,
 
 
 def test_nothing_is_in_the_kernels_c_but_what_its_modules_need():
-    """Each type, function and variable of another module is in a module's C under its name."""
+    """Each type, function and variable of another module is in a module's C under its name; and a struct's
+    fields are where it is needed as a whole."""
     texts = {path.stem: path.read_text() for path in (ROOT / "shmkern").glob("*.pxd")}
     declared = {(module, name): declaration for module, text in texts.items()
                 for declaration in declarations(module, text) for name in declaration.names}
@@ -314,12 +315,13 @@ def test_nothing_is_in_the_kernels_c_but_what_its_modules_need():
         if not includes:        # explore/runtime.c
             continue
         own = [(ROOT / "shmkern" / f"{module}.py").read_text(), texts[module]]
-        needs = needed(own, {include: texts[include] for include in includes})
+        needs, whole = needed(own, {include: texts[include] for include in includes})
         code = re.sub(r'"[^"\n]*"', "", done.with_suffix(".c").read_text())
-        cnames = set(re.findall(r"\b__pyx_(?:v?[fp]|t)_7shmkern_(\d+)(\w+)", code))
-        # Each has its module's length before it.
-        for owner, name in ((name[:int(length)], name[int(length) + 1:]) for length, name in cnames):
-            if owner != module:
-                assert declared[owner, name] in needs, f"{module} has {name} of {owner}"
-                checked += 1
+        for found, cname in ((needs, r"\b__pyx_(?:v?[fp]|t)_7shmkern_(\d+)(\w+)"),
+                             (whole, r"\nstruct __pyx_t_7shmkern_(\d+)(\w+) {")):
+            # Each has its module's length before it.
+            for owner, name in {(name[:int(length)], name[int(length) + 1:]) for length, name in re.findall(cname, code)}:
+                if owner != module:
+                    assert declared[owner, name] in found, f"{module} has {name} of {owner}"
+                    checked += 1
     assert checked > 3000
