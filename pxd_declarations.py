@@ -144,10 +144,10 @@ def _parse(file, lines, tokens):
     end = tokens.index(INDENT) if INDENT in tokens else len(tokens)
     head = " ".join(tokens[begin:end])
     members = " ".join(tokens[end + 1:-1]).removesuffix(f" {END}").split(f" {END} ")
-    if AN_ENUM.fullmatch(head):
-        if all(map(AN_ENUMERATOR.fullmatch, members)):
-            return [Declaration(file, frozenset(member.split()[:1]), _words(member.split()), _words(member.split()),
-                                frozenset(), False, member) for member in members]
+    if AN_ENUM.fullmatch(head) and all(map(AN_ENUMERATOR.fullmatch, members)):
+        return [Declaration(file, names=frozenset(member.split()[:1]), words=_words(member.split()),
+                            values=_words(member.split()), fields=frozenset(), is_struct=False, text=member)
+                for member in members]
     outside = set(_outside_brackets(tokens[begin:end]))
     has_code = "(" in outside and ":" in outside and "class" not in outside     # perhaps on the same line
     names = frozenset()
@@ -157,13 +157,15 @@ def _parse(file, lines, tokens):
             names = frozenset([match["name"]])
         else:
             names = _words(tokens) - KEYWORDS       # one of them, or several: too many do no harm
-    text = " ".join(map("{}:{}".format, lines, tokens) if has_code else tokens)
-    plain = " ".join(tokens)
-    is_struct = bool(A_STRUCT.fullmatch(head))
-    # Its own name makes no struct a value, and which of several names of a member is the field's does not matter.
-    values = _values(" ".join(members)) if is_struct else _words(tokens) if has_code else _values(plain)
-    fields = _words(" ".join(members).split()) if is_struct else frozenset(A_FIELD.findall(plain))
-    return [Declaration(file, names, _words(tokens), values, fields, is_struct, text)]
+    words, text = _words(tokens), " ".join(tokens)
+    if A_STRUCT.fullmatch(head):
+        # Its own name makes no value of it; and of a member's words any may be the field.
+        inside = " ".join(members)
+        return [Declaration(file, names, words, _values(inside), _words(inside.split()), True, text)]
+    values, fields = words if has_code else _values(text), frozenset(A_FIELD.findall(text))
+    if has_code:
+        text = " ".join(map("{}:{}".format, lines, tokens))
+    return [Declaration(file, names, words, values, fields, False, text)]
 
 
 def _values(text):

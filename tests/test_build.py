@@ -35,6 +35,7 @@ cdef struct Lonely:
 """,
     "low.pxd": """
 from shmkern.types cimport *
+from shmkern.types cimport Lonely
 
 # Said of it.
 cdef int low_twice(int number) noexcept nogil
@@ -107,7 +108,7 @@ def edited(name, old, new):
     ("types.pxd", "LARGE = 1000", "LARGE = 1001", {"aside"}),
     ("types.pxd", "    LARGE = 1000", "    LARGE", {"middle", "aside"}),      # counted from the one before
     ("types.pxd", "    int value\n", "    int value, other\n", {"middle"}),   # top knows of a pointer
-    ("types.pxd", "cdef struct Lonely:\n    int value\n", "", set()),
+    ("types.pxd", "cdef struct Lonely:\n    int value\n", "", {"low"}),       # a cimport is not a use
     ("low.pxd", "# Said of it.", "# Said of it otherwise.", {"low"}),
     ("low.pxd", "# Said of it.\n", "", {"low", "top"}),                       # the inline function moves up
     ("low.pxd", "+ 1", "+ 2", {"low", "top"}),
@@ -121,6 +122,13 @@ def edited(name, old, new):
 ])
 def test_what_depends_on_an_edit_is_out_of_date(name, old, new, expected):
     assert stale(KERNEL, edited(name, old, new)) == expected
+
+
+def test_code_that_names_a_struct_depends_on_its_fields():
+    """An inline function of another file may follow the pointer, without a field's name."""
+    before = edited("low.pxd", "+ 1", "+ sizeof((<Inner*>NULL)[0])")
+    after = before | {"types.pxd": before["types.pxd"].replace("int value", "long value", 1)}
+    assert stale(before, after) == {"low", "middle", "top"}
 
 
 def test_who_calls_a_function_that_moves_is_out_of_date():
@@ -235,7 +243,7 @@ def test_a_build_makes_what_is_out_of_date_and_nothing_else(tmp_path, package):
     (package / "low.pxd").write_text(KERNEL["low.pxd"].replace("int low_unused(int number)", "Nothing low_unused(int number)"))
     _, run = build(tmp_path)
     assert run.returncode != 0
-    assert "shmkern/low.pxd:8:5: 'Nothing' is not a type identifier" in run.stderr
+    assert "shmkern/low.pxd:9:5: 'Nothing' is not a type identifier" in run.stderr
     assert "Cython refuses shmkern/" in run.stderr
 
     (package / "low.pxd").write_text(KERNEL["low.pxd"])
