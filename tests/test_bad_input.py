@@ -2,6 +2,7 @@
 """What nobody should pass, to every public function: the exception or errno that one would
 expect, with a sentence, and a machine that is as it was."""
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -107,8 +108,13 @@ def test_times_to_wait_are_times(machine):
     for timeout in ("soon", [1]):
         with pytest.raises(TypeError):
             machine.spawn(lambda task: 1).result(timeout)
+    read_end, write_end = os.pipe()
+    child = machine.spawn(lambda task: os.read(read_end, 1))    # has no result before it is asked for
     with pytest.raises(TimeoutError):
-        machine.spawn(lambda task: task.load(task.mmap(PAGE), 1)).result(-5)
+        child.result(-5)
+    os.write(write_end, b"!")
+    assert child.result(10) == b"!"
+    os.close(read_end), os.close(write_end)
 
 
 # ---- loads and stores ------------------------------------------------------------
