@@ -16,7 +16,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 from Cython.Build.Dependencies import create_dependency_tree
-from Cython.Compiler import Errors
+from Cython.Compiler import Errors, Nodes
 from Cython.Compiler.CmdLine import parse_command_line
 from Cython.Compiler.Main import Context, compile_single
 
@@ -24,6 +24,10 @@ from pxd_declarations import unneeded_names
 
 PR_SET_PDEATHSIG = 1
 context = None
+
+# Before its own body a method would look whether a subclass has overridden it, which takes gcc longer than the
+# body.  That is for calls from C: Python finds the subclass's method first, and in C nothing calls one that is.
+Nodes.OverrideCheckNode.generate_execution_code = lambda self, code: None
 
 
 class SharedContext(Context):
