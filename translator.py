@@ -16,6 +16,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 from Cython.Build.Dependencies import create_dependency_tree
+from Cython.Build.SharedModule import generate_shared_module
 from Cython.Compiler import Errors, Nodes
 from Cython.Compiler.CmdLine import parse_command_line
 from Cython.Compiler.Main import Context, compile_single
@@ -23,6 +24,8 @@ from Cython.Compiler.Main import Context, compile_single
 from pxd_declarations import unneeded_names
 
 PR_SET_PDEATHSIG = 1
+# Has what Cython's own code of all modules has in common: gcc reads it once, not with each.
+SHARED = "shmkern.cython_shared"
 context = None
 
 # Before its own body a method would look whether a subclass has overridden it, which takes gcc longer than the
@@ -112,9 +115,13 @@ def translate(module, arguments):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != helper:
                 os._exit(1)
-            context.options = options
-            context.keep(set(map(os.path.realpath, files)), unneeded, by_name)
-            exit_code = min(compile_single(source, options, None, context=context).num_errors, 1)
+            if module == SHARED:
+                exit_code = generate_shared(options)
+            else:
+                options.shared_utility_qualified_name = SHARED
+                context.options = options
+                context.keep(set(map(os.path.realpath, files)), unneeded, by_name)
+                exit_code = min(compile_single(source, options, None, context=context).num_errors, 1)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -123,3 +130,11 @@ def translate(module, arguments):
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
         return None
     return includes
+
+
+def generate_shared(options):
+    """Make C of the shared module.  Returns an exit code."""
+    options.shared_c_file_path = options.output_file
+    options.shared_utility_features_disabled = ["MemoryView"]       # half of it, and nobody has one
+    error, _ = generate_shared_module(options)
+    return int(error is not None)

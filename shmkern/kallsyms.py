@@ -26,7 +26,7 @@ from pathlib import Path
 from shmkern import layout
 
 # Their functions are for Python: with exceptions, and with the GIL.
-NOT_KERNEL = {"__init__", "bulk", "calibrate", "lackey", "numa", "replay", "syscalls"}
+NOT_KERNEL = {"__init__", "bulk", "calibrate", "cython_shared", "lackey", "numa", "replay", "syscalls"}
 
 _SCALARS = {"void": None, "int": ctypes.c_int, "u32": ctypes.c_uint32, "u64": ctypes.c_uint64,
             "i32": ctypes.c_int32, "i64": ctypes.c_int64, "pte_t": ctypes.c_uint64,
