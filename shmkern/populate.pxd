@@ -10,6 +10,7 @@ cdef int mlock_page_at(VmAreaStruct* vma, u64 address, bint fault) noexcept nogi
 cdef int populate_area(VmAreaStruct* vma, u64 start, u64 end) noexcept nogil
 @cython.locals(rc=cython.int, one=cython.int)
 cdef int mm_populate(MmStruct* mm, u64 start, u64 end) noexcept nogil
+cdef void populate_mapped(u64 start, u64 length) noexcept nogil
 cdef void mlock_fixup(VmAreaStruct* vma, bint lock) noexcept nogil
 @cython.locals(reached=u64)
 cdef int mlock_range(MmStruct* mm, u64 start, u64 end, bint lock) noexcept nogil

@@ -67,6 +67,14 @@ def mm_populate(mm, start, end):
     return rc
 
 
+def populate_mapped(start, length):
+    """mm_populate for what mmap or mremap has just given the current task.  That pages cannot be had is no
+    error there.  Takes mmap_sem for reading."""
+    mm = current().mm
+    if mm.locked_vm:
+        mm_populate(mm, start, start + PAGE_ALIGN(length))
+
+
 # ---- areas -------------------------------------------------------------------
 
 def mlock_fixup(vma, lock):

@@ -180,9 +180,8 @@ class Syscalls:
         arg4, arg5 = descriptor(fd), unsigned(offset)
         kernel_enter()
         rc = do_mmap(current().mm, arg0, arg1, arg2, arg3, arg4, arg5)
-        # If it is locked, its pages had better be there; if they cannot, that is no error.
-        if rc > 0 and current().mm.locked_vm:
-            mm_populate(current().mm, rc, rc + PAGE_ALIGN(arg1))
+        if rc > 0:
+            populate_mapped(rc, arg1)
         kernel_exit()
         return check_errno(rc)
 
@@ -208,8 +207,8 @@ class Syscalls:
         arg3, arg4 = unsigned(flags), unsigned(new_address)
         kernel_enter()
         rc = do_mremap(current().mm, arg0, arg1, arg2, arg3, arg4)
-        if rc > 0 and current().mm.locked_vm:
-            mm_populate(current().mm, rc, rc + PAGE_ALIGN(arg2))
+        if rc > 0:
+            populate_mapped(rc, arg2)
         kernel_exit()
         return check_errno(rc)
 
