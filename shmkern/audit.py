@@ -648,7 +648,7 @@ def check_slab_usage(m):
 def check_tasks(m):
     """A slot's number is its index; live tasks have different pids; a task that stands still
     outside the kernel holds nothing: no spinlock (preempt_count), no sleeping lock, no RCU
-    read section; and it does not stand at a tracepoint."""
+    read section, no page that it frees or moves; and it does not stand at a tracepoint."""
     m.report.each(m.tasks["cpu"] != np.arange(len(m.tasks)), "task", lambda cpu: (
         "a task's CPU number is not its slot's",
         {"task": m.pid[cpu], "expected": cpu, "found": m.tasks["cpu"][cpu]}))
@@ -657,10 +657,13 @@ def check_tasks(m):
     pids, times = np.unique(m.pid[m.live], return_counts=True)
     for pid in pids[times > 1].tolist():
         m.report.add("task", "several live tasks have this pid", task=pid)
-    for field in ("preempt_count", "nr_held", "rcu_nesting", "rcu_epoch", "trace_stopped"):
+    for field in ("preempt_count", "nr_held", "rcu_nesting", "rcu_epoch", "isolating_since", "trace_stopped"):
         m.report.each(m.running & (m.tasks[field] != 0), "lock", lambda cpu, field=field: (
             f"a task stands still with {field} not zero{held_text(m, cpu)}",
             {"task": m.pid[cpu], "expected": 0, "found": m.tasks[field][cpu]}))
+    for field in ("nr_isolators", "reclaim_waiters", "nr_starving"):
+        if m.kernel[field]:
+            m.report.add("counter", f"no task is in the kernel, and {field} is not zero", expected=0, found=m.kernel[field])
 
 
 def held_text(m, cpu):

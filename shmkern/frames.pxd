@@ -33,8 +33,12 @@ cdef enum:
 cdef extern from *:
     """
     #define CONGESTION_WAIT_NS 20000000UL
+    #define RECLAIM_PATIENCE_NS 10000000000UL
+    #define STARVING_NS 100000000UL
     """
     const u64 CONGESTION_WAIT_NS
+    const u64 RECLAIM_PATIENCE_NS      # as long as a process may stand still on a busy host
+    const u64 STARVING_NS
 
 cdef enum:
     PAGE_POISON = 0xaa         # include/linux/poison.h
@@ -194,12 +198,18 @@ cdef Page* get_page_from_freelist(i32 nid, u64 gfp, u64 order, int mark, u64 nod
 cdef Page* alloc_pages_nodemask(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
 cdef void wakeup_kswapd(i32 nid) noexcept nogil
 cdef void wake_all_kswapd(i32 nid, u64 gfp, u64 nodes) noexcept nogil
+cdef void isolation_begin() noexcept nogil
+cdef void isolation_end() noexcept nogil
 cdef void reclaim_begin() noexcept nogil
 cdef void reclaim_end(u64 progress) noexcept nogil
-@cython.locals(sequence=u32)
-cdef bint congestion_wait() noexcept nogil
+@cython.locals(began=u64)
+cdef bint are_pages_in_hand(u64 since, u64 now) noexcept nogil
+cdef void begin_starving() noexcept nogil
+cdef void end_starving() noexcept nogil
+@cython.locals(sequence=u32, others=u32)
+cdef bint congestion_wait(bint anyway) noexcept nogil
 cdef void set_reclaim(reclaim_t reclaim) noexcept nogil
-@cython.locals(retries=cython.int, before=u64, sequence=u32, waited=bint)
+@cython.locals(retries=cython.int, since=u64, last=u64, now=u64, before=u64, sequence=u32, waited=bint, starving=bint)
 cdef Page* alloc_pages_slowpath(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
 cdef Page* alloc_pages_node(i32 nid, u64 gfp, u64 order) noexcept nogil
 cdef void __free_pages(Page* page, u64 order) noexcept nogil

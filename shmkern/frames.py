@@ -224,36 +224,83 @@ def wake_all_kswapd(nid, gfp, nodes):
             break
 
 
-def reclaim_begin():
-    """The current task begins to free memory, and may use what is kept for that."""
-    current().flags |= PF_MEMALLOC
-    atomic_add_return32(address(kernel().nr_reclaimers), 1)
+def isolation_begin():
+    """The current task begins to take pages off the LRU lists; who finds no memory waits until it has given
+    them back."""
+    me = current()
+    if me.isolating_since == 0:
+        WRITE_ONCE64(address(me.isolating_since), ktime_get_ns())
+    atomic_add_return32(address(kernel().nr_isolators), 1)
 
 
-def reclaim_end(progress):
-    """It is done, and has freed `progress` pages; who waits for memory looks again."""
+def isolation_end():
+    """It has given them back; who waits for memory looks again."""
     k = kernel()
-    current().flags &= ~cast(u32, PF_MEMALLOC)
-    if progress != 0:
-        # Before we are gone from nr_reclaimers: see alloc_pages_slowpath.
-        atomic_add_return64(address(k.reclaim_progress), 1)
-    # The sequence as well; and behind it once more, for who has seen us there and is falling asleep.
+    me = current()
+    if not me.flags & PF_MIGRATE:
+        WRITE_ONCE64(address(me.isolating_since), 0)
+    # The sequence first; and behind it once more, for who has seen us there and is falling asleep.
     atomic_add_return32(address(k.reclaim_sequence), 1)
-    atomic_add_return32(address(k.nr_reclaimers), -1)
+    atomic_add_return32(address(k.nr_isolators), -1)
     atomic_add_return32(address(k.reclaim_sequence), 1)
     smp_mb__after_atomic()
     if READ_ONCE32(address(k.reclaim_waiters)) != 0:
         futex_wake(address(k.reclaim_sequence), 0x7fffffff)
 
 
-def congestion_wait():
-    """Waits a moment for others who are freeing memory: the pages that there are may be in their
-    hands.  Says whether there was anybody to wait for."""
+def reclaim_begin():
+    """The current task begins to free memory, and may use what is kept for that."""
+    current().flags |= PF_MEMALLOC
+    isolation_begin()
+
+
+def reclaim_end(progress):
+    """It is done, and has freed `progress` pages."""
+    current().flags &= ~cast(u32, PF_MEMALLOC)
+    if progress != 0:
+        # Before we are gone from nr_isolators: see alloc_pages_slowpath.
+        atomic_add_return64(address(kernel().reclaim_progress), 1)
+    isolation_end()
+
+
+def are_pages_in_hand(since, now):
+    """Whether somebody else has had pages in hand from `since` to `now` without a break, and may be standing
+    still; not after RECLAIM_PATIENCE_NS.
+
+    Who waits for a lock does not stand still: it may be ours.  And who moves pages waits for nobody who may
+    be moving some, and wait for it.
+    """
+    k = kernel()
+    if now - since > RECLAIM_PATIENCE_NS or current().flags & PF_MIGRATE:
+        return False
+    for cpu in range(k.max_tasks):
+        task = address(k.tasks[cpu])
+        began = READ_ONCE64(address(task.isolating_since))
+        if began != 0 and began <= since and task != current() and READ_ONCE64(address(task.wait_kind)) == 0:
+            return True
+    return False
+
+
+def begin_starving():
+    """Whoever only moves pages lets the current task go first from here on (migrate_begin)."""
+    atomic_add_return32(address(kernel().nr_starving), 1)
+
+
+def end_starving():
+    atomic_add_return32(address(kernel().nr_starving), -1)
+
+
+def congestion_wait(anyway):
+    """Waits a moment for others who free memory or move it: the pages that there are may be in their
+    hands.  Says whether there was anybody to wait for; waits `anyway`, if told to, when there was not."""
     k = kernel()
     sequence = smp_load_acquire32(address(k.reclaim_sequence))
     # Acquire: who finds that the last one has left looks next what that one has freed, and must not have
-    # looked before; see reclaim_end.
-    if smp_load_acquire32(address(k.nr_reclaimers)) == 0:
+    # looked before; see isolation_end.
+    others = smp_load_acquire32(address(k.nr_isolators))
+    if current().flags & PF_MIGRATE:
+        others -= 1
+    if others == 0 and not anyway:
         return False
     atomic_add_return32(address(k.reclaim_waiters), 1)
     futex_wait(address(k.reclaim_sequence), sequence, CONGESTION_WAIT_NS)
@@ -274,8 +321,8 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
     Somebody else may take what was freed; as long as there is progress it goes on, be it others': what
     this task looks at may be in use whenever it looks, if its CPU is slow, while others get on.  (Linux
     never lets a single frame fail; where nobody gets on it kills a task.)  Without progress it waits for
-    others who are at it, a few times, and then there is none.  Nor is there, for who is to look again,
-    when the task may not use all of `nodes` any more.
+    others who are at it, a few times, and until those have let go who still have pages in hand then; and then there
+    is none.  Nor is there, for who is to look again, when the task may not use all of `nodes` any more.
     """
     me = current()
     k = kernel()
@@ -290,6 +337,8 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
         return NULL
     might_sleep()
     retries = 0
+    since = last = cast(u64, 0)
+    starving = False
     while True:
         before = READ_ONCE64(address(k.reclaim_progress))
         sequence = smp_load_acquire32(address(k.reclaim_sequence))
@@ -298,20 +347,35 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
         reclaim_end(progress)
         page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
         if page != NULL or not nodes_subset(nodes, allowed_nodes(gfp)):
-            return page
+            break
         if progress == 0:
+            now = ktime_get_ns()
+            if since == 0:
+                since = now
+            if not starving and now - since > STARVING_NS:
+                starving = True
+                begin_starving()
             # Who has ended since we began, besides us, may have given back what we did not find.
             waited = retries < MAX_RECLAIM_RETRIES and \
-                (congestion_wait() or smp_load_acquire32(address(k.reclaim_sequence)) != cast(u32, sequence + 2))
+                (congestion_wait(False) or smp_load_acquire32(address(k.reclaim_sequence)) != cast(u32, sequence + 2))
             if READ_ONCE64(address(k.reclaim_progress)) != before:
                 retries = 0
+                since = now
+                last = 0
             elif waited:
                 retries += 1
+            elif are_pages_in_hand(last or now, now):
+                last = last or now
+                congestion_wait(True)
             else:
                 # Who has left, or given memory back, since we looked?
-                return get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
+                page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
+                break
             if kernel_panicked():
                 wait_check()
+    if starving:
+        end_starving()
+    return page
 
 
 def alloc_pages_nodemask(nid, gfp, order, nodes):

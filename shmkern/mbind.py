@@ -141,19 +141,20 @@ def mbind_locked(mm, start, end, pol, nodes, flags):
     queue.flags = flags | MPOL_MF_INVERT
     queue.pagelist = addressof(pagelist)
     queue.nr_unmovable = 0
+    migrate_begin()
     rc = check_range(mm, start, end, addressof(queue))
     if rc == 0:
         rc = mbind_range(mm, start, end, pol)
+    stayed = 0
     if rc != 0:
         putback_lru_pages(addressof(pagelist))
-        return rc
-    stayed = 0
-    if not list_empty(addressof(pagelist)):
+    elif not list_empty(addressof(pagelist)):
         stayed = migrate_pages(addressof(pagelist), new_vma_page, cast(u64, find_vma(mm, start)))
+    migrate_end()
     # Also when a page was not even tried: Linux commits a7f40cfe3b7a and d883544515aa.
-    if flags & MPOL_MF_STRICT and (stayed != 0 or queue.nr_unmovable != 0):
+    if rc == 0 and flags & MPOL_MF_STRICT and (stayed != 0 or queue.nr_unmovable != 0):
         return -EIO
-    return 0
+    return rc
 
 
 def do_mbind(start, length, mode, mode_flags, nodes, flags):
@@ -299,11 +300,14 @@ def migrate_to_node(mm, source, dest, flags):
     queue.flags = flags | MPOL_MF_DISCONTIG_OK
     queue.pagelist = addressof(pagelist)
     queue.nr_unmovable = 0
+    migrate_begin()
     check_range(mm, 0, TASK_SIZE, addressof(queue))
-    if list_empty(addressof(pagelist)):
-        return 0
-    # To that node and no other: Linux commit b360edb43f8e.
-    return migrate_pages(addressof(pagelist), alloc_on_node, dest)
+    rc = 0
+    if not list_empty(addressof(pagelist)):
+        # To that node and no other: Linux commit b360edb43f8e.
+        rc = migrate_pages(addressof(pagelist), alloc_on_node, dest)
+    migrate_end()
+    return rc
 
 
 def pick_node(left, from_nodes, to_nodes, dest):

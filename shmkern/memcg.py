@@ -522,35 +522,55 @@ def __mem_cgroup_try_charge(memcg, gfp, patient):
 
     As when memory is short: as long as there is progress it goes on, for somebody else of the group
     may take what was freed; without, others may have the pages in hand, reclaim or migration, and who
-    is `patient` tries again, as long as they get on and a few times more.  (2.6.30's `oom`: nobody is
-    killed here, but a program fails.)
+    is `patient` waits for them and tries again, a few times, and until those have let go who still have
+    some then.  (2.6.30's `oom`: nobody is killed here, but a program fails.)
     """
+    rc = 0
     retries = 0
+    since = last = cast(u64, 0)
+    starving = False
     while True:
         counter = res_counter_charge(addressof(memcg.res), PAGE_SIZE)
         if counter == NULL:
-            return 0
+            break
         over = mem_cgroup_of_counter(counter)
         limit = READ_ONCE64(addressof(counter.limit))
         if limit < PAGE_SIZE:
-            return -ENOMEM
+            rc = -ENOMEM
+            break
         before = READ_ONCE64(addressof(over.reclaim_progress))
         if mem_cgroup_hierarchical_reclaim(over, gfp, limit - PAGE_SIZE):
             atomic_add_return64(addressof(over.reclaim_progress), 1)
         elif not patient:
-            return -ENOMEM
+            rc = -ENOMEM
+            break
         else:
-            waited = retries < MEM_CGROUP_RECLAIM_RETRIES and (congestion_wait() or mem_cgroup_can_reclaim(over))
+            now = ktime_get_ns()
+            if since == 0:
+                since = now
+            if not starving and now - since > STARVING_NS:
+                starving = True
+                begin_starving()
+            waited = retries < MEM_CGROUP_RECLAIM_RETRIES and (congestion_wait(False) or mem_cgroup_can_reclaim(over))
             if READ_ONCE64(addressof(over.reclaim_progress)) != before:
                 retries = 0
+                since = now
+                last = 0
             elif waited:
                 retries += 1
+            elif are_pages_in_hand(last or now, now):
+                last = last or now
+                congestion_wait(True)
             elif READ_ONCE64(addressof(counter.usage)) > limit - PAGE_SIZE:
                 # Nor has anybody else given back what was in his hands (mem_cgroup_check_under_limit).
-                return -ENOMEM
+                rc = -ENOMEM
+                break
             cpu_yield()
         if kernel_panicked():
             wait_check()
+    if starving:
+        end_starving()
+    return rc
 
 
 def __mem_cgroup_cancel_charge(memcg):
@@ -868,7 +888,7 @@ def __mem_cgroup_force_empty(memcg, references):
             mem_cgroup_move_all(memcg)
         if smp_load_acquire64(addressof(memcg.css_refcnt)) == references:
             return 0
-        if not congestion_wait():
+        if not congestion_wait(False):
             retries += 1
             cpu_yield()
         elif ktime_get_ns() - began < MEM_CGROUP_FORCE_EMPTY_NS:

@@ -35,6 +35,8 @@ cdef inline void migrate_stage(int stage, Page* page, Page* newpage, int rc) noe
         prefetch_upcoming()
 
 cdef void migrate_prep() noexcept nogil
+cdef void migrate_begin() noexcept nogil
+cdef void migrate_end() noexcept nogil
 cdef int putback_lru_pages(ListHead* pagelist) noexcept nogil
 @cython.locals(pte=pte_t)
 cdef void remove_migration_pte(VmAreaStruct* vma, Page* old, Page* new) noexcept nogil

@@ -26,6 +26,26 @@ def migrate_prep():
     lru_add_drain_all()
 
 
+def migrate_begin():
+    """Before pages are isolated to be moved, which are out of reclaim's reach until migrate_end(): tasks that
+    starve go first, for a moment.  (Linux counts isolated pages since 2.6.32, NR_ISOLATED_ANON.)
+    The caller has mmap_sem, if it needs it: who waits for memory may have it, and must not wait for who waits
+    for that.  Sleeps."""
+    might_sleep()
+    k = kernel()
+    sequence = smp_load_acquire32(addressof(k.reclaim_sequence))
+    if READ_ONCE32(addressof(k.nr_starving)) != 0:
+        futex_wait(addressof(k.reclaim_sequence), sequence, CONGESTION_WAIT_NS)
+    current().flags |= PF_MIGRATE
+    isolation_begin()
+
+
+def migrate_end():
+    """No page is isolated any more."""
+    current().flags &= ~cast(u32, PF_MIGRATE)
+    isolation_end()
+
+
 def putback_lru_pages(pagelist):
     """Puts all pages of an isolated list back on the LRU and drops the references that
     isolation took.  Returns their number.  Lines 57-74."""
@@ -576,10 +596,13 @@ def migrate_pfn_range(pfn, end, get_new_page, private, done):
     Returns as migrate_pages.
     """
     INIT_LIST_HEAD(addressof(pagelist))
+    migrate_begin()
     done[0] = isolate_lru_pages(pfn, end, NR_OFFLINE_AT_ONCE_PAGES, addressof(pagelist))
-    if list_empty(addressof(pagelist)):
-        return 0
-    return migrate_pages(addressof(pagelist), get_new_page, private)
+    rc = 0
+    if not list_empty(addressof(pagelist)):
+        rc = migrate_pages(addressof(pagelist), get_new_page, private)
+    migrate_end()
+    return rc
 
 
 # ---- what has no pages to move -------------------------------------------------

@@ -488,6 +488,7 @@ cdef enum:
 
 cdef enum:
     PF_MEMALLOC = 0x00000800   # frees memory, and may use what is kept for that
+    PF_MIGRATE = 0x00010000    # moves pages, between migrate_begin and migrate_end
     PF_KSWAPD = 0x00040000
     PF_SWAPWRITE = 0x00800000
 
@@ -575,6 +576,7 @@ cdef struct Task:
     u64 rlimit_memlock         # bytes
     u64 mems_allowed           # shared: the cpuset's nodes that have memory
     Mempolicy* mempolicy       # changed under alloc_lock
+    u64 isolating_since        # shared: CLOCK_MONOTONIC, ns, since when it has had pages in hand; 0: it has none
     u64 nr_preloads
     RadixTreeNode* radix_tree_preloads[11]     # RADIX_TREE_PRELOAD_SIZE
     FilesStruct* files
@@ -668,11 +670,13 @@ cdef struct Kernel:
     u64 total_swap_pages
     SwapInfo swap_info[30]     # MAX_SWAPFILES
     AddressSpace swapper_space
-    u32 nr_reclaimers          # tasks that are freeing memory
+    u32 nr_isolators           # tasks that have pages in hand, to free or to move them
     u32 reclaim_sequence       # advanced when one is done
     u64 reclaim_progress       # advanced when one has freed something
     u32 reclaim_waiters
+    u32 nr_starving            # tasks that have waited in vain for a while
     u32 page_cluster           # log2 of the slots that are read at once; 0 reads none ahead
+    u32 _pad8
     # RCU
     u64 rcu_epoch
     Spinlock rcu_lock

@@ -65,6 +65,7 @@ def do_move_page_to_node_array(mm, pm, migrate_all):
     """
     INIT_LIST_HEAD(addressof(pagelist))
     down_read(addressof(mm.mmap_sem))
+    migrate_begin()
     pp = pm
     while pp.node != MAX_NUMNODES:
         # Matches no page that is moved.
@@ -74,6 +75,7 @@ def do_move_page_to_node_array(mm, pm, migrate_all):
     err = 0
     if not list_empty(addressof(pagelist)):
         err = migrate_pages(addressof(pagelist), new_page_node, cast(u64, pm))
+    migrate_end()
     up_read(addressof(mm.mmap_sem))
     return err
 

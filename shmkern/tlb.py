@@ -192,6 +192,9 @@ def tlb_note_range(tlb, start, end):
 
 def tlb_remove_page(tlb, page):
     """Takes over a reference to a page or table that the noted ranges led to."""
+    if tlb.nr == 0:
+        # Reclaim can free them no more than those that a task has isolated: isolation_begin.
+        WRITE_ONCE64(addressof(current().isolating_since), ktime_get_ns())
     tlb.pages[tlb.nr] = page
     tlb.nr += 1
     if tlb.nr == GATHER_PAGES:
@@ -208,4 +211,6 @@ def tlb_finish_mmu(tlb):
             table_free_one(cast(pointer(u64), page_address(page)))
         else:
             put_page(page)
+    if tlb.nr != 0:
+        WRITE_ONCE64(addressof(current().isolating_since), 0)
     tlb_gather_mmu(tlb, tlb.mm)

@@ -1329,6 +1329,26 @@ def task_stands_still_within_rcu(s):
     s.tasks["rcu_nesting"][1] = 1
 
 
+@damage("lock", task=2, expected=0, found=5)
+def task_stands_still_with_pages_in_hand(s):
+    s.tasks["isolating_since"][1] = 5
+
+
+@damage("counter", expected=0, found=1)
+def somebody_is_said_to_have_pages_in_hand(s):
+    s.kernel.nr_isolators = 1
+
+
+@damage("counter", expected=0, found=1)
+def somebody_is_said_to_wait_for_memory(s):
+    s.kernel.reclaim_waiters = 1
+
+
+@damage("counter", expected=0, found=1)
+def somebody_is_said_to_starve(s):
+    s.kernel.nr_starving = 1
+
+
 # Slab and RCU
 
 @damage("slab")

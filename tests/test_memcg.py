@@ -570,7 +570,7 @@ def test_a_group_is_removed_as_soon_as_reclaim_at_its_parents_limit_has_left_it(
         group_id = group.id
         address = other(lambda task: ksym.get_mem_cgroup(group_id))
         # Somebody reclaims: this test.
-        kernel.nr_reclaimers += 1
+        kernel.nr_isolators += 1
         try:
             remover.begin(lambda task: getattr(task, call)(group_id))
             for _round in range(20):
@@ -579,7 +579,7 @@ def test_a_group_is_removed_as_soon_as_reclaim_at_its_parents_limit_has_left_it(
                 # And others come and go.
                 other(lambda task: (ksym.reclaim_begin(), ksym.reclaim_end(0)))
         finally:
-            kernel.nr_reclaimers -= 1
+            kernel.nr_isolators -= 1
             other(lambda task: ksym.css_put(address))
         remover.reply()
     fails(errno.ENOENT, b.remove)
@@ -1072,20 +1072,21 @@ def test_locked_pages_of_a_group_stay_and_its_limit_holds(roomy):
 def test_a_group_is_not_out_of_memory_as_long_as_anybody_makes_room(roomy):
     """Whoever finds all of its pages in use has found them slowly, perhaps: others get on meanwhile."""
     group = roomy.cgroup_create("small", limit=4 * PAGE)
-    one, late = member(roomy, group, 4), member(roomy, group, 1)
+    one, late, other = member(roomy, group, 4), member(roomy, group, 1), Puppet(roomy)
     va, late_va = one.va, late.va
     one(lambda task: task.mlock(va, 4 * PAGE))
     kernel, memcg = layout.kernel(), layout.struct("MemCgroup", pcg(pfn_at(one, va)).mem_cgroup)
     # Somebody else is at it, always: this test.
-    kernel.nr_reclaimers += 1
+    kernel.nr_isolators += 1
     try:
         late.begin(lambda task: task.store64(late_va, 1))
-        for _round in range(2 * C["MEM_CGROUP_RECLAIM_RETRIES"]):
-            memcg.reclaim_progress += 1
+        for _round in range(2 * C["MAX_RECLAIM_RETRIES"]):
             failures = group.failcnt
+            memcg.reclaim_progress += 1
+            other(lambda task: (ksym.reclaim_begin(), ksym.reclaim_end(1)))
             until(lambda: group.failcnt > failures, "another try", check=roomy.check)
     finally:
-        kernel.nr_reclaimers -= 1
+        kernel.nr_isolators -= 1
     one(lambda task: task.munlock(va, 4 * PAGE))
     late.reply()
     assert intact(late, 1) and group.usage <= group.limit

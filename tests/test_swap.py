@@ -6,13 +6,14 @@ import errno
 import io
 import os
 import signal
+import time
 from functools import partial
 
 import pytest
 
 import shmkern
-from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, layout, vmstat,
-                     worker)
+from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, layout, tracing,
+                     vmstat, worker)
 from shmkern.direct_map import process_stat
 from shmkern.kallsyms import ksym
 from shmkern_stress import common
@@ -99,7 +100,7 @@ def until_kswapd_sleeps(machine):
     """Returns when no kswapd has anything to do, so that nothing is written to an area."""
     def asleep():
         nodes = layout.view("PgData", layout.kernel().nodes, layout.kernel().nr_nodes)
-        return not nodes["kswapd_wait"].any() and layout.kernel().nr_reclaimers == 0
+        return not nodes["kswapd_wait"].any() and layout.kernel().nr_isolators == 0
     until(asleep, "a sleeping kswapd", check=machine.check)
 
 
@@ -196,24 +197,111 @@ def test_a_killed_kswapd_stops_nobody_and_the_next_swapon_makes_another(boot, tm
 
 def test_memory_is_not_out_as_long_as_anybody_frees_some(small):
     """Whoever finds every page in use has found them slowly, perhaps: others get on meanwhile."""
-    owner, late = Puppet(small), Puppet(small)
+    owner, late, other = Puppet(small), Puppet(small), Puppet(small)
     va = owner(lambda task: store_new(task, 300, 1))
     owner(lambda task: task.mlock(va, 300 * PAGE))
     late_va = late(lambda task: task.mmap(300 * PAGE))
     kernel, late_slot = layout.kernel(), worker.slot(late.cpu)
     # Somebody else is at it, always: this test.  There are no pages but locked ones.
-    kernel.nr_reclaimers += 1
+    kernel.nr_isolators += 1
     try:
         late.begin(lambda task: task.mlock(late_va, 300 * PAGE))
         for _round in range(2 * C["MAX_RECLAIM_RETRIES"]):
-            kernel.reclaim_progress += 1
             stalls = late_slot.vm_events[C["ALLOCSTALL"]]
+            other(lambda task: (ksym.reclaim_begin(), ksym.reclaim_end(1)))
             until(lambda: late_slot.vm_events[C["ALLOCSTALL"]] > stalls, "another try", check=small.check)
     finally:
-        kernel.nr_reclaimers -= 1
+        kernel.nr_isolators -= 1
     owner(lambda task: task.munlock(va, 300 * PAGE))
     late.reply()
     assert mm_of(late).locked_vm == 300 and late_slot.vm_events[C["PGFAULT_OOM"]] == 0
+
+
+def test_memory_is_not_out_while_those_who_have_it_in_hand_stand_still(small):
+    """A process may stand still for a while, the host being busy; and that others who wait have looked in vain
+    meanwhile, again and again, means nothing."""
+    owner, holder, other, *late = (Puppet(small) for _ in range(5))
+    va = owner(lambda task: store_new(task, 400, 1))
+    owner(lambda task: task.mlock(va, 400 * PAGE))
+    slots = [worker.slot(task.cpu) for task in late]
+    areas = [task(lambda task: task.mmap(110 * PAGE)) for task in late]
+    holder(lambda task: ksym.isolation_begin())
+    for task, area in zip(late, areas):
+        task.begin(lambda task, area=area: task.mlock(area, 110 * PAGE))
+    for slot in slots:
+        until(lambda: slot.vm_events[C["ALLOCSTALL"]] > 1, "its wait", check=small.check)
+    for _round in range(4 * C["MAX_RECLAIM_RETRIES"]):
+        other(lambda task: (ksym.reclaim_begin(), ksym.reclaim_end(0)))
+    owner(lambda task: task.munlock(va, 400 * PAGE))
+    holder(lambda task: ksym.isolation_end())
+    for task, slot in zip(late, slots):
+        task.reply()
+        assert mm_of(task).locked_vm == 110 and slot.vm_events[C["PGFAULT_OOM"]] == 0
+
+
+@pytest.mark.parametrize("move", [
+    lambda task, pid, va: task.migrate_pages(pid, [0], [1]),
+    lambda task, pid, va: task.move_pages(pid, [va + number * PAGE for number in range(200)], [1] * 200),
+    lambda task, pid, va: task.migrate_frames(0, 256, 1),
+], ids=["migrate_pages", "move_pages", "migrate_frames"])
+def test_memory_is_not_out_while_it_is_being_moved(boot, tmp_path, move):
+    """The mover has all pages in its hands, and stands still."""
+    machine = boot(2, 256)
+    owner, late, mover = Puppet(machine), Puppet(machine), Puppet(machine)
+    va = owner(lambda task: store_new(task, 200, 1))
+    pid = owner.pid
+    mover(lambda task: task.migrate_prep())
+    machine.swapon(tmp_path / "swap", 1500)
+    late_slot = worker.slot(late.cpu)
+    with tracing.Tracing(["mm_migrate_pages_start"]):
+        tracing.set_breaks(mover.cpu, ["mm_migrate_pages_start"])
+        mover.begin(lambda task: move(task, pid, va))
+        until(lambda: tracing.is_stopped(mover.cpu), "its stop", check=machine.check)
+        # More than the rest, and each page unevictable at once.
+        late.begin(lambda task: task.mlock(task.mmap(320 * PAGE), 320 * PAGE))
+        until(lambda: late_slot.vm_events[C["ALLOCSTALL"]] > 2 or late.is_done(), "its wait", check=machine.check)
+        tracing.set_breaks(mover.cpu, [])
+        tracing.go_on(mover.cpu)
+    late.reply()
+    try:
+        mover.reply()
+    except OSError as error:            # late has the memory it wanted
+        assert error.errno == errno.ENOMEM
+    assert owner(partial(wrong, va=va, pages=200, first=1)) == 0
+
+
+def test_memory_is_not_out_while_a_munmap_collects_it(boot, tmp_path):
+    """The pages are on their lists still, but nobody can free them but who unmaps them, and stands still."""
+    machine = boot(2, 256)
+    owner, late = Puppet(machine), Puppet(machine)
+    va = owner(lambda task: store_new(task, 200, 1))
+    machine.swapon(tmp_path / "swap", 1500)
+    late_slot = worker.slot(late.cpu)
+    with tracing.Tracing(["tlb_flush"]):
+        tracing.set_breaks(owner.cpu, ["tlb_flush"])
+        owner.begin(lambda task: task.munmap(va, 200 * PAGE))
+        until(lambda: tracing.is_stopped(owner.cpu), "its stop", check=machine.check)
+        late.begin(lambda task: task.mlock(task.mmap(320 * PAGE), 320 * PAGE))
+        until(lambda: late_slot.vm_events[C["ALLOCSTALL"]] > 2 or late.is_done(), "its wait", check=machine.check)
+        tracing.set_breaks(owner.cpu, [])
+        tracing.go_on(owner.cpu)
+    owner.reply()
+    late.reply()
+
+
+def test_who_moves_pages_lets_those_go_first_who_wait_for_memory(small):
+    owner, mover = Puppet(small), Puppet(small)
+    owner(lambda task: store_new(task, 20, 1))
+    kernel = layout.kernel()
+    # It is this test that waits.
+    kernel.nr_starving += 1
+    try:
+        began = time.monotonic()
+        for target in (1, 0) * 10:
+            mover(lambda task: task.migrate_frames((1 - target) * 256, (2 - target) * 256, target))
+        assert time.monotonic() - began > 20 * 0.015
+    finally:
+        kernel.nr_starving -= 1
 
 
 def test_pages_in_use_stay(small):
