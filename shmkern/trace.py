@@ -45,11 +45,13 @@ def trace_write(event, arg0, arg1, arg2, arg3, arg4, arg5):
 
 
 def trace_stop():
-    """Waits, wherever it is, until whoever set trace_breaks lets it go on, or tracing has ended."""
+    """Waits, wherever it is, until whoever set trace_breaks lets it go on, or has none any more, or tracing has
+    ended, and with it all breaks."""
     me = current()
-    k = kernel()
+    # Who ends tracing sees that we stand here, or we see that there are no breaks.  (Not whether any event is on:
+    # of the next tracer's we would know nothing, nor he of us.)
     smp_store_mb32(address(me.trace_stopped), 1)
-    while smp_load_acquire32(address(me.trace_stopped)) != 0 and READ_ONCE64(address(k.trace_events)) != 0:
+    while smp_load_acquire32(address(me.trace_stopped)) != 0 and READ_ONCE64(address(me.trace_breaks)) != 0:
         futex_wait(address(me.trace_stopped), 1, cast(u64, 1000000000))
         if kernel_panicked():
             BUG(b"the machine has stopped while a task stood at a tracepoint")
@@ -122,6 +124,19 @@ def rings_are_ready():
     """Who finds an event that is switched on after this finds how large the rings are, which is written the first
     time; with 0 for that its events would go to another CPU's.  The other half is in trace_write."""
     smp_wmb()
+
+
+def end_breaks():
+    """No task stops at a tracepoint any more, and who stands at one goes on.  For who ends tracing, and may be no
+    task himself."""
+    k = kernel()
+    for cpu in range(k.max_tasks):
+        WRITE_ONCE64(address(k.tasks[cpu].trace_breaks), 0)
+    # The other half is in trace_stop.
+    smp_mb()
+    for cpu in range(k.max_tasks):
+        if READ_ONCE32(address(k.tasks[cpu].trace_stopped)) != 0:
+            go_on(cpu)
 
 
 def go_on(cpu):

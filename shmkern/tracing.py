@@ -21,7 +21,7 @@ import numpy as np
 
 from shmkern import direct_map, layout, report, vmstat
 from shmkern.errors import BootError
-from shmkern.trace import go_on, read_ring, rings_are_ready     # noqa: F401 (go_on: for who sets breaks)
+from shmkern.trace import end_breaks, go_on, read_ring, rings_are_ready     # noqa: F401 (go_on: for who sets breaks)
 from shmkern.worker import slot
 
 C = layout.constants
@@ -191,11 +191,9 @@ def _tracer_gone():
 
 def end_tracing():
     """Ends tracing and gives the rings' memory back.  Who stands at a tracepoint goes on."""
-    kernel, tasks = layout.kernel(), vmstat.tasks()
+    kernel = layout.kernel()
     kernel.trace_events = 0
-    tasks["trace_breaks"] = 0
-    for cpu in np.flatnonzero(tasks["trace_stopped"]):
-        go_on(cpu)
+    end_breaks()
     # Who is still writing an event gets a new page for it.
     direct_map.give_back(direct_map.mapped, *_rings(kernel.trace_ring_events))
     kernel.trace_owner = 0

@@ -9,6 +9,7 @@ import errno
 from shmkern import layout, worker
 from shmkern.errors import SegmentationFault
 from shmkern.explore.room import C, FRAMES_PER_NODE, PAGE, scenario
+from shmkern.trace import end_breaks
 
 PROT_READ, MREMAP_MAYMOVE, MREMAP_FIXED = C["PROT_READ"], C["MREMAP_MAYMOVE"], C["MREMAP_FIXED"]
 OLD, NEW = 0x0123456789abcdef, 0xfedcba9876543210
@@ -701,3 +702,17 @@ def reap_claimed(room):
     room.program(init, lambda task: task.kernel("reap_task", slot, 0, os_pid))
     room.program(maker, start)
     room.check(lambda _none, pid: (slot.state, slot.pid) == (C["TASK_RUNNING"], pid))
+
+
+@scenario
+def tracing_ends(room):
+    """A task is about to stop at a tracepoint while tracing ends; an event is on all the same, for somebody has begun
+    to trace who knows nothing of that.  It goes on."""
+    user, tracer = room.task(), room.task()
+    slot, kernel = worker.slot(user.cpu), layout.kernel()
+    slot.trace_breaks = 1
+    # An event that there is not: nobody writes it.
+    kernel.trace_ring_events, kernel.trace_owner, kernel.trace_events = 1024, 1, 1 << 63
+    room.program(user, lambda task: task.kernel("trace_stop"))
+    room.program(tracer, lambda _task: end_breaks())
+    room.check(lambda: (slot.trace_stopped, slot.trace_breaks) == (0, 0))
