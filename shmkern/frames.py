@@ -204,7 +204,10 @@ def prep_new_page(page, order, gfp):
 # who are freeing.
 
 def wakeup_kswapd(nid):
-    """Wakes a node's kswapd, if there is one and it is not awake already."""
+    """Wakes a node's kswapd, if there is one and it is not awake already.
+
+    It sees what the caller has seen, if the caller finds it awake and it is just about to look: that the node is low
+    was found under zone->lock, under which the frames were taken, and that is before this look at kswapd_wait."""
     pgdat = kernel().nodes + nid
     if READ_ONCE32(address(pgdat.kswapd_pid)) != 0 and READ_ONCE32(address(pgdat.kswapd_wait)) == 0 and \
             xchg32(address(pgdat.kswapd_wait), 1) == 0:
