@@ -183,7 +183,7 @@ struct block_header {
 	u64 base;		/* DIRECT_MAP_BASE of whoever made it */
 	u64 address_size;	/* bytes that are mapped; behind `size` lie trace rings */
 
-	u32 panic;		/* 0, then 1 while the record is written, then 2 */
+	u32 panic;		/* 0, then 1 while the record is written, then 2; what follows is valid with 2 only */
 	u32 panic_kind;
 	i32 panic_pid;		/* the machine's pid, not the host's */
 	i32 panic_os_pid;
@@ -203,12 +203,13 @@ static inline struct block_header *block_header(void)
 /* The machine's pid of whoever runs here; the second word of the per-CPU page. */
 static inline i32 percpu_pid(void) { return *(i32 *)(PERCPU_BASE + 8); }
 
-/* 2 when the record is complete and nobody should wait for anything any more. */
+/* Not 0 when nobody should wait for anything any more; 2 when the record is complete, and then all of it is seen. */
 static inline u32 kernel_panicked(void)
 { return __atomic_load_n(&block_header()->panic, __ATOMIC_ACQUIRE); }
 
+/* By the process itself or, of one that is dead, by the supervisor. */
 static inline __attribute__((unused)) void
-record_panic(u32 kind, const char *file, int line, const char *text, const void *object)
+record_panic(u32 kind, i32 pid, i32 os_pid, const char *file, int line, const char *text, const void *object)
 {
 	struct block_header *h = block_header();
 	u32 idle = 0;
@@ -217,8 +218,8 @@ record_panic(u32 kind, const char *file, int line, const char *text, const void 
 	if (!__atomic_compare_exchange_n(&h->panic, &idle, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		return;
 	h->panic_kind = kind;
-	h->panic_pid = percpu_pid();
-	h->panic_os_pid = (i32)getpid();
+	h->panic_pid = pid;
+	h->panic_os_pid = os_pid;
 	h->panic_line = line;
 	h->panic_object = (u64)object;
 	strncpy(h->panic_file, file, sizeof(h->panic_file) - 1);
@@ -239,7 +240,7 @@ record_panic(u32 kind, const char *file, int line, const char *text, const void 
 static __attribute__((noreturn, cold, noinline, unused)) void
 kernel_panic(u32 kind, const char *file, int line, const char *text, const void *object)
 {
-	record_panic(kind, file, line, text, object);
+	record_panic(kind, percpu_pid(), (i32)getpid(), file, line, text, object);
 	_exit(PANIC_EXIT_STATUS);
 }
 

@@ -84,7 +84,7 @@ cdef extern from "atomics.h" nogil:
         u64 panic_dump[8]
 
     u32 kernel_panicked()
-    void record_panic(u32 kind, const char* file, int line, const char* text, const void* object)
+    void record_panic(u32 kind, i32 pid, i32 os_pid, const char* file, int line, const char* text, const void* object)
     void BUG(const char* text)
     void BUG_AT(const char* text, const void* object)
     void BUG_ON(bint condition)

@@ -133,6 +133,18 @@ def release_task_slot(cpu):
     release_task(addressof(kernel().tasks[cpu]))
 
 
+def panic_state():
+    """The header's `panic`; if that is 2, the caller sees the whole record."""
+    return kernel_panicked()
+
+
+def record_lost_task(pid, os_pid, text):
+    """Stops the machine for a task whose process `os_pid` is dead, unless it has stopped already.  For the
+    supervisor, beside whom a task may be doing that as well: then one of them has the record for himself."""
+    words = declare(bytes, text.encode())
+    record_panic(PANIC_LOST_TASK, pid, os_pid, b"", 0, words, NULL)
+
+
 def struct_sizes():
     """What the compiler makes of the structs, to check layout.py against."""
     return {"Page": sizeof(Page), "Zone": sizeof(Zone), "PgData": sizeof(PgData),

@@ -498,22 +498,14 @@ class Machine:
             if not self.init.busy:
                 self.init.request("_reap", cpu, pid, os_pid)
             return
-        if layout.header().panic == 0:
-            header = layout.header()
-            header.panic_kind = C["PANIC_LOST_TASK"]
-            header.panic_pid, header.panic_os_pid = pid, os_pid
-            header.panic_text = b"a task's process was killed inside the kernel" \
-                if pid != self.init.pid else b"init was killed"
-            header.panic = 2
+        boot.record_lost_task(pid, os_pid, "a task's process was killed inside the kernel" if pid != self.init.pid
+                              else "init was killed")
         self._stopped()
         raise KernelBug(*self._panic)
 
     def _stopped(self):
         """Reads the report of a machine that has stopped and ends its processes."""
-        deadline = time.monotonic() + 5
-        while layout.header().panic == 1 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        self._panic = report.panic() or ("kernel BUG", "kernel BUG: died while it wrote its report")
+        self._panic = report.panic()
         self._end_processes()
 
     def _mine(self):

@@ -8,7 +8,7 @@ import linecache
 import time
 from pathlib import Path
 
-from shmkern import direct_map, layout, vmstat
+from shmkern import boot, direct_map, layout, vmstat
 from shmkern.audit import page_flags_text
 
 C = layout.constants
@@ -24,6 +24,8 @@ HOW = {C["HELD_PAGE"]: "page lock", C["HELD_READ"]: "rwsem (read)", C["HELD_WRIT
 # What the objects of a slab cache are, where the cache has not the struct's name.
 SLAB_STRUCTS = {"filp": "File", "files": "FilesStruct", "shared_policy_node": "SpNode"}
 SOURCE = Path(__file__).parent
+# How long somebody may take to write the record of a panic, who has only to be given a CPU.
+RECORD_SECONDS = 5.0
 
 
 def _member(struct, offset):
@@ -170,7 +172,13 @@ def page_text(page):
 def panic():
     """(kind, report) of the machine mapped here when it has stopped, None while it runs."""
     header = layout.header()
-    if header.panic != 2:
+    deadline = time.monotonic() + RECORD_SECONDS
+    while boot.panic_state() == 1:
+        # Who writes the record may have lost his CPU, or been killed.
+        if time.monotonic() >= deadline:
+            return "kernel BUG", "kernel BUG: died while it wrote its report"
+        time.sleep(0.01)
+    if boot.panic_state() == 0:
         return None
     kind = KINDS.get(header.panic_kind, "panic")
     file, line = header.panic_file.decode(errors="replace"), header.panic_line

@@ -1119,6 +1119,49 @@ def test_spawn_on_a_stopped_machine_says_why_at_once(machine):
             machine.spawn(lambda task: 1)
 
 
+class AMomentAgo:
+    """The block's header to who looked at it just before a task fell."""
+
+    def __init__(self, header):
+        vars(self)["header"] = header
+
+    def __getattr__(self, name):
+        return 0 if name == "panic" else getattr(self.header, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.header, name, value)
+
+
+def test_a_task_that_falls_while_the_supervisor_finds_another_dead_has_the_record_for_itself(machine, monkeypatch):
+    child = Puppet(machine)
+    header = layout.header()
+    header.panic_kind, header.panic_text, header.panic = layout.constants["PANIC_BUG"], b"the first to f", 1
+    monkeypatch.setattr(layout, "header", lambda: AMomentAgo(header))
+
+    def go_on_writing():
+        header.panic_text, header.panic = header.panic_text + b"all", max(header.panic, 2)
+    threading.Timer(0.3, go_on_writing).start()
+    with machine, pytest.raises(shmkern.KernelBug, match="kernel BUG: the first to fall"):
+        machine._dead(child.cpu, child.pid, worker.slot(child.cpu).os_pid, inside=True)
+
+
+def test_a_record_that_is_being_written_is_waited_for_but_not_for_ever(machine, monkeypatch):
+    with machine:
+        header = layout.header()
+        assert report.panic() is None
+        header.panic_kind, header.panic = layout.constants["PANIC_HUNG_TASK"], 1
+
+        def go_on_writing():
+            header.panic_text, header.panic = b"all of it", 2
+        threading.Timer(0.3, go_on_writing).start()
+        assert report.panic()[1].startswith("hung task: all of it\n")
+        header.panic = 1
+        monkeypatch.setattr(report, "RECORD_SECONDS", 0.1)
+        assert report.panic() == ("kernel BUG", "kernel BUG: died while it wrote its report")
+        with pytest.raises(shmkern.KernelBug, match="died while it wrote its report"):
+            machine.check()
+
+
 def test_slots_are_reused_and_pids_are_not(boot):
     machine = boot(max_tasks=4)
     pids = [machine.spawn(lambda task: (task.pid, task.cpu)).result(10) for _ in range(20)]
