@@ -427,6 +427,9 @@ def sys_get_mempolicy(policy_at, nmask, maxnode, address, flags):
 def sys_migrate_pages(pid, maxnode, old_nodes, new_nodes):
     """migrate_pages(2).
 
+    To no node nothing is moved, and that is 0; since 4.16 it is -EINVAL, as the man page says ("mm/mempolicy: add
+    nodes_empty check in SYSC_migrate_pages").
+
     Returns how many pages were not moved, or in this order -EINVAL or -EFAULT (a mask), -ESRCH,
     -EINVAL (no address space), -EPERM (not ours to move; or to nodes that the task may not use,
     without CAP_SYS_NICE), -EINVAL (a node without memory), the security module's refusal, -ENOMEM.

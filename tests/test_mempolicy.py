@@ -653,6 +653,13 @@ def test_the_errnos_of_migrate_pages_in_their_order(boot):
     assert machine.init.migrate_pages(pid, [0], [1]) == 0
 
 
+def test_migrate_pages_to_no_node_moves_nothing(four):
+    puppet = Puppet(four)
+    va = spread(puppet)
+    assert puppet(lambda task: [task.migrate_pages(0, [0, 1, 2, 3], []), task.sys_migrate_pages(0, 64, va, 0)]) == [0, 0]
+    assert nodes_at(puppet, va) == [0, 1, 2, 3] * 3
+
+
 def test_an_empty_address_space_has_nothing_to_migrate(four):
     puppet = Puppet(four)
     assert four.init.migrate_pages(puppet.pid, [0, 1, 2], [3]) == 0
