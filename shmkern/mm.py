@@ -274,13 +274,11 @@ def mmap_flags(prot, flags, file):
 
 
 def mmap_address(mm, addr, length, flags):
-    """Where a new area of `length` bytes goes: the address, or -EINVAL, -EPERM, -ENOMEM."""
+    """Where a new area of `length` bytes goes: the address, or -ENOMEM, -EINVAL."""
     if flags & MAP_FIXED:
-        if addr & ~PAGE_MASK:
-            return -EINVAL
         if length > TASK_SIZE or addr > TASK_SIZE - length:
             return -ENOMEM
-        return addr if addr >= MMAP_MIN_ADDR else -EPERM
+        return -EINVAL if addr & ~PAGE_MASK else addr
     # The address is a hint, rounded to what it can be (round_hint_to_min), and taken if
     # it is free.
     addr &= PAGE_MASK
@@ -319,6 +317,9 @@ def mmap_locked(mm, addr, length, prot, flags, file, pgoff):
     vm_flags = mmap_flags(prot, flags, file)
     if vm_flags < 0:
         return vm_flags
+    # The last to be asked in 2.6.30 (security_file_mmap); since 3.5 it comes with the address.
+    if addr < MMAP_MIN_ADDR:
+        return -EPERM
     vm_flags |= locked
     vm_ops = VM_OPS_ANON
     if file != NULL:

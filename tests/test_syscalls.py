@@ -240,10 +240,11 @@ def test_low_addresses_cannot_be_mapped(machine):
     def program(task):
         return (errno_of(lambda: task.mmap(PAGE, RW, PRIVATE | MAP_FIXED, 0)),
                 errno_of(lambda: task.mmap(PAGE, RW, PRIVATE | MAP_FIXED, 0xf000)),
+                errno_of(lambda: task.mmap(PAGE, RW, PRIVATE | MAP_SHARED | MAP_FIXED, 0xf000)),
                 task.mmap(PAGE, RW, PRIVATE | MAP_FIXED, 0x10000),
                 errno_of(lambda: task.mremap(0x10000, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, 0xf000)),
                 task.mmap(PAGE, RW, PRIVATE, PAGE) >= 0x10000)
-    assert run(machine, program) == ("EPERM", "EPERM", 0x10000, "EPERM", True)
+    assert run(machine, program) == ("EPERM", "EPERM", "EINVAL", 0x10000, "EPERM", True)
 
 
 def test_shared_memory_mapped_again_over_itself_is_not_lost(machine):

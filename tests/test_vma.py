@@ -226,6 +226,7 @@ def test_wrong_calls_get_the_hosts_errno(same):
         call("mmap", PAGE, RW, FIXED, 1 << 47)
         call("mmap", 1 << 47, RW, FIXED, at(4))
         call("munmap", at(4) + 1, PAGE)
+        call("mmap", PAGE, RW, FIXED, (1 << 47) + 1)
         call("munmap", at(4), 0)
         call("munmap", 1 << 47, PAGE)
         call("munmap", at(20), PAGE)
