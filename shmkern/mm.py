@@ -387,7 +387,9 @@ def mprotect_area(vma, prot):
 
 def mprotect_locked(mm, start, length, prot):
     """mprotect(2), with mmap_sem held for writing."""
-    if start & ~PAGE_MASK:
+    grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
+    prot &= ~cast(u64, PROT_GROWSDOWN | PROT_GROWSUP)
+    if grows == PROT_GROWSDOWN | PROT_GROWSUP or start & ~PAGE_MASK:
         return -EINVAL
     if length == 0:
         return 0
@@ -400,6 +402,9 @@ def mprotect_locked(mm, start, length, prot):
     rc = -ENOMEM
     reached = start
     vma = find_vma(mm, start)
+    # From where an area that grows begins, or to where it ends; but none grows.
+    if grows and vma != NULL and vma.vm_start < (end if grows == PROT_GROWSDOWN else start + 1):
+        return -EINVAL
     while vma != NULL and vma.vm_start <= reached and reached < end:
         reached = vma.vm_end
         vma = vma.vm_next

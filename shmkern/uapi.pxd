@@ -8,6 +8,8 @@ cdef enum:
     PROT_WRITE = 2
     PROT_EXEC = 4
     PROT_SEM = 8               # of some architectures; x86 takes it and does nothing
+    PROT_GROWSDOWN = 0x01000000    # with mprotect: of an area that grows; none does
+    PROT_GROWSUP = 0x02000000
 
 cdef enum:
     MAP_SHARED = 0x01

@@ -218,6 +218,8 @@ def test_protection_that_meets_a_hole_changes_what_lies_before_it(same):
 
 
 def test_wrong_calls_get_the_hosts_errno(same):
+    down, up = C["PROT_GROWSDOWN"], C["PROT_GROWSUP"]
+
     def program(call):
         call("mmap", 4 * PAGE, RW, FIXED, at(4))
         call("mmap", PAGE, RW, FIXED, at(4) + 1)
@@ -236,6 +238,9 @@ def test_wrong_calls_get_the_hosts_errno(same):
         call("mprotect", at(4), PAGE, 1 << 20)
         call("mprotect", at(4), 0, 1 << 20)
         call("mprotect", at(4), PAGE, RW | C["PROT_SEM"])
+        for start, length in (at(4), PAGE), (at(4), 0), (at(3), 2 * PAGE), (at(20), PAGE), (at(4) + 1, 0), (at(5), 1 << 47):
+            for grows in down, up, down | up:
+                call("mprotect", start, length, RW | grows)
         call("mremap", at(4) + 1, PAGE, PAGE, 0, 0)
         call("mremap", at(4), PAGE, 0, 0, 0)
         call("mremap", at(20), PAGE, PAGE, MREMAP_MAYMOVE, 0)
