@@ -509,7 +509,7 @@ def mremap_area_check(mm, addr, old_len, new_len):
             not may_lock(mm.locked_vm + ((new_len - old_len) >> PAGE_SHIFT)):
         return -EAGAIN
     if vma.vm_file != NULL and \
-            vma.vm_pgoff + ((addr - vma.vm_start + new_len) >> PAGE_SHIFT) > RADIX_TREE_MAX_INDEX:
+            vma.vm_pgoff + ((addr - vma.vm_start) >> PAGE_SHIFT) + (new_len >> PAGE_SHIFT) > RADIX_TREE_MAX_INDEX:
         return -EINVAL
     if old_len == 0 and not vma.vm_flags & VM_MAYSHARE:
         return -EINVAL
@@ -518,8 +518,6 @@ def mremap_area_check(mm, addr, old_len, new_len):
 
 def mremap_locked(mm, addr, old_len, new_len, flags, new_addr):
     """mremap(2), with mmap_sem held for writing."""
-    if old_len > TASK_SIZE or new_len > TASK_SIZE:
-        return -EINVAL
     old_len = PAGE_ALIGN(old_len)
     new_len = PAGE_ALIGN(new_len)
     rc = mremap_check(mm, addr, old_len, new_len, flags, new_addr)

@@ -247,6 +247,16 @@ def test_low_addresses_cannot_be_mapped(machine):
     assert run(machine, program) == ("EPERM", "EPERM", "EINVAL", 0x10000, "EPERM", True)
 
 
+def test_a_new_length_beyond_the_address_space_has_no_room(machine):
+    """And is asked about after the old range, as that may become as long as it wants."""
+    def program(task):
+        va = task.mmap(2 * PAGE)
+        return [errno_of(lambda: task.mremap(va, *lengths, MREMAP_MAYMOVE)) for lengths in
+                ((PAGE, 1 << 50), (2 * PAGE, (1 << 64) - PAGE), (4 * PAGE, 1 << 50), (1 << 49, 1 << 50), (1 << 50, PAGE),
+                 (PAGE, (1 << 64) - 1))]
+    assert run(machine, program) == ["ENOMEM", "ENOMEM", "EFAULT", "EFAULT", "EINVAL", "EINVAL"]
+
+
 def test_shared_memory_mapped_again_over_itself_is_not_lost(machine):
     """An old length of 0 asks for a second mapping.  (Later kernels unmap the first, and then miss it.)"""
     def program(task):

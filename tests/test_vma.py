@@ -226,9 +226,9 @@ def test_wrong_calls_get_the_hosts_errno(same):
         call("mmap", 0, RW, FIXED, at(4))
         call("mmap", PAGE, RW, C["MAP_ANONYMOUS"] | C["MAP_FIXED"], at(4))
         call("mmap", PAGE, RW, FIXED, 1 << 47)
+        call("mmap", PAGE, RW, FIXED, (1 << 47) + 1)
         call("mmap", 1 << 47, RW, FIXED, at(4))
         call("munmap", at(4) + 1, PAGE)
-        call("mmap", PAGE, RW, FIXED, (1 << 47) + 1)
         call("munmap", at(4), 0)
         call("munmap", 1 << 47, PAGE)
         call("munmap", at(20), PAGE)
@@ -274,7 +274,10 @@ def test_shared_area_is_mapped_once_more(same, run):
         call("mremap", at(5), 0, 2 * PAGE, 0, 0)
         call("mremap", at(10), 0, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(24))
         call("mremap", at(30), 0, PAGE, MREMAP_MAYMOVE, 0)
-    assert same(program) == "4-8:3 10-14:3 20-22:3"
+        # None, once it is whole pages; and one that is more than there is.
+        call("mremap", at(6), (1 << 64) - 1, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(24))
+        call("mremap", at(6), (1 << 64) - PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at(25))
+    assert same(program) == "4-8:3 10-14:3 20-22:3 24-25:3"
 
     def both_ways(task):
         task.mmap(4 * PAGE, RW, shared, addr=at(4))
