@@ -63,6 +63,7 @@ cdef inline char* tlb_lookup(Task* me, u64 address, u64 need) noexcept nogil:
         return tlb_frame(entry)
     return NULL
 
+@cython.locals(pte=pte_t)
 cdef u64 tlb_fill(Task* me, MmStruct* mm, u64 address, bint write) noexcept nogil
 cdef void tlb_invalidate(Task* task, u64 start, u64 end) noexcept nogil
 cdef void tlb_wait_for_access(Task* task) noexcept nogil

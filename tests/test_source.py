@@ -57,6 +57,54 @@ def test_an_undeclared_null_is_found(tmp_path):
     assert list(undeclared_nulls(source, header)) == []
 
 
+def returned_types(headers):
+    """{function: the type that it returns} of some .pxd, as C knows it."""
+    found = {}
+    for header in headers:
+        for kind, name in re.findall(r"^(?:cdef (?:inline )?|    )(\w+\**) (\w+)\(", header.read_text(), re.M):
+            if kind not in ("cpdef", "return"):
+                found[name] = "int" if kind == "i32" else kind
+    return found
+
+
+def mixed_locals(source, header, types):
+    """Locals without a declared type that take, themselves or by way of another, what functions of different types
+    return: "function: name"."""
+    declared = declared_locals(header)
+    for function in ast.walk(ast.parse(source.read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        taken = {}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign):
+                value = node.value.func if isinstance(node.value, ast.Call) else node.value
+                for target in node.targets:
+                    if isinstance(target, ast.Name) and isinstance(value, ast.Name):
+                        taken.setdefault(target.id, set()).add(value.id)
+        for _ in taken:
+            for names in taken.values():
+                names.update(*(taken[name] for name in names & taken.keys()))
+        for local in taken.keys() - {argument.arg for argument in function.args.args} - declared.get(function.name, set()):
+            if len({types[name] for name in taken[local] & types.keys()}) > 1:
+                yield f"{function.name}: {local}"
+
+
+@pytest.mark.parametrize("header", KERNEL, ids=lambda header: header.stem)
+def test_a_local_that_takes_values_of_several_types_has_a_declared_one(header):
+    """Of a pte_t and a u64 Cython takes the one that it happens to look at first."""
+    assert list(mixed_locals(header.with_suffix(".py"), header, returned_types(HEADERS))) == []
+
+
+def test_an_undeclared_local_of_several_types_is_found(tmp_path):
+    source, header = tmp_path / "x.py", tmp_path / "x.pxd"
+    source.write_text("def f(a):\n    x = one(a)\n    y = one(a)\n    while x:\n        z = two(x)\n        x = z\n")
+    types = "cdef pte_t one(int a) noexcept nogil\ncdef extern from \"y.h\":\n    u64 two(int a)\n"
+    header.write_text(f"{types}cdef void f(int a) noexcept nogil\n")
+    assert list(mixed_locals(source, header, returned_types([header]))) == ["f: x"]
+    header.write_text(f"{types}@cython.locals(x=pte_t)\ncdef void f(int a) noexcept nogil\n")
+    assert list(mixed_locals(source, header, returned_types([header]))) == []
+
+
 def idle_declarations(source, header):
     """Declared types of what is no local of the function, and functions that are declared twice: "function: name"."""
     text = header.read_text()
