@@ -115,4 +115,5 @@ cdef class Syscalls:
     cpdef _abandon(self, u32 cpu, i32 pid)
     cpdef _exit(self)
     cpdef _reap(self, u32 cpu, i32 pid, i32 os_pid)
-    cpdef fail_nth(self, u32 nth)
+    @cython.locals(arg=u32)
+    cpdef fail_nth(self, nth)

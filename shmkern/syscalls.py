@@ -631,6 +631,7 @@ class Syscalls:
         """Fault injection: the nth allocation from now on, of a frame or a kernel object,
         fails.  Returns what was left of the last count: 0 when that one was reached.  With 0
         nothing fails."""
+        arg = PyNumber_Index(nth)
         left = current().fail_nth
-        current().fail_nth = nth
+        current().fail_nth = arg
         return left

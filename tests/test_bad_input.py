@@ -295,6 +295,7 @@ def test_what_is_no_whole_number_is_no_pid_no_node_no_group_and_no_descriptor(bo
             "set_mempolicy": lambda: task.set_mempolicy(number, [0]), "get_mempolicy": lambda: task.get_mempolicy(0, number),
             "mmap_device": lambda: task.mmap_device(PAGE, number), "offline_node": lambda: task.offline_node(number),
             "online_node": lambda: task.online_node(number), "close": lambda: task.close(number),
+            "fail_nth": lambda: task.fail_nth(number),
             "lseek": lambda: task.lseek(fd, number), "lseek whence": lambda: task.lseek(fd, 0, number),
             "cgroup_create": lambda: task.cgroup_create("a", parent=number), "cgroup_remove": lambda: task.cgroup_remove(number),
             "cgroup_attach": lambda: task.cgroup_attach(number), "cgroup_attach pid": lambda: task.cgroup_attach(1, number),
