@@ -160,6 +160,8 @@ def shrink_locked_page(page, sc):
             # Unlocked meanwhile, it may have come into use again, or be somebody else's to free.
             if PageWriteback(page) or PageDirty(page) or not trylock_page(page):
                 return SHRINK_UNLOCKED
+            # Nor need it be clean any more: what follows asks, __remove_mapping when nobody else has a reference,
+            # and try_to_free_buffers of each buffer.
             mapping = page_mapping(page)
     if PagePrivate(page):
         if not try_to_release_page(page, sc.gfp):

@@ -757,15 +757,36 @@ def reclaim_store_dirty(room):
     store_while_reclaimed(room, *cached_page(room, dirty=True), NEWER)
 
 
-def store_while_reclaimed(room, user, va, file, reclaimer, value):
-    """The user stores to its page of a file that is inactive and that reclaim comes to."""
+@scenario
+def reclaim_store_munmap(room):
+    """As reclaim_store_dirty, and the page is unmapped at once, so that it may be dirty and nobody else's when
+    reclaim has written it."""
+    store_while_reclaimed(room, *cached_page(room, dirty=True), NEWER, munmap=True)
+
+
+@scenario
+def reclaim_store_munmap_buffers(room):
+    """As reclaim_store_munmap, with buffers, which go before the page does."""
+    store_while_reclaimed(room, *cached_page(room, fs="buffer", dirty=True, block_size=2048), NEWER, munmap=True)
+
+
+def store_while_reclaimed(room, user, va, file, reclaimer, value, munmap=False):
+    """The user stores to its page of a file that is inactive and that reclaim comes to; and unmaps it."""
+    def store(task):
+        task.store64(va, value)
+        if munmap:
+            task.munmap(va, PAGE)
+
+    def kept():
+        at = user.mmap(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd=file.fd) if munmap else va
+        return is_kept(user, at, file, value)
     user.kernel("lru_add_drain_all")
     zone, control = zone_of(user, va), scan_control(room)
     user.kernel("page_referenced", room.page_of(user, va), 1, 0)
     user.kernel("shrink_active_list", zone, FILE, 1, control)
-    room.program(user, lambda task: task.store64(va, value))
+    room.program(user, store)
     room.program(reclaimer, lambda task: task.kernel("shrink_inactive_list", zone, FILE, 1, control))
-    room.check(lambda: is_kept(user, va, file, value))
+    room.check(kept)
 
 
 @scenario(memcg=True)
