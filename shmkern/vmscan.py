@@ -447,7 +447,9 @@ set_reclaim(try_to_free_pages)
 
 def try_to_free_mem_cgroup_pages(memcg, gfp):
     """do_try_to_free_pages of those pages in all zones that a group is charged for, those of the groups
-    below it not among them.  Returns how many it freed.  The caller has a reference to the group."""
+    below it not among them.  Returns how many it freed, be it one.  (2.6.30 says 0 when it is fewer than
+    SWAP_CLUSTER_MAX, and lets a charge fail after a few of these, though others have what was freed.)  The
+    caller has a reference to the group."""
     if READ_ONCE64(addressof(memcg.stat[MEM_CGROUP_STAT_CACHE])) == 0 and not can_swap():
         return 0
     sc.gfp = gfp
