@@ -13,14 +13,26 @@ from rich.console import Console
 from rich.table import Table
 
 from shmkern import provenance
-from shmkern.command import (BAD_USE, Parser, check_writable, duration, file_name, positive,      # noqa: F401
+from shmkern.command import (BAD_USE, Parser, check_apart, check_writable, duration, file_name, positive,      # noqa: F401
                              told_to_end)
 from shmkern.errors import BootError, UsageError
 
 
+class BenchParser(Parser):
+    """Whose two results have a file each."""
+
+    def parse_args(self, *args, **kwargs):
+        options = super().parse_args(*args, **kwargs)
+        try:
+            check_apart(options.json, options.html)
+        except UsageError as error:
+            self.error(str(error))
+        return options
+
+
 def parser(description, example):
     """An argument parser with the options that every bench has."""
-    result = Parser(description=description, epilog=f"example:\n  {example}",
+    result = BenchParser(description=description, epilog=f"example:\n  {example}",
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--json", type=writable, metavar="FILE", help="also write the rows to FILE, as JSON")
     result.add_argument("--html", type=writable, metavar="FILE", help="also write a report to FILE, one HTML page")

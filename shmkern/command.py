@@ -140,6 +140,25 @@ def check_writable(path):
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def check_outputs(*paths):
+    """check_writable and check_apart for those of some options that name a file: None does not, nor does -."""
+    for path in paths:
+        if path not in (None, "-"):
+            check_writable(path)
+    check_apart(*paths)
+
+
+def check_apart(*paths):
+    """UsageError when two of them are one file, so that only the last result would be left.  A device takes all."""
+    seen = set()
+    for path in paths:
+        if path in (None, "-") or os.path.exists(path) and not os.path.isfile(path):
+            continue
+        if os.path.realpath(path) in seen:
+            raise UsageError(f"{path} is named for two things, and can be but one file")
+        seen.add(os.path.realpath(path))
+
+
 # Where JSON goes that is to go to the standard output, if not to where everything goes.
 _json_output = None
 

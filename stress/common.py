@@ -18,7 +18,7 @@ import signal
 import sys
 
 import shmkern
-from shmkern.command import Parser, check_writable, duration, file_name, problem_text
+from shmkern.command import Parser, check_outputs, duration, file_name, problem_text
 from shmkern.errors import UsageError
 from shmkern_stress.board import entering      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say, unwritten
@@ -143,12 +143,6 @@ def summary(result):
     return lines
 
 
-def check_output(path):
-    """Finds out now, and not after the run, that the result has nowhere to go."""
-    if path not in (None, "-"):
-        check_writable(path)
-
-
 def write_json(path, result):
     """Writes the result.  Raises UsageError when it cannot be written."""
     try:
@@ -214,8 +208,8 @@ def main(name, options):
     """Does what a parsed command asks for.  Returns the exit status."""
     file = sys.stderr if options.json == "-" else sys.stdout
     try:
-        for path in (options.json, options.html):
-            check_output(path)
+        # Now, and not after the run.
+        check_outputs(options.json, options.html)
         if options.html is None:
             result, write_html = run(name, options, file), None
         else:

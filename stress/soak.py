@@ -22,7 +22,7 @@ import psutil
 
 import shmkern
 from shmkern import direct_map
-from shmkern.command import file_name, problem_text
+from shmkern.command import check_apart, check_outputs, file_name, problem_text
 from shmkern_stress import common, harness, run_report, verdict
 from shmkern_stress.common import BAD_USE, BROKEN, HELD, UsageError
 from shmkern_stress.display import say, unwritten
@@ -225,8 +225,8 @@ def main(args):
     problem = None
     with harness.Signals(outlive_terminal=True) as signals:
         try:
-            for path in (args.json, args.html):
-                common.check_output(path)
+            check_apart(args.samples or args.resume, args.json, args.html)
+            check_outputs(args.json, args.html)
             soak = resumed_soak(args) if args.resume else new_soak(args)
         except (UsageError, SamplesError) as error:
             return complain(error, BAD_USE)

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 import shmkern
-from shmkern import cli, direct_map, layout, record
+from shmkern import cli, command, direct_map, layout, record
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -167,13 +167,32 @@ def test_an_empty_name_is_one_sentence(args, tmp_path):
 
 
 @pytest.mark.parametrize("line", [
-    "stress anon --frames 20 --json made --html made", "stress trace /nowhere --json made",
-    "soak anon --frames 20 --json made --html made", "top --json made shmkern-none", "show migrate --json /nowhere/made",
+    "stress anon --frames 20 --json made --html page", "stress trace /nowhere --json made",
+    "soak anon --frames 20 --json made --html page", "top --json made shmkern-none", "show migrate --json /nowhere/made",
     "trace -o made -- true", "trace -- true", "bench migrate --json made --pages 0", "explore --museum none --json made"])
 def test_a_command_that_does_not_come_to_it_leaves_no_empty_result(line, tmp_path):
     done = shmkern_run(*line.split(), cwd=tmp_path)
     assert_bad_use(done)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", [
+    "stress anon --seconds 1 --json made --html made", "soak anon --seconds 1 --json made --html made",
+    "soak anon --seconds 1 --samples made --json made", "soak --resume made --html made", "explore fault --json made --html made",
+    "explore fault --output made --html made", "replay made --html made", "bench migrate --json made --html made"])
+def test_two_results_are_not_written_to_one_file(line, tmp_path):
+    done = shmkern_run(*line.split(), cwd=tmp_path)
+    assert_bad_use(done, "named for two things")
+    assert list(tmp_path.iterdir()) == []
+    # Nor to two names of one; what is there is kept.
+    (tmp_path / "there").write_text("from before")
+    (tmp_path / "made").symlink_to("there")
+    assert_bad_use(shmkern_run(*line.rsplit("made", 1)[0].split(), "there", cwd=tmp_path), "named for two things")
+    assert (tmp_path / "there").read_text() == "from before"
+
+
+def test_a_device_takes_two_results():
+    command.check_outputs("/dev/null", "/dev/null", None, "-", "-")
 
 
 def test_a_file_that_is_there_is_kept_by_a_command_that_does_not_come_to_writing_it(tmp_path):

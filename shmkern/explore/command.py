@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from shmkern.cli import DONE, Parser, UsageError, _command
-from shmkern.command import (BAD_USE, carry_out, check_writable, duration, file_name, positive, problem_text,
+from shmkern.command import (BAD_USE, carry_out, check_apart, check_outputs, duration, file_name, positive, problem_text,
                              words_beside_json, write_json)
 from shmkern.explore.engine import DEPTH_MAX, PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
@@ -205,7 +205,7 @@ def run_explore(args):
     if args.list:
         if args.file:
             load_file(args.file)
-        need_places(args.json)
+        check_outputs(args.json)
         list_scenarios(args.json)
         return DONE
     if args.museum:
@@ -220,7 +220,7 @@ def run_explore(args):
     options = search.Options(args.strategy, preemptions, args.steps, args.runs, args.depth, args.seed, args.seconds)
     file = os.path.abspath(args.file) if args.file else None
     # Before an hour of exploring, what cannot be done.
-    need_places(args.output, args.html, args.json)
+    check_outputs(args.output, args.html, args.json)
     pieces = museum.pieces_of(names) if args.with_museum else []
     print(HEAD, flush=True)
     outcomes, status = [], DONE
@@ -254,14 +254,7 @@ def need_museum_options(args):
     if idle:
         raise UsageError(f"--museum does without {', '.join(idle)}: each piece has its scenario, explored at "
                          f"{defaults['preemptions']} preemptions")
-    need_places(args.json)
-
-
-def need_places(*paths):
-    """UsageError when one cannot be written; None and - are none."""
-    for path in filter(None, paths):
-        if path != "-":
-            check_writable(path)
+    check_outputs(args.json)
 
 
 def written(status, args, write, *what):
@@ -313,7 +306,8 @@ def print_table(finding):
 
 def run_replay(args):
     """The command `replay`."""
-    need_places(args.html, args.json)
+    check_apart(args.schedule, args.html, args.json)
+    check_outputs(args.html, args.json)
     try:
         saved = findings.load(args.schedule)
     except FileNotFoundError as error:
