@@ -15,7 +15,7 @@ from rich.table import Table
 from shmkern import provenance
 from shmkern.command import (BAD_USE, Parser, check_apart, check_writable, duration, file_name, positive,      # noqa: F401
                              told_to_end)
-from shmkern.errors import BootError, UsageError
+from shmkern.errors import ArgumentError, BootError, UsageError
 
 
 class BenchParser(Parser):
@@ -53,7 +53,7 @@ def run(main):
     try:
         with told_to_end():
             sys.exit(main())
-    except (BootError, ValueError) as error:
+    except (BootError, ArgumentError) as error:
         # As of frames that a machine cannot have.
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(BAD_USE)

@@ -71,5 +71,9 @@ class UsageError(Exception):
     """A command cannot be done as given; the text is one sentence."""
 
 
+class ArgumentError(ValueError):
+    """There can be no machine of that kind, or it cannot do that; the text says which argument is why."""
+
+
 class BootError(Exception):
     """A machine cannot be made or attached to; the text says why."""

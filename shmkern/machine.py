@@ -20,7 +20,7 @@ from multiprocess.reduction import ForkingPickler
 from shmkern import audit as audit_module
 from shmkern.cgroup import Cgroup
 from shmkern import boot, direct_map, freezer, host_files, interrupts, layout, lifeline, report, vmstat, worker
-from shmkern.errors import BootError, KernelBug, TaskDied
+from shmkern.errors import ArgumentError, BootError, KernelBug, TaskDied
 from shmkern.tracing import await_tracer, end_what_is_left
 
 C = layout.constants
@@ -34,7 +34,7 @@ def _whole(name, value, low, high):
     """`value` as an int within bounds, or ValueError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high \
             or int(value) != value:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+        raise ArgumentError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
     return int(value)
 
 
@@ -46,7 +46,7 @@ def _mask_of(what, names, known):
     """A mask of the bits that names stand for, or ValueError."""
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise ValueError(f"{what}: there is no {unknown[0]!r}; there is {', '.join(sorted(known))}")
+        raise ArgumentError(f"{what}: there is no {unknown[0]!r}; there is {', '.join(sorted(known))}")
     return sum(1 << known[name] for name in set(names))
 
 
@@ -213,13 +213,13 @@ class Machine:
         frames_per_node = _whole("frames_per_node", frames_per_node, MIN_FRAMES, MAX_FRAMES)
         max_tasks = _whole("max_tasks", max_tasks, 3, C["NR_CPUS"])
         if not 0 < hung_task_timeout < 1e9:
-            raise ValueError(f"hung_task_timeout is {hung_task_timeout!r}; it must be a time in seconds")
+            raise ArgumentError(f"hung_task_timeout is {hung_task_timeout!r}; it must be a time in seconds")
         if nodes * frames_per_node > MAX_PFN:
-            raise ValueError(f"{nodes} nodes of {frames_per_node} frames are more than {MAX_PFN} frames")
+            raise ArgumentError(f"{nodes} nodes of {frames_per_node} frames are more than {MAX_PFN} frames")
         memoryless, movable = (_nodes(name, which, nodes) for name, which in
                                (("memoryless", memoryless), ("movable", movable)))
         if (memoryless | movable).bit_count() == nodes:
-            raise ValueError("no node is left that has memory for the kernel")
+            raise ArgumentError("no node is left that has memory for the kernel")
         metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks, bool(memcg))
         self._block = None
         self._supervisor = os.getpid()
@@ -386,7 +386,7 @@ class Machine:
         count = layout.kernel().nr_nodes
         nodes = list(range(count)) if nodes is None else [_whole("node", node, 0, count - 1) for node in nodes]
         if len(set(nodes)) < 2:
-            raise ValueError("a migrator needs two nodes at least")
+            raise ArgumentError("a migrator needs two nodes at least")
         return Migrator(self, nodes, seed)
 
     def start_flusher(self, interval=0.5):
@@ -394,7 +394,7 @@ class Machine:
         seconds, until its stop().  Returns a Flusher."""
         self._mine()
         if not 0 < interval < 1e6:
-            raise ValueError(f"interval is {interval!r}; it must be a time in seconds")
+            raise ArgumentError(f"interval is {interval!r}; it must be a time in seconds")
         return Flusher(self, interval)
 
     def swapon(self, path, pages):

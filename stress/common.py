@@ -19,7 +19,7 @@ import sys
 
 import shmkern
 from shmkern.command import Parser, check_outputs, duration, file_name, problem_text
-from shmkern.errors import UsageError
+from shmkern.errors import ArgumentError, UsageError
 from shmkern_stress.board import entering      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say, unwritten
 
@@ -226,7 +226,7 @@ def main(name, options):
         if problem:
             print(f"shmkern stress {name}: {problem}", file=sys.stderr)
         return status_of(result) or (BAD_USE if problem else HELD)
-    except (UsageError, shmkern.BootError, ValueError) as error:
+    except (UsageError, shmkern.BootError, ArgumentError) as error:
         problem = error
     except OSError as error:
         problem = problem_text(error)

@@ -23,6 +23,7 @@ import psutil
 import shmkern
 from shmkern import direct_map
 from shmkern.command import check_apart, check_outputs, file_name, problem_text
+from shmkern.errors import ArgumentError
 from shmkern_stress import common, harness, run_report, verdict
 from shmkern_stress.common import BAD_USE, BROKEN, HELD, UsageError
 from shmkern_stress.display import say, unwritten
@@ -236,7 +237,7 @@ def main(args):
         try:
             soak.run(file, signals)
             recording.end("by a signal" if signals.number else "by itself")
-        except (UsageError, SamplesError, shmkern.BootError, ValueError) as error:
+        except (UsageError, SamplesError, shmkern.BootError, ArgumentError) as error:
             problem = error
         except OSError as error:
             problem = problem_text(error)

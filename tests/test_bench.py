@@ -173,6 +173,13 @@ def test_scale_bench_prints_the_cost_of_a_page(tmp_path):
     assert "ns a page" in done.stdout and "<svg" in (tmp_path / "s.html").read_text()
 
 
+def test_a_value_error_of_the_benchs_own_is_no_bad_use(kernel):
+    def bug():
+        raise ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        kernel.common.run(bug)
+
+
 @pytest.mark.parametrize("name, line, words", [("scale", "--most 0", "'0'"), ("scale", "--seconds x", "'x'"),
                                                ("scale", "--only sharers --most 1 --json /nowhere/x", "/nowhere/x"),
                                                ("kernel", "--pages 0", "'0'"), ("scale", "--only x", "'x'"),

@@ -430,6 +430,16 @@ def test_audit_finding_breaks_the_run(monkeypatch):
     assert_broken(result, "audit", "refcount")
 
 
+def test_a_value_error_of_the_runs_own_is_no_bad_use(monkeypatch):
+    """That of a machine that cannot be is."""
+    def bug(*_arguments):
+        raise ValueError("a bug")
+    assert common.main("anon", options("anon", "--nodes", "64", "--frames", str(1 << 28))) == common.BAD_USE
+    monkeypatch.setattr(harness.Supervision, "result", bug)
+    with pytest.raises(ValueError, match="a bug"):
+        common.main("anon", options("anon", "--seconds", "0.2"))
+
+
 def test_stopped_machine_breaks_the_run():
     def panic(_supervision):
         header = layout.header()
