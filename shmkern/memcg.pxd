@@ -197,7 +197,7 @@ cdef inline int mem_cgroup_cache_charge_swapin(Page* page, MmStruct* mm, u64 gfp
 # ---- migration ----
 
 cdef int __mem_cgroup_prepare_migration(Page* page, Page* newpage) noexcept nogil
-cdef void __mem_cgroup_end_migration(Page* page, Page* newpage, bint moved) noexcept nogil
+cdef void __mem_cgroup_end_migration(Page* page, Page* newpage) noexcept nogil
 cdef void mem_cgroup_release_hold(Page* page) noexcept nogil
 cdef void __mem_cgroup_migrate(Page* page, Page* newpage) noexcept nogil
 
@@ -214,9 +214,9 @@ cdef inline void mem_cgroup_migrate(Page* page, Page* newpage) noexcept nogil:
 cdef inline bint mem_cgroup_page_is_charged(Page* page) noexcept nogil:
     return mem_cgroup_disabled() or (READ_ONCE32(&lookup_page_cgroup(page).flags) & PCG_USED) != 0
 
-cdef inline void mem_cgroup_end_migration(Page* page, Page* newpage, bint moved) noexcept nogil:
+cdef inline void mem_cgroup_end_migration(Page* page, Page* newpage) noexcept nogil:
     if not mem_cgroup_disabled():
-        __mem_cgroup_end_migration(page, newpage, moved)
+        __mem_cgroup_end_migration(page, newpage)
 
 # ---- emptying a group ----
 

@@ -784,15 +784,14 @@ def __mem_cgroup_migrate(page, newpage):
         mem_cgroup_set_charge(memcg, newpc, flags & PCG_CACHE)
 
 
-def __mem_cgroup_end_migration(page, newpage, moved):
-    """Gives back the charge of the page that is not used any more: the old one, or when it was not
-    `moved` the new one.  Seed line 720.
+def __mem_cgroup_end_migration(page, newpage):
+    """Lets both charges go their way again.  That of the page that is not used any more is away with that: the
+    old one, or if it was not moved the new one.  Seed line 720.
 
     The caller still has a reference to both.  (The seed uncharges the old page when it is unmapped,
     and charges it again if it is to stay, for which there may be no room any more: Linux commit
     01b1ae63c227.  ac39cf8cb86c holds the old charge as here, but not the new one.)
     """
-    __mem_cgroup_uncharge_common(lookup_page_cgroup(page if moved else newpage), 0)
     mem_cgroup_release_hold(page)
     mem_cgroup_release_hold(newpage)
 

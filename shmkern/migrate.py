@@ -514,7 +514,7 @@ def unmap_and_move(get_new_page, private, page, force):
         if rc == 0:
             count_vm_event(PGMIGRATE_SUCCESS)
         # While it cannot be freed and be somebody else's.
-        mem_cgroup_end_migration(page, newpage, rc == 0)
+        mem_cgroup_end_migration(page, newpage)
         if rc != -EAGAIN:
             # Moved: nobody refers to it any more and it is freed.  Failed: it has its
             # mappings back and returns to the LRU.

@@ -77,9 +77,9 @@ def prepare(old, new):
     assert ksym.__mem_cgroup_prepare_migration(old, new) == 0
 
 
-def finish(old, new, moved):
+def finish(old, new):
     """And no more."""
-    ksym.__mem_cgroup_end_migration(old, new, moved)
+    ksym.__mem_cgroup_end_migration(old, new)
 
 
 def frame_of(address):
@@ -107,24 +107,24 @@ class Flight:
         meanwhile()
         self.mover(lambda task: (ksym.lock_page(old), ksym.rcu_read_lock(), ksym.try_to_unmap(old, 1)))
 
-    def end(self, moved):
+    def end(self):
         """What follows when its entries are PTEs again."""
         old, new = self.old, self.new
         self.mover(lambda task: (ksym.rcu_read_unlock(), ksym.unlock_page(old),
-                                 finish(old, new, moved), ksym.putback_lru_page(old), ksym.putback_lru_page(new)))
+                                 finish(old, new), ksym.putback_lru_page(old), ksym.putback_lru_page(new)))
         self.mover.exit()
 
     def land(self):
         """It succeeds."""
         old, new = self.old, self.new
         assert self.mover(lambda task: ksym.move_to_new_page(new, old)) == 0
-        self.end(1)
+        self.end()
 
     def put_back(self):
         """It fails."""
         old = self.old
         self.mover(lambda task: ksym.remove_migration_ptes(old, old))
-        self.end(0)
+        self.end()
 
 
 # ---- charging and uncharging -----------------------------------------------------
@@ -448,7 +448,7 @@ def test_a_page_that_is_unmapped_before_it_is_locked_is_uncharged_when_the_migra
     other(lambda task: prepare(old, new))
     one(lambda task: task.munmap(va, PAGE))
     assert charged(frame) == (USED | MIGRATION, a.id) and usages(a) == (3,)
-    other(lambda task: finish(old, new, 0))
+    other(lambda task: finish(old, new))
     assert charged(frame) == (0, None) and usages(a) == (1,)
     other(lambda task: (ksym.put_page(old), ksym.put_page(new)))
     machine.audit().raise_if_broken()
@@ -492,7 +492,7 @@ def test_a_sharer_that_unmaps_the_page_between_two_entries_does_not_uncharge_it(
     assert page(frame)._mapcount == -1 and charged(frame) == (USED | MIGRATION, a.id)
     holder(lambda task: ksym.spin_unlock(ksym.pte_lockptr(ksym.walk_to_pmd(mm, va))))
     flight.mover.reply(), one.reply()
-    flight.end(how == "land")
+    flight.end()
     assert pfn_at(child, va) == frame and charged(frame) == (USED, a.id) and usages(parent, a, b) == (1, 1, 0)
     machine.audit().raise_if_broken()
 
