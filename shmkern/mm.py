@@ -317,9 +317,9 @@ def mmap_locked(mm, addr, length, prot, flags, file, pgoff):
     vm_flags = mmap_flags(prot, flags, file)
     if vm_flags < 0:
         return vm_flags
-    # The last to be asked in 2.6.30 (security_file_mmap); since 3.5 it comes with the address.
+    # The last to be asked in 2.6.30 (security_file_mmap); since 3.5 it comes with the address, and is -EPERM.
     if addr < MMAP_MIN_ADDR:
-        return -EPERM
+        return -EACCES
     vm_flags |= locked
     vm_ops = VM_OPS_ANON
     if file != NULL:
@@ -357,8 +357,8 @@ def do_mmap(mm, addr, length, prot, flags, fd, offset):
     -EAGAIN (locked memory beyond RLIMIT_MEMLOCK), -EBADF (no MAP_ANONYMOUS, and `fd` is
     not open), -EINVAL (empty, neither or both of MAP_SHARED
     and MAP_PRIVATE, unaligned offset, or address with MAP_FIXED), -EACCES (the file is not open
-    for that), -EOVERFLOW (behind the last offset of a file), -EPERM (below 64 KiB with MAP_FIXED),
-    -ENOMEM (no room, no memory, too many areas).
+    for that, or it is below 64 KiB with MAP_FIXED), -EOVERFLOW (behind the last offset of a file),
+    -EPERM (MAP_LOCKED, and no right to lock), -ENOMEM (no room, no memory, too many areas).
     """
     if offset & ~PAGE_MASK:
         return -EINVAL
@@ -525,7 +525,7 @@ def mremap_locked(mm, addr, old_len, new_len, flags, new_addr):
         return rc
     if flags & MREMAP_FIXED:
         if new_addr < MMAP_MIN_ADDR:
-            return -EPERM
+            return -EACCES
         rc = munmap_locked(mm, new_addr, new_len)
         if rc != 0:
             return rc
@@ -566,6 +566,7 @@ def do_mremap(mm, addr, old_len, new_len, flags, new_addr):
     Returns the new address; -EINVAL (unaligned, no new length, bad flags, overlap with
     MREMAP_FIXED, a second mapping of private memory), -EFAULT (nothing is mapped at `addr`, or
     what grows or moves is not in one area),
+    -EACCES (below 64 KiB with MREMAP_FIXED),
     -ENOMEM (no room in place and MREMAP_MAYMOVE not given, or no memory), -EAGAIN (locked memory beyond
     RLIMIT_MEMLOCK).  With MREMAP_FIXED what was mapped at the new place may be gone after an error, and
     so may the end of the old range, as in Linux.
