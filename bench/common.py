@@ -16,6 +16,7 @@ from shmkern import provenance
 from shmkern.command import (BAD_USE, Parser, check_apart, check_writable, duration, file_name, positive,      # noqa: F401
                              told_to_end)
 from shmkern.errors import ArgumentError, BootError, UsageError
+from shmkern.interrupts import write_whole
 
 
 class BenchParser(Parser):
@@ -104,8 +105,7 @@ def write_json(path, result):
     if not path:
         return
     try:
-        with open(path, "w") as file:
-            json.dump(result, file, indent=1)
+        write_whole(path, json.dumps(result, indent=1))
     except OSError as error:
         cannot_write(path, error)
 

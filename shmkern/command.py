@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from shmkern.errors import BootError, UsageError
+from shmkern.interrupts import write_whole
 
 DONE, BROKEN, BAD_USE = 0, 1, 2
 # What runs a command line, as a script.
@@ -188,7 +189,7 @@ def write_json(path, value):
         if path == "-":
             (_json_output or sys.stdout).write(text)
         else:
-            Path(path).write_text(text)
+            write_whole(path, text)
     except BrokenPipeError:
         raise
     except OSError as error:

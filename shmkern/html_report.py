@@ -21,6 +21,8 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
+from shmkern.interrupts import write_whole
+
 # What is drawn with these values is shown in the theme's colours.
 _NAMES = ["ink", "muted", "grid", "bad", "good", *(f"s{number}" for number in range(1, 9))]
 _HEX = {name: f"#0f0e{number:02x}" for number, name in enumerate(_NAMES)}
@@ -101,4 +103,4 @@ class Page:
 
     def write(self, path):
         """Writes the page.  Raises OSError."""
-        Path(path).write_text(self.html())
+        write_whole(path, self.html())

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Ctrl-C and its like, put off."""
 import contextlib
+import os
 import signal
 import threading
+from pathlib import Path
 # As in signal, which gives each number its name: that takes twenty times as long, in each request to init.
 from _signal import getsignal, pthread_sigmask
 
@@ -70,3 +72,11 @@ def later():
         yield end
     finally:
         end(caught)
+
+
+def write_whole(path, text):
+    """Writes a file; who is told to end meanwhile does so when all of it is there.  Raises OSError."""
+    # What has no end by itself, such as a pipe that nobody reads, can be interrupted.
+    regular = os.path.isfile(path) or not os.path.exists(path)
+    with later() if regular else contextlib.nullcontext():
+        Path(path).write_text(text)

@@ -20,6 +20,7 @@ import sys
 import shmkern
 from shmkern.command import Parser, check_outputs, duration, file_name, problem_text
 from shmkern.errors import ArgumentError, UsageError
+from shmkern.interrupts import write_whole
 from shmkern_stress.board import entering      # noqa: F401 (scenarios fork and clone with it)
 from shmkern_stress.display import Display, say, unwritten
 
@@ -149,8 +150,7 @@ def write_json(path, result):
         if path == "-":
             say(sys.stdout, json.dumps(result, indent=2))
         elif path is not None:
-            with open(path, "w") as file:
-                file.write(json.dumps(result, indent=2) + "\n")
+            write_whole(path, json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"the result cannot be written to {path}: {error.strerror}") from None
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import psutil
 import pytest
 
 import shmkern
-from shmkern import cli, command, direct_map, layout, record
+from shmkern import cli, command, direct_map, interrupts, layout, record
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -189,6 +190,31 @@ def test_two_results_are_not_written_to_one_file(line, tmp_path):
     (tmp_path / "made").symlink_to("there")
     assert_bad_use(shmkern_run(*line.rsplit("made", 1)[0].split(), "there", cwd=tmp_path), "named for two things")
     assert (tmp_path / "there").read_text() == "from before"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_result_is_not_half_written_by_who_is_told_to_end_meanwhile(number, tmp_path):
+    path, size = tmp_path / "result", 1 << 28
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(f"""
+        import signal
+        from shmkern.interrupts import write_whole
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        write_whole({str(path)!r}, "x" * {size})
+        signal.pause()""")])
+    until(path.exists)
+    process.send_signal(number)
+    assert process.wait(30) == -number and path.stat().st_size == size
+
+
+def test_what_is_written_to_a_pipe_can_be_interrupted(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.write_whole(tmp_path / "pipe", "x")
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_device_takes_two_results():

@@ -25,6 +25,7 @@ from shmkern.explore.engine import DEPTH_MAX, PREEMPTIONS_MAX
 from shmkern.explore import findings, museum, room as room_module, search
 from shmkern.explore import (scenarios, scenarios_files, scenarios_hotplug, scenarios_reclaim,  # noqa: F401
                              scenarios_swap)
+from shmkern.interrupts import write_whole
 
 BROKEN = 1
 EXPLORE_EXAMPLE = "shmkern explore fault store --preemptions 3 --jobs 2"
@@ -293,7 +294,7 @@ def tell_finding(finding, path, page):
 def write_page(finding, path):
     """Writes a finding as a page."""
     with writing(path):
-        Path(path).write_text(findings.page(finding))
+        write_whole(path, findings.page(finding))
     print(f"page: {path}")
 
 

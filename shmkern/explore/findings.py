@@ -17,6 +17,7 @@ from shmkern.explore.engine import IS_SLEEP, IS_WAIT, IS_WAKE, IS_WRITE, RUN_ON,
 from shmkern.explore.lock_order import HOW, Edge, LockOrder, Site, is_wrong, way_to, wrong_text
 from shmkern.explore.names import Names, Source
 from shmkern.explore.search import preemptions, source_hash
+from shmkern.interrupts import write_whole
 
 FORMAT = 2
 COLUMN, NARROW = 58, 24
@@ -417,7 +418,7 @@ def table_of(tasks, events, column):
 def save(finding, path):
     """Writes a finding for replay."""
     data = asdict(finding) | {"format": FORMAT}
-    Path(path).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def load(path):
