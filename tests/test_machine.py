@@ -1511,14 +1511,17 @@ def test_a_forked_child_killed_before_it_runs_gives_its_slot_back(machine, monke
 
 
 def test_a_forked_child_killed_before_it_runs_is_not_forgotten_when_nobody_asks_for_it(machine, monkeypatch):
+    forked = multiprocess.get_context("fork").Event()
+
     def program(task):
         task.store(task.mmap(PAGE), b"x")
         monkeypatch.setattr(worker, "_run", lambda *_arguments: signal.pause())
         task.fork(lambda task: 1).kill()
+        forked.set()
         signal.pause()
     parent = machine.spawn(program)
+    assert forked.wait(20) and tables_in_use() == 3
     # Init and the parent stay.
-    until(lambda: tables_in_use() == 3, "the fork", check=lambda: look_now(machine))
     until(lambda: tables_in_use() == 2, "the slot's return", check=lambda: look_now(machine))
     machine.audit().raise_if_broken()
     assert parent.is_alive()
