@@ -102,7 +102,7 @@ def test_result_times_out_and_can_be_had_later(machine):
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=f"task {child.pid} has no result after 0.1 s"):
         child.result(timeout=0.1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     with pytest.raises(TimeoutError):
         child.result(timeout=0)
     os.write(write_end, b"!")
@@ -299,7 +299,7 @@ def test_a_task_killed_before_it_runs_is_not_forgotten_for_the_next_one(machine,
         child.kill()
         child.process.join()
     assert run(machine, lambda task: 1) == 1
-    until(lambda: tables_in_use() == 1, "the slot's return", 5, check=lambda: look_now(machine))
+    until(lambda: tables_in_use() == 1, "the slot's return", check=lambda: look_now(machine))
     machine.audit().raise_if_broken()
 
 
@@ -381,10 +381,9 @@ def test_a_task_killed_at_any_moment_is_lost_or_cleaned_up(boot):
     assert lost and cleaned
 
 
-def test_a_task_killed_in_the_middle_of_an_access_does_not_hang_a_flush(boot):
+def test_a_task_killed_in_the_middle_of_an_access_does_not_hang_a_flush(machine):
     """The CPU will never acknowledge; its death is noticed, and the flusher goes on.  The
     flusher is init, who also cleans up after the dead."""
-    machine = boot(hung_task_timeout=5)
     victim = Puppet(machine)
     va = victim(lambda task: task.mmap(PAGE))
     victim(lambda task: task.store(va, b"x"))
@@ -593,7 +592,7 @@ def test_leaving_the_block_after_an_exception_ends_everything(error):
             raise error("stop")
     assert name not in direct_map.blocks()
     # The kernel takes a moment to deliver what the closed pipe sends.
-    until(lambda: not any(alive(pid) for pid in pids), "the end of the family", 5)
+    until(lambda: not any(alive(pid) for pid in pids), "the end of the family")
     os.close(read_end), os.close(write_end)
 
 
@@ -657,7 +656,7 @@ def test_ctrl_c_ends_all_processes_and_removes_the_block(supervisor):
     assert process.returncode in (1, 130, -signal.SIGINT) and b"KeyboardInterrupt" in text
     # One traceback: the tasks leave Ctrl-C to their supervisor.
     assert text.count(b"Traceback") == 1
-    until(lambda: not any(alive(pid) for pid in pids), "the end of all processes", 5)
+    until(lambda: not any(alive(pid) for pid in pids), "the end of all processes")
     assert name not in direct_map.blocks()
 
 
@@ -841,7 +840,7 @@ def test_ctrl_c_while_an_audit_begins_does_not_leave_the_machine_frozen(machine,
         patch.setattr(freezer, "freeze", interrupted)
         with pytest.raises(KeyboardInterrupt):
             machine.audit()
-    assert puppet(lambda task: task.load(task.mmap(PAGE), 1), timeout=5) == b"\0"
+    assert puppet(lambda task: task.load(task.mmap(PAGE), 1)) == b"\0"
     assert not machine.init.busy
 
 
@@ -970,7 +969,7 @@ def test_ctrl_c_while_the_block_is_made_leaves_nothing(step, monkeypatch):
 def test_tasks_die_with_a_killed_supervisor_and_leave_a_block_to_be_seen(supervisor):
     process, pids, name = supervisor
     process.kill()
-    until(lambda: not any(alive(pid) for pid in pids), "the end of all tasks", 5)
+    until(lambda: not any(alive(pid) for pid in pids), "the end of all tasks")
     assert name in direct_map.blocks()
     record = direct_map.read_header(name)
     assert record["supervisor_pid"] == process.pid and not direct_map.supervisor_alive(record)
@@ -995,7 +994,7 @@ def test_tasks_die_with_a_killed_supervisor_although_a_process_that_it_forked_li
     process.kill()
     process.wait()
     try:
-        until(lambda: not alive(task), "the end of the task", 5)
+        until(lambda: not alive(task), "the end of the task")
         assert alive(other)
     finally:
         os.kill(other, signal.SIGKILL)
@@ -1375,6 +1374,17 @@ def test_a_task_object_in_a_process_that_is_no_task_is_an_error_and_no_crash(pro
     assert b"Error" in text.splitlines()[-1] and not left
 
 
+class SentAfter:
+    """It is sent when a thread has ended, and then is a word."""
+
+    def __init__(self, thread):
+        self.thread = thread
+
+    def __reduce__(self):
+        self.thread.join(20)
+        return str, ("sent",)
+
+
 def test_a_thread_that_goes_on_after_its_task_has_ended_does_not_cost_the_result(machine):
     def program(task, seen):
         va = task.mmap(PAGE)
@@ -1385,12 +1395,13 @@ def test_a_thread_that_goes_on_after_its_task_has_ended_does_not_cost_the_result
                     task.store64(va, 1)
             except RuntimeError as error:
                 seen.send((str(error), task.pid))
-        threading.Thread(target=work, daemon=True).start()
-        time.sleep(0.05)
-        return list(range(1 << 20))
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        until(lambda: task.load64(va) == 1, "its first store")
+        return SentAfter(thread)
     here, there = multiprocess.Pipe()
     child = machine.spawn(program, there)
-    assert len(child.result(20)) == 1 << 20
+    assert child.result(20) == "sent" and here.poll()
     text, pid = here.recv()
     assert "not a task" in text and pid == child.pid
 
@@ -1448,7 +1459,8 @@ def test_a_migrator_can_be_stopped_and_another_started(machine):
     for seed in range(3):
         before = machine.vmstat()["pgmigrate_success"]
         migrator = machine.start_migrator(seed=seed)
-        until(lambda: machine.vmstat()["pgmigrate_success"] >= before + 100, "migrations", check=machine.check)
+        # A pass over both nodes moves each of the 50 pages twice at most.
+        until(lambda: machine.vmstat()["pgmigrate_success"] >= before + 300, "migrations", check=machine.check)
         count = migrator.stop(10)
         assert count["passes"] >= 1 and count["batches"] >= 2 and migrator.stop(10) == count
         until(lambda: not migrator.child.is_alive(), "the end of its process")
