@@ -300,9 +300,9 @@ def test_trace_with_garbage_is_bad_use(tmp_path):
 
 def test_two_million_lines_are_read_quickly(tmp_path):
     (tmp_path / "trace.gz").write_bytes(gzip.compress((LINES * 1000).encode(), 1))
-    began = time.monotonic()
+    began = time.process_time()
     assert len(record.read_trace(tmp_path / "trace.gz")) == 2_000_000
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 # ---- stress ----
@@ -385,19 +385,22 @@ def test_a_closed_standard_output_is_one_sentence(args):
 
 def test_terminal_gets_a_live_line():
     master, slave = pty.openpty()
-    with subprocess.Popen([*SHMKERN, "stress", "anon", "--seconds", "1", "--workers", "2"], stdout=slave, stderr=slave,
+    with subprocess.Popen([*SHMKERN, "stress", "anon", "--seconds", "500", "--workers", "2"], stdout=slave, stderr=slave,
                           env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}) as process:
         os.close(slave)
-        shown = b""
+        shown, told = b"", False
         try:
             while block := os.read(master, 65536):
                 shown += block
+                if shown.count(b"pages/s") > 2 and not told:
+                    process.send_signal(signal.SIGINT)
+                    told = True
         except OSError:
             pass        # Linux's end of file for a terminal.
-        assert process.wait(30) == 0
+        assert process.wait(30) == 130
     os.close(master)
-    assert shown.count(b"pages/s") > 2 and b"accesses/s" in shown and b"failures" in shown and b"\x1b[" in shown
-    assert b"anon held" in shown
+    assert told and b"accesses/s" in shown and b"failures" in shown and b"\x1b[" in shown
+    assert b"anon interrupted" in shown
 
 
 # ---- however a run ends ----
