@@ -199,7 +199,7 @@ def test_everything_at_once_notices(damage, monkeypatch):
     """Bytes that change in a frame, and a mistake of one worker among the others."""
     if damage == "child":
         monkeypatch.setattr(threads, "count_up", lambda run, *_: 1 / 0)
-        assert_broken(stress("all", "--workers", 8), "ZeroDivisionError")
+        assert_broken(stress("all", "--workers", 8, "--seconds", 60), "ZeroDivisionError")
     else:
         result = stress("all", "--workers", 8, "--seconds", 60, tick=flip_bytes)
         # A lost write to a shadow's bytes, or a counter of threads that runs backwards: whoever looks first.
@@ -324,7 +324,7 @@ def test_page_that_moves_without_its_last_store_is_found(monkeypatch):
         shadow.write(int(records["address"][0]), b"lost!")
 
     monkeypatch.setattr(board.Run, "checked", lose_one)
-    result = stress("anon")
+    result = stress("anon", "--seconds", 60)
     assert result["lost_writes"] > 0
     assert_broken(result, "lost write")
 
@@ -342,7 +342,7 @@ def test_increment_that_is_lost_is_a_wrong_sum(monkeypatch):
             return add_in_two_steps if name.endswith("add64_many") else getattr(bulk, name)
 
     monkeypatch.setattr(threads, "bulk", Careless())
-    result = stress("threads")
+    result = stress("threads", "--seconds", 60)
     assert_broken(result, "wrong sum", "task ", "(page 0x", "counter")
 
 
@@ -354,7 +354,7 @@ def test_sum_is_checked_at_the_end(monkeypatch):
         check(run, group, counters)
 
     monkeypatch.setattr(threads, "check_sums", boast)
-    assert_broken(stress("threads"), "wrong sum", "1 of 512 counters", "should be ")
+    assert_broken(stress("threads", tick=Until(counted(accesses=10_001))), "wrong sum", "1 of 512 counters", "should be ")
 
 
 def test_write_where_nobody_may_write_is_found(monkeypatch):
@@ -377,7 +377,7 @@ def test_access_that_must_fault_and_does_not_is_found(monkeypatch):
             fork.must_fault(space.task, start, "load")
 
     monkeypatch.setattr(fork.Space, "trespass", trespass)
-    result = stress("fork")
+    result = stress("fork", "--seconds", 60)
     assert_broken(result, "succeeds where it is forbidden")
 
 
@@ -477,7 +477,7 @@ def test_a_host_without_memory_for_frames_breaks_no_promise():
 
 def test_error_in_a_worker_breaks_the_run(monkeypatch):
     monkeypatch.setattr(anon, "random_accesses", lambda *_: 1 / 0)
-    assert_broken(stress("anon"), "ZeroDivisionError", "test_stress.py, line")
+    assert_broken(stress("anon", "--seconds", 60), "ZeroDivisionError", "test_stress.py, line")
 
 
 # ---- bad use ----

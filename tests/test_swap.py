@@ -16,7 +16,7 @@ from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MREMAP_M
                      vmstat, worker)
 from shmkern.direct_map import process_stat
 from shmkern.kallsyms import ksym
-from shmkern_stress import common
+from shmkern_stress import common, harness
 
 from helpers import (PAGE, Puppet, counter, flags, is_present, kinds, mm_of, page_at, pte_of, set_pte, until, until_asleep,
                      until_waits)
@@ -1145,7 +1145,7 @@ def test_free_slot_cannot_be_duplicated(small):
 # ---- the scenario ---------------------------------------------------------------------------
 
 def stress(*more, tick=None):
-    """Runs the scenario `swap` for a second; its result."""
+    """Runs the scenario `swap`, for a second if nothing else is said; its result."""
     parser = common.Parser()
     common.add_options(parser, "swap")
     options = parser.parse_args(["--seconds", "1", "--workers", "4", "--seed", "7", *more])
@@ -1153,7 +1153,12 @@ def stress(*more, tick=None):
 
 
 def test_scenario_swaps_and_migrates_and_holds():
-    result = stress()
+    def enough(supervision):
+        counters = vmstat.vmstat()
+        if supervision.began is not None and supervision.running and counters["pgmigrate_success"] > 100 and \
+                min(counters["pswpin"], counters["pswpout"]) > 1000:
+            raise harness.Stop
+    result = stress("--seconds", "60", tick=enough)
     assert result["failures"] == [] and common.status_of(result) == common.HELD
     assert result["pages_swapped_in"] > 1000 and result["pages_swapped_out"] > 1000
     assert result["pages_migrated"] > 100
@@ -1172,7 +1177,7 @@ def test_scenario_finds_what_the_file_has_lost():
         with open(path, "r+b") as file:
             file.write(bytes(int(info["max"]) * PAGE))
         done.append(True)
-    result = stress("--seconds", "10", tick=forget)
+    result = stress("--seconds", "60", tick=forget)
     assert done and result["lost_writes"] > 0 and common.status_of(result) == common.BROKEN
 
 
