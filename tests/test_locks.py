@@ -667,16 +667,18 @@ def test_end_of_a_writeback_that_never_began_is_a_kernel_bug(machine, shared, st
 # ---- condition variables ------------------------------------------------------
 
 def test_condition_variable_hands_every_item_over_once(machine, shared):
-    """A mailbox for one item.  A lost wake-up would cost a second each time."""
+    """A mailbox for one item.  Whom nobody wakes looks up after a second."""
     lock, full, empty, box = shared("Spinlock"), shared("CondVar"), shared("CondVar"), shared("u64")
     items = 400
 
     def program(task, number):
-        taken = []
+        taken, unwoken = [], 0
         for item in range(1, items + 1):
             ksym.spin_lock(lock)
             while (box[0] == 0) == (number == 1):
+                began = time.monotonic()
                 ksym.cond_wait(full if number else empty, lock)
+                unwoken += time.monotonic() - began > 0.9
             if number:
                 taken.append(int(box[0]))
                 box[0] = 0
@@ -685,11 +687,11 @@ def test_condition_variable_hands_every_item_over_once(machine, shared):
                 box[0] = item
                 ksym.cond_signal(full)
             ksym.spin_unlock(lock)
-        return taken
-    began = time.monotonic()
-    _producer, consumer = crowd(machine, 2, program)
-    assert consumer == list(range(1, items + 1))
-    assert time.monotonic() - began < 10
+        return taken, unwoken
+    (_none, before), (consumed, after) = crowd(machine, 2, program)
+    assert consumed == list(range(1, items + 1))
+    # A busy host may keep one waiting for as long, now and then.
+    assert before + after < 10
     assert full.waiters == empty.waiters == lock.word == 0
 
 

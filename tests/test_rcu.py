@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """RCU: what a reader may look at is not freed, and is freed once no reader may."""
-import time
-
 import pytest
 from multiprocess import get_context
 
@@ -193,9 +191,8 @@ def test_synchronize_rcu_waits_for_the_readers_that_are_in_and_for_no_other(mach
 
 
 def test_synchronize_rcu_returns_at_once_without_readers(run):
-    began = time.monotonic()
-    run(lambda task: [ksym.synchronize_rcu() for _ in range(100)])
-    assert time.monotonic() - began < 5
+    """In the 30 s that run() waits for a result."""
+    run(lambda task: [ksym.synchronize_rcu() for _ in range(1000)])
 
 
 def test_unlock_without_a_lock_is_a_kernel_bug(machine, stops):
@@ -204,13 +201,16 @@ def test_unlock_without_a_lock_is_a_kernel_bug(machine, stops):
 
 def test_readers_of_what_is_replaced_all_the_time_never_see_a_freed_object(machine, shared):
     """The protocol that RCU is for: publish, unlink, retire; read what is published."""
-    published, over, start = shared("u64"), shared("u64"), mp.Barrier(3)
+    published, over, start, looks = shared("u64"), shared("u64"), mp.Barrier(3), shared("u64", 2)
     value = layout.offsetof("AnonVma", "head") // 8
-    rounds = 4000
+    rounds = 1_000_000
 
     def writer(task):
         start.wait(20)
         for version in range(1, rounds):
+            # A reader may come to no CPU for as long as that takes.
+            if version >= 4000 and min(looks) > 10:
+                break
             fresh = ksym.anon_vma_alloc()
             layout.view("u64", fresh, WORDS)[value:value + 2] = version
             old, published[0] = int(published[0]), fresh
@@ -220,9 +220,9 @@ def test_readers_of_what_is_replaced_all_the_time_never_see_a_freed_object(machi
         last, published[0] = int(published[0]), 0
         ksym.anon_vma_free(last)
 
-    def reader(task):
+    def reader(task, number):
         start.wait(20)
-        wrong = seen = 0
+        wrong = 0
         while not over[0]:
             ksym.rcu_read_lock()
             anon_vma = int(published[0])
@@ -230,13 +230,12 @@ def test_readers_of_what_is_replaced_all_the_time_never_see_a_freed_object(machi
                 pair = layout.view("u64", anon_vma, WORDS)[value:value + 2]
                 one = int(pair[0])
                 wrong += not 0 < one < rounds or one != int(pair[1])
-                seen += 1
+                looks[number] += 1
             ksym.rcu_read_unlock()
-        return wrong, seen
-    children = [machine.spawn(reader), machine.spawn(reader), machine.spawn(writer)]
+        return wrong
+    children = [machine.spawn(reader, 0), machine.spawn(reader, 1), machine.spawn(writer)]
     results = [child.result(timeout=40) for child in children]
-    assert [wrong for wrong, _seen in results[:2]] == [0, 0]
-    assert all(seen > 10 for _wrong, seen in results[:2])
+    assert results[:2] == [0, 0] and min(looks) > 10
 
 
 # ---- memory that is still to come -----------------------------------------------------
