@@ -16,7 +16,7 @@ import pytest
 
 import planted
 from shmkern import cli, command, vmstat, worker
-from shmkern_stress import common, recording, samples, soak, trend, verdict
+from shmkern_stress import common, harness, recording, samples, soak, trend, verdict
 from shmkern_stress.sampler import Sampler
 
 pytestmark = pytest.mark.timeout(120)
@@ -44,6 +44,17 @@ def run_soak(tmp_path):
         status = soak.main(args)
         return status, json.loads(result.read_text())
     return run
+
+
+@pytest.fixture
+def go_on_until(monkeypatch):
+    """go_on_until(enough) has each turn last, beyond its time, until enough(one), where one(query) is what the
+    samples say: on a busy host a second may hold none."""
+    def go_on_until(enough):
+        def through(supervision, through=harness.Supervision.through):
+            return through(supervision) and enough(lambda query: supervision.tick.samples.rows(query)[0][0])
+        monkeypatch.setattr(harness.Supervision, "through", through)
+    return go_on_until
 
 
 def kinds(result):
@@ -96,7 +107,22 @@ def test_growth_below_the_floor_is_let_go_and_too_little_says_nothing():
 
 # ---- clean, and planted ---------------------------------------------------------------
 
-def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
+# Samples of the last turn while it ran.
+RUNNING = "FROM sample WHERE phase = 'running' AND turn = (SELECT max(number) FROM turn)"
+
+
+def test_clean_soak_holds_and_its_samples_are_whole(run_soak, go_on_until, capsys):
+    grown = [f"SELECT max({column}) FROM process WHERE name = 'worker 0'"
+             for column in ("cpu_seconds", "voluntary", "involuntary", "futex_waits", "progress")]
+    moved = "SELECT max(value) FROM counter WHERE name = 'pgmigrate_success'"
+    whole = f"SELECT count(*) {RUNNING} AND (SELECT count(*) FROM process WHERE sample = number) = 7"
+
+    def enough(one):
+        if one(f"SELECT count(*) {RUNNING}") <= 8:
+            return False
+        turn = one("SELECT max(number) FROM turn")
+        return one(whole) >= 5 if turn == 1 else turn == 2 or one(moved) > 1000 and all(map(one, grown))
+    go_on_until(enough)
     status, result = run_soak("anon threads fork --seconds 3 --every 0.05")
     assert (status, result["findings"]) == (common.HELD, [])
     assert [turn["scenario"] for turn in result["turns"]] == ["anon", "threads", "fork"]
@@ -114,9 +140,7 @@ def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
     for check in ("rss > shared AND shared > 0 AND fds > 3 AND threads >= 1",
                   "cpu_seconds >= 0 AND voluntary >= 0 AND involuntary >= 0 AND futex_waits >= 0"):
         assert one(f"SELECT count(*) FROM process WHERE NOT ({check})") == 0, check
-    for column in ("cpu_seconds", "voluntary", "involuntary", "futex_waits", "progress"):
-        assert one(f"SELECT max({column}) FROM process WHERE name = 'worker 0'") > 0, column
-    assert one("SELECT max(value) FROM counter WHERE name = 'pgmigrate_success'") > 1000
+    assert all(one(query) > 0 for query in grown) and one(moved) > 1000
     assert one("SELECT count(*) FROM node WHERE free > spanned OR free + anon + pagetable > spanned + 64") == 0
     assert one("SELECT max(in_use) FROM slab WHERE cache = 'vm_area_struct'") > 0
     assert {row[0] for row in db.execute("SELECT DISTINCT kind FROM latency")} == set(vmstat.HISTOGRAMS)
@@ -125,7 +149,8 @@ def test_clean_soak_holds_and_its_samples_are_whole(run_soak, capsys):
     db.close()
 
 
-def test_leaks_of_descriptors_and_memory_are_found_and_nobody_else_is_suspected(run_soak, capsys):
+def test_leaks_of_descriptors_and_memory_are_found_and_nobody_else_is_suspected(run_soak, go_on_until, capsys):
+    go_on_until(lambda one: one(f"SELECT count(*) {RUNNING}") > 45)
     status, result = run_soak("leaking --seconds 6 --workers 4")
     assert status == common.BROKEN
     assert kinds(result) == {("growth in descriptors", "worker 1"), ("growth in memory", "worker 2")}
@@ -135,8 +160,9 @@ def test_leaks_of_descriptors_and_memory_are_found_and_nobody_else_is_suspected(
     assert 1 < slopes["worker 1"] < 3.2 and 100 < slopes["worker 2"] / 1024 < 320
 
 
-def test_a_page_reference_leaked_once_in_10000_migrations_is_found(run_soak):
-    status, result = run_soak("careless --seconds 20")
+def test_a_page_reference_leaked_once_in_10000_migrations_is_found(run_soak, monkeypatch):
+    monkeypatch.setattr(harness, "AUDIT_EVERY", 0.5)
+    status, result = run_soak("careless --seconds 60")
     assert status == common.BROKEN
     texts = [finding["text"] for finding in result["findings"] if finding["kind"] == "broken promise"]
     assert any("audit" in text and "refcount" in text and "page" in text for text in texts), result["findings"]
@@ -214,19 +240,20 @@ def start(tmp_path):
                 cli.remove_block(block)
 
 
-def count_samples(path):
-    """Samples of the running phase in a file that perhaps is not there yet."""
+def count_samples(path, moved=-1):
+    """Samples of the running phase, when more pages than that had moved, in a file that perhaps is not there yet."""
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        return db.execute("SELECT count(*) FROM sample WHERE phase = 'running'").fetchone()[0]
+        return db.execute("SELECT count(*) FROM sample JOIN counter ON sample = number WHERE phase = 'running' AND "
+                          "name = 'pgmigrate_success' AND value > ?", (moved,)).fetchone()[0]
     except sqlite3.OperationalError:
         return 0
 
 
 def wait_for_samples(path, process, count=5):
-    """Returns when `count` samples are on the disk."""
+    """Returns when `count` samples are on the disk, and pages have moved."""
     deadline = time.monotonic() + 60
-    while count_samples(path) < count:
+    while count_samples(path, 0) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -254,7 +281,7 @@ def test_it_outlives_its_terminal(tmp_path):
     """A real terminal, that closes: its processes get SIGHUP, and writing to it fails."""
     pid, master = pty.fork()
     if pid == 0:
-        os.execv(SHMKERN[0], [*SHMKERN, "anon", "--seconds", "2", "--workers", "2", "--every", "0.1", "--samples",
+        os.execv(SHMKERN[0], [*SHMKERN, "anon", "--seconds", "100", "--workers", "2", "--every", "0.1", "--samples",
                               str(tmp_path / "s.db"), "--json", str(tmp_path / "r.json")])
     os.set_blocking(master, False)
     deadline = time.monotonic() + 60
@@ -266,9 +293,13 @@ def test_it_outlives_its_terminal(tmp_path):
             time.sleep(0.02)
     at_closing = count_samples(tmp_path / "s.db")
     os.close(master)
-    assert os.waitpid(pid, 0)[1] == 0
+    while count_samples(tmp_path / "s.db") < at_closing + 5:
+        assert time.monotonic() < deadline and os.waitpid(pid, os.WNOHANG) == (0, 0)
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGTERM
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["turns"][0]["state"] == "held" and count_samples(tmp_path / "s.db") > at_closing
+    assert result["turns"][0]["state"] == "interrupted" and result["turns"][0]["result"]["failures"] == []
 
 
 def test_killed_and_resumed_it_goes_on_where_it_was(start, tmp_path):
@@ -276,13 +307,16 @@ def test_killed_and_resumed_it_goes_on_where_it_was(start, tmp_path):
     process.kill()
     process.communicate()
     before = count_samples(tmp_path / "s.db")
-    done = subprocess.run([*SHMKERN, "--resume", tmp_path / "s.db", "--seconds", "2", "--every", "0.1", "--json",
+    db = sqlite3.connect(tmp_path / "s.db")
+    ran = db.execute("SELECT max(t) FROM sample").fetchone()[0]
+    db.close()
+    done = subprocess.run([*SHMKERN, "--resume", tmp_path / "s.db", "--seconds", str(ran + 2), "--every", "0.1", "--json",
                            tmp_path / "r.json"], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done
     result = json.loads((tmp_path / "r.json").read_text())
     assert [turn["state"] for turn in result["turns"]] == ["cut short", "held"]
     assert [turn["seed"] for turn in result["turns"]] == [7, 8]
-    assert count_samples(tmp_path / "s.db") > before and 1.5 < result["seconds"] < 20
+    assert count_samples(tmp_path / "s.db") > before and ran + 1 < result["seconds"] < ran + 20
     db = sqlite3.connect(tmp_path / "s.db")
     times = [row[0] for row in db.execute("SELECT t FROM sample ORDER BY number")]
     assert times == sorted(times)
