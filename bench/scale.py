@@ -109,15 +109,14 @@ def pace(machine, count, seconds, first):
         time.sleep(0.001)
     processes = [psutil.Process(migrator.child.os_pid) for migrator in migrators]
     began, before, used = time.monotonic(), machine.vmstat()["pgmigrate_success"], cpu_of(processes)
-    while time.monotonic() - began < seconds:
+    # On a busy host a short time may hold none.
+    while time.monotonic() - began < seconds or machine.vmstat()["pgmigrate_success"] - before < 1000:
         machine.check()
         time.sleep(0.01)
     moved, elapsed = machine.vmstat()["pgmigrate_success"] - before, time.monotonic() - began
     cpu = cpu_of(processes) - used
     for migrator in migrators:
         migrator.stop(timeout=120)
-    if moved == 0:
-        raise RuntimeError(f"no page was moved in {elapsed:.1f} s")
     return moved, elapsed, cpu
 
 

