@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shmkern import cli, command
+from shmkern import cli
 from shmkern_stress import common, run_report, samples
 from shmkern_stress.recording import result_of
 
@@ -21,11 +21,25 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 SECTIONS = ["Turns", "Over time", "Latencies", "Processes", "Nodes", "Kernel objects", "What was slow", "Words"]
 
 
+# The command; but each turn lasts until there are samples enough for a trend.  On a busy host a second may have less.
+SAMPLED = """
+import sys
+from shmkern import cli
+from shmkern_stress import harness
+def through(supervision, through=harness.Supervision.through):
+    sampler = supervision.tick
+    return through(supervision) and sampler.samples.rows(
+        "SELECT count(*) FROM sample WHERE phase = 'running' AND turn = ?", sampler.turn)[0][0] > 15
+harness.Supervision.through = through
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def soaked(once):
     """The samples of a real soak, and its report."""
     def soak(folder):
-        done = subprocess.run([sys.executable, str(command.ENTRY), "soak", "anon", "fork", "--seconds", "2", "--every", "0.05",
+        done = subprocess.run([sys.executable, "-c", SAMPLED, "soak", "anon", "fork", "--seconds", "2", "--every", "0.05",
                                "--workers", "3", "--html", folder / "soak.html", "--samples", folder / "soak.db"],
                               capture_output=True, text=True, timeout=100)
         assert done.returncode == common.HELD, done
