@@ -160,8 +160,12 @@ def test_a_job_that_is_killed_is_one_sentence():
     process = subprocess.Popen([*EXPLORER, "explore", "exit_", "--preemptions", "-1", "--jobs", "2"], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     explorer = psutil.Process(process.pid)
-    jobs = until(lambda: [job for child in explorer.children() for job in child.children()][1:], "the jobs")
-    jobs[0].kill()
+
+    def jobs():
+        # What has ended meanwhile has no children.
+        with contextlib.suppress(psutil.Error):
+            return [job for child in explorer.children() for job in child.children()][1:]
+    until(jobs, "the jobs")[0].kill()
     _out, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (2, "shmkern explore: a job of the exploration of exit_ was killed\n")
 

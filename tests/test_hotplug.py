@@ -173,7 +173,7 @@ def test_who_may_use_only_a_node_that_is_going_has_memory(three, ends):
         assert node_at(puppet, va) == 1
     page = page_at(bound, vas[0]).address
     holder(lambda task: ksym.lock_page(page))
-    operator.begin(lambda task: errno_of(lambda: task.offline_node(1, 0.2 if ends == "busy" else 10)))
+    operator.begin(lambda task: errno_of(lambda: task.offline_node(1, 0.2 if ends == "busy" else 50)))
     until_waits(operator, "WAIT_PAGE_LOCK")
     last = (PAGES - 1) * PAGE
     for puppet, va, nodes in zip((bound, grouped, kept), vas, ({0, 2}, {0, 2}, {0})):

@@ -582,8 +582,9 @@ def test_walk_that_a_flush_overtakes_leaves_no_translation_behind(machine, share
         return stale, seen
     child = machine.spawn(flusher)
     walking = cpus.get(timeout=20)
-    me, deadline = slot(child.cpu), time.monotonic() + 2
-    while time.monotonic() < deadline:
+    me, deadline, stops = slot(child.cpu), time.monotonic() + 2, 0
+    while time.monotonic() < deadline or stops < 20:
+        stops += 1
         walked = int(walks[0])
         while walks[0] == walked:
             os.sched_yield()
