@@ -16,9 +16,11 @@ import pytest
 # spin for a tenth of a second in each process that begins.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# A shell has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+# A shell has what it starts in the background ignore Ctrl-C, and nohup a hangup; and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import shmkern
 from shmkern import direct_map, layout

@@ -12,6 +12,9 @@ import pytest
 
 from helpers import until
 
+# A compiler, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(170)
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from pxd_declarations import declarations, needed, text_needed  # noqa: E402
