@@ -302,13 +302,18 @@ def test_a_build_that_is_ended_leaves_no_process_and_is_taken_up_again(tmp_path,
     shutil.rmtree(tmp_path / "build")
     for path in alone.glob("low.*.so"):
         path.unlink()
-    process = subprocess.Popen(BUILD, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until(lambda: [*tmp_path.glob("build/inplace/*.c")], "the first C")
+    # A compiler that is not through before the signal has come.
+    (tmp_path / "cc").write_text("#!/bin/sh\ncase $* in *low.c*) until test -e go; do sleep 0.01; done; esac\nexec gcc $*\n")
+    (tmp_path / "cc").chmod(0o755)
+    process = subprocess.Popen(BUILD, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env=os.environ | {"SHMKERN_FLAVOURS": "shipped", "CC": "./cc"})
+    until(lambda: [*tmp_path.glob("build/inplace/*.c")], "the first C", 60)
     process.send_signal(number)
+    (tmp_path / "go").touch()
     # Until all are gone who may write there.
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode != 0
-    compiled, run = build(tmp_path)
+    compiled, run = build(tmp_path, CC="./cc")
     assert "low" in compiled and run.returncode == 0
     assert len([*alone.glob("low.*.so")]) == 1
 
