@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Every machine of the tests is made by `boot`: it is audited when the test is over, and a
 process or block that is left behind fails the test."""
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -8,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -41,11 +43,19 @@ serving = []
 
 
 def our_processes():
-    """Pids of this process's descendants, but for those that serve more than one test."""
-    spared = set(serving)
-    for pid in serving:
-        spared |= {process.pid for process in psutil.Process(pid).children(recursive=True)}
-    return {process.pid for process in psutil.Process().children(recursive=True)} - spared
+    """Pids of this process's descendants, but for those that serve more than one test and theirs: by one look at
+    each process, for a browser's come and go."""
+    children = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            parent = int(Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(name))
+    found, parents = set(), [os.getpid()]
+    while parents:
+        more = [pid for pid in children.get(parents.pop(), ()) if pid not in serving]
+        found.update(more)
+        parents += more
+    return found
 
 
 def our_blocks():
@@ -61,7 +71,8 @@ def nothing_left_behind():
     yield
     left = our_processes() - processes
     for pid in left:
-        psutil.Process(pid).kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert not left, "the test left processes behind"
     assert our_blocks() <= blocks, "the test left a block behind"
 
