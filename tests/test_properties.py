@@ -15,7 +15,7 @@ from helpers import PAGE, Puppet, errno_of, free_frames, run
 from shmkern import (MPOL_MF_MOVE_ALL, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
                      SegmentationFault)
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(170)
 
 RW = PROT_READ | PROT_WRITE
 FIXED = 0x32

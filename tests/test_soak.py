@@ -170,15 +170,15 @@ def test_a_page_reference_leaked_once_in_10000_migrations_is_found(run_soak, mon
 
 def test_a_migrator_that_stops_is_found(run_soak, monkeypatch):
     monkeypatch.setattr(worker, "migrator", planted.stopping_migrator)
-    status, result = run_soak("anon --seconds 20 --stall 2")
+    status, result = run_soak("anon --seconds 60 --stall 2")
     assert status == common.BROKEN and kinds(result) == {("stalled migrator", "migrator 0")}
-    assert "has moved no page for" in result["findings"][0]["text"] and result["seconds"] < 15
+    assert "has moved no page for" in result["findings"][0]["text"] and result["turns"][0]["result"]["seconds"] < 60
 
 
 def test_a_task_that_stops_is_found(run_soak):
-    status, result = run_soak("idle --seconds 20 --stall 2")
+    status, result = run_soak("idle --seconds 60 --stall 2")
     assert status == common.BROKEN and kinds(result) == {("no progress", "worker 1")}
-    assert result["seconds"] < 15
+    assert result["turns"][0]["result"]["seconds"] < 60
 
 
 @pytest.mark.parametrize("leak", [0, 1])
@@ -310,13 +310,15 @@ def test_killed_and_resumed_it_goes_on_where_it_was(start, tmp_path):
     db = sqlite3.connect(tmp_path / "s.db")
     ran = db.execute("SELECT max(t) FROM sample").fetchone()[0]
     db.close()
+    began = time.monotonic()
     done = subprocess.run([*SHMKERN, "--resume", tmp_path / "s.db", "--seconds", str(ran + 2), "--every", "0.1", "--json",
                            tmp_path / "r.json"], capture_output=True, text=True, timeout=90)
+    took = time.monotonic() - began
     assert done.returncode == 0, done
     result = json.loads((tmp_path / "r.json").read_text())
     assert [turn["state"] for turn in result["turns"]] == ["cut short", "held"]
     assert [turn["seed"] for turn in result["turns"]] == [7, 8]
-    assert count_samples(tmp_path / "s.db") > before and ran + 1 < result["seconds"] < ran + 20
+    assert count_samples(tmp_path / "s.db") > before and ran + 1 < result["seconds"] < ran + took + 0.1
     db = sqlite3.connect(tmp_path / "s.db")
     times = [row[0] for row in db.execute("SELECT t FROM sample ORDER BY number")]
     assert times == sorted(times)
