@@ -146,7 +146,7 @@ def record_lost_task(pid, os_pid, text):
 
 
 def struct_sizes():
-    """What the compiler makes of the structs, to check layout.py against."""
+    """What the compiler has made of the structs, to check layout.py against."""
     return {"Page": sizeof(Page), "Zone": sizeof(Zone), "PgData": sizeof(PgData),
             "KmemCache": sizeof(KmemCache), "Slab": sizeof(Slab), "AnonVma": sizeof(AnonVma),
             "Mempolicy": sizeof(Mempolicy), "SpNode": sizeof(SpNode), "Cpuset": sizeof(Cpuset),

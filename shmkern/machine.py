@@ -42,6 +42,15 @@ _CAPS = {name: bit for name, bit in C.items() if name.startswith("CAP_")}
 _ALL_CAPS = (1 << 64) - 1
 
 
+def check_build():
+    """BootError when what is compiled is not of the sources that layout.py has read: they have been edited, or
+    another version has been checked out."""
+    for name, size in boot.struct_sizes().items():
+        if size != layout.sizeof(name):
+            raise BootError(f"the kernel is compiled from other sources than these (struct {name} has {size} bytes "
+                            f"there, and {layout.sizeof(name)} here): run `make build`")
+
+
 def _mask_of(what, names, known):
     """A mask of the bits that names stand for, or ValueError."""
     unknown = sorted(set(names) - set(known))
@@ -220,6 +229,7 @@ class Machine:
                                (("memoryless", memoryless), ("movable", movable)))
         if (memoryless | movable).bit_count() == nodes:
             raise ArgumentError("no node is left that has memory for the kernel")
+        check_build()
         metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks, bool(memcg))
         self._block = None
         self._supervisor = os.getpid()

@@ -96,6 +96,13 @@ def test_exit_ends_a_program_at_once_with_a_value(machine):
     assert run(machine, lambda task: task.exit()) is None
 
 
+def test_a_kernel_that_is_compiled_from_other_sources_does_not_boot(boot, monkeypatch):
+    sizes = boot_module.struct_sizes()
+    monkeypatch.setattr(boot_module, "struct_sizes", lambda: sizes | {"Task": sizes["Task"] + 8})
+    with pytest.raises(shmkern.BootError, match=r"other sources than these \(struct Task .*: run `make build`"):
+        boot()
+
+
 def test_result_times_out_and_can_be_had_later(machine):
     read_end, write_end = os.pipe()
     child = machine.spawn(lambda task: os.read(read_end, 1))
