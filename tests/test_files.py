@@ -3,8 +3,8 @@
 through a private one is its own; every process finds the same page, also while it moves; a file
 becomes shorter and longer under its mappings; what is synced is on the host's disk."""
 import errno
-import gc
 import fcntl
+import gc
 import os
 import resource
 import signal
