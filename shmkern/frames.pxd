@@ -202,14 +202,24 @@ cdef void isolation_begin() noexcept nogil
 cdef void isolation_end() noexcept nogil
 cdef void reclaim_begin() noexcept nogil
 cdef void reclaim_end(u64 progress) noexcept nogil
+# How long a task that has found no memory has waited for some: it begins as zeroes.
+cdef struct ReclaimWait:
+    u64 since                  # ns: since when nobody has got on, 0 for not yet
+    u64 last                   # ns: since when it waits for those who have pages in hand, and for nobody else
+    u64 now                    # ns: when it has looked in vain
+    u32 starving               # it is counted in nr_starving
+    i32 retries
+
 @cython.locals(began=u64)
 cdef bint are_pages_in_hand(u64 since, u64 now) noexcept nogil
-cdef void begin_starving() noexcept nogil
-cdef void end_starving() noexcept nogil
+cdef void reclaim_wait_look(ReclaimWait* wait) noexcept nogil
+cdef void reclaim_wait_progress(ReclaimWait* wait) noexcept nogil
+cdef bint reclaim_wait_for_hands(ReclaimWait* wait) noexcept nogil
+cdef void reclaim_wait_end(ReclaimWait* wait) noexcept nogil
 @cython.locals(sequence=u32, others=u32)
 cdef bint congestion_wait(bint anyway) noexcept nogil
 cdef void set_reclaim(reclaim_t reclaim) noexcept nogil
-@cython.locals(retries=cython.int, since=u64, last=u64, now=u64, before=u64, sequence=u32, waited=bint, starving=bint)
+@cython.locals(wait=ReclaimWait, before=u64, sequence=u32, waited=bint)
 cdef Page* alloc_pages_slowpath(i32 nid, u64 gfp, u64 order, u64 nodes) noexcept nogil
 cdef Page* alloc_pages_node(i32 nid, u64 gfp, u64 order) noexcept nogil
 cdef void __free_pages(Page* page, u64 order) noexcept nogil

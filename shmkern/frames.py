@@ -13,7 +13,7 @@ itself is a frame that -ENOMEM lies about.
 A freed frame is filled with PAGE_POISON, so that a load through a stale translation
 is seen by whoever compares it, and not taken for old data that happens to be right.
 """
-from cython import NULL, address, cast, pointer
+from cython import NULL, address, cast, pointer, sizeof
 from cython.cimports.libc.string import memset
 
 # ---- zone counters -----------------------------------------------------------
@@ -284,13 +284,37 @@ def are_pages_in_hand(since, now):
     return False
 
 
-def begin_starving():
-    """Whoever only moves pages lets the current task go first from here on (migrate_begin)."""
-    atomic_add_return32(address(kernel().nr_starving), 1)
+def reclaim_wait_look(wait):
+    """The current task has found nothing.  If that is so for a while, whoever only moves pages lets it go first
+    (migrate_begin)."""
+    wait.now = ktime_get_ns()
+    if wait.since == 0:
+        wait.since = wait.now
+    if not wait.starving and wait.now - wait.since > STARVING_NS:
+        wait.starving = 1
+        atomic_add_return32(address(kernel().nr_starving), 1)
 
 
-def end_starving():
-    atomic_add_return32(address(kernel().nr_starving), -1)
+def reclaim_wait_progress(wait):
+    """Somebody has freed memory meanwhile."""
+    wait.retries = 0
+    wait.since = wait.now
+    wait.last = 0
+
+
+def reclaim_wait_for_hands(wait):
+    """Waits a moment for those who have had pages in hand since this was asked first; whether there are any."""
+    if not are_pages_in_hand(wait.last or wait.now, wait.now):
+        return False
+    wait.last = wait.last or wait.now
+    congestion_wait(True)
+    return True
+
+
+def reclaim_wait_end(wait):
+    """The current task has memory, or gives up."""
+    if wait.starving:
+        atomic_add_return32(address(kernel().nr_starving), -1)
 
 
 def congestion_wait(anyway):
@@ -339,9 +363,7 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
     if not gfp & __GFP_WAIT or gfp & __GFP_THISNODE:
         return NULL
     might_sleep()
-    retries = 0
-    since = last = cast(u64, 0)
-    starving = False
+    memset(address(wait), 0, sizeof(ReclaimWait))
     while True:
         before = READ_ONCE64(address(k.reclaim_progress))
         sequence = smp_load_acquire32(address(k.reclaim_sequence))
@@ -352,32 +374,21 @@ def alloc_pages_slowpath(nid, gfp, order, nodes):
         if page != NULL or not nodes_subset(nodes, allowed_nodes(gfp)):
             break
         if progress == 0:
-            now = ktime_get_ns()
-            if since == 0:
-                since = now
-            if not starving and now - since > STARVING_NS:
-                starving = True
-                begin_starving()
+            reclaim_wait_look(address(wait))
             # Who has ended since we began, besides us, may have given back what we did not find.
-            waited = retries < MAX_RECLAIM_RETRIES and \
+            waited = wait.retries < MAX_RECLAIM_RETRIES and \
                 (congestion_wait(False) or smp_load_acquire32(address(k.reclaim_sequence)) != cast(u32, sequence + 2))
             if READ_ONCE64(address(k.reclaim_progress)) != before:
-                retries = 0
-                since = now
-                last = 0
+                reclaim_wait_progress(address(wait))
             elif waited:
-                retries += 1
-            elif are_pages_in_hand(last or now, now):
-                last = last or now
-                congestion_wait(True)
-            else:
+                wait.retries += 1
+            elif not reclaim_wait_for_hands(address(wait)):
                 # Who has left, or given memory back, since we looked?
                 page = get_page_from_freelist(nid, gfp, order, WMARK_MIN, nodes)
                 break
             if kernel_panicked():
                 wait_check()
-    if starving:
-        end_starving()
+    reclaim_wait_end(address(wait))
     return page
 
 

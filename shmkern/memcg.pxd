@@ -122,8 +122,7 @@ cdef u64 mem_cgroup_isolate_pages(MemCgroup* memcg, Zone* zone, int lru, u64 nr_
 # ---- charging ----
 
 cdef void mem_cgroup_charge_statistics(MemCgroup* memcg, u32 flags, bint charge) noexcept nogil
-@cython.locals(rc=cython.int, retries=cython.int, over=pointer_to_memcg, starving=bint, waited=bint,
-               since=u64, last=u64, now=u64, before=u64)
+@cython.locals(rc=cython.int, wait=ReclaimWait, over=pointer_to_memcg, waited=bint, before=u64)
 cdef int __mem_cgroup_try_charge(MemCgroup* memcg, u64 gfp, bint patient) noexcept nogil
 cdef void __mem_cgroup_cancel_charge(MemCgroup* memcg) noexcept nogil
 cdef void mem_cgroup_set_charge(MemCgroup* memcg, PageCgroup* pc, u32 flags) noexcept nogil

@@ -24,7 +24,7 @@ address space knows its group (there, through mm->owner, and before 2.6.26 as he
 """
 from cython import NULL, address as addressof, cast, pointer, sizeof
 from cython.cimports.libc.errno import EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, ENOMEM
-from cython.cimports.libc.string import strncmp, strncpy
+from cython.cimports.libc.string import memset, strncmp, strncpy
 
 
 # ---- res_counter -------------------------------------------------------------
@@ -526,9 +526,7 @@ def __mem_cgroup_try_charge(memcg, gfp, patient):
     some then.  (2.6.30's `oom`: nobody is killed here, but a program fails.)
     """
     rc = 0
-    retries = 0
-    since = last = cast(u64, 0)
-    starving = False
+    memset(addressof(wait), 0, sizeof(ReclaimWait))
     while True:
         counter = res_counter_charge(addressof(memcg.res), PAGE_SIZE)
         if counter == NULL:
@@ -545,31 +543,21 @@ def __mem_cgroup_try_charge(memcg, gfp, patient):
             rc = -ENOMEM
             break
         else:
-            now = ktime_get_ns()
-            if since == 0:
-                since = now
-            if not starving and now - since > STARVING_NS:
-                starving = True
-                begin_starving()
-            waited = retries < MEM_CGROUP_RECLAIM_RETRIES and (congestion_wait(False) or mem_cgroup_can_reclaim(over))
+            reclaim_wait_look(addressof(wait))
+            waited = wait.retries < MEM_CGROUP_RECLAIM_RETRIES and (congestion_wait(False) or mem_cgroup_can_reclaim(over))
             if READ_ONCE64(addressof(over.reclaim_progress)) != before:
-                retries = 0
-                since = now
-                last = 0
+                reclaim_wait_progress(addressof(wait))
             elif waited:
-                retries += 1
-            elif are_pages_in_hand(last or now, now):
-                last = last or now
-                congestion_wait(True)
-            elif READ_ONCE64(addressof(counter.usage)) > limit - PAGE_SIZE:
+                wait.retries += 1
+            elif not reclaim_wait_for_hands(addressof(wait)) and \
+                    READ_ONCE64(addressof(counter.usage)) > limit - PAGE_SIZE:
                 # Nor has anybody else given back what was in his hands (mem_cgroup_check_under_limit).
                 rc = -ENOMEM
                 break
             cpu_yield()
         if kernel_panicked():
             wait_check()
-    if starving:
-        end_starving()
+    reclaim_wait_end(addressof(wait))
     return rc
 
 

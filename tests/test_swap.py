@@ -239,6 +239,23 @@ def test_memory_is_not_out_while_those_who_have_it_in_hand_stand_still(small):
         assert mm_of(task).locked_vm == 110 and slot.vm_events[C["PGFAULT_OOM"]] == 0
 
 
+def lock_more_than_is_left(machine, holder, event, function):
+    """Has `holder` do function(task) and stand still at `event` until another task, which is returned, has found
+    no memory: it is still at it, and wants more than there is without the holder's."""
+    late = Puppet(machine)
+    late_slot = worker.slot(late.cpu)
+    with tracing.Tracing([event]):
+        tracing.set_breaks(holder.cpu, [event])
+        holder.begin(function)
+        until(lambda: tracing.is_stopped(holder.cpu), "its stop", check=machine.check)
+        # Each page is unevictable at once.
+        late.begin(lambda task: task.mlock(task.mmap(320 * PAGE), 320 * PAGE))
+        until(lambda: late_slot.vm_events[C["ALLOCSTALL"]] > 2 or late.is_done(), "its wait", check=machine.check)
+        tracing.set_breaks(holder.cpu, [])
+        tracing.go_on(holder.cpu)
+    return late
+
+
 @pytest.mark.parametrize("move", [
     lambda task, pid, va: task.migrate_pages(pid, [0], [1]),
     lambda task, pid, va: task.move_pages(pid, [va + number * PAGE for number in range(200)], [1] * 200),
@@ -247,22 +264,14 @@ def test_memory_is_not_out_while_those_who_have_it_in_hand_stand_still(small):
 def test_memory_is_not_out_while_it_is_being_moved(boot, tmp_path, move):
     """The mover has all pages in its hands, and stands still."""
     machine = boot(2, 256)
-    owner, late, mover = Puppet(machine), Puppet(machine), Puppet(machine)
+    owner, mover = Puppet(machine), Puppet(machine)
     va = owner(lambda task: store_new(task, 200, 1))
     pid = owner.pid
     mover(lambda task: task.migrate_prep())
     machine.swapon(tmp_path / "swap", 1500)
-    late_slot = worker.slot(late.cpu)
-    with tracing.Tracing(["mm_migrate_pages_start"]):
-        tracing.set_breaks(mover.cpu, ["mm_migrate_pages_start"])
-        mover.begin(lambda task: move(task, pid, va))
-        until(lambda: tracing.is_stopped(mover.cpu), "its stop", check=machine.check)
-        # More than the rest, and each page unevictable at once.
-        late.begin(lambda task: task.mlock(task.mmap(320 * PAGE), 320 * PAGE))
-        until(lambda: late_slot.vm_events[C["ALLOCSTALL"]] > 2 or late.is_done(), "its wait", check=machine.check)
-        tracing.set_breaks(mover.cpu, [])
-        tracing.go_on(mover.cpu)
+    late = lock_more_than_is_left(machine, mover, "mm_migrate_pages_start", lambda task: move(task, pid, va))
     late.reply()
+    assert mm_of(late).locked_vm == 320
     try:
         mover.reply()
     except OSError as error:            # late has the memory it wanted
@@ -273,20 +282,13 @@ def test_memory_is_not_out_while_it_is_being_moved(boot, tmp_path, move):
 def test_memory_is_not_out_while_a_munmap_collects_it(boot, tmp_path):
     """The pages are on their lists still, but nobody can free them but who unmaps them, and stands still."""
     machine = boot(2, 256)
-    owner, late = Puppet(machine), Puppet(machine)
+    owner = Puppet(machine)
     va = owner(lambda task: store_new(task, 200, 1))
     machine.swapon(tmp_path / "swap", 1500)
-    late_slot = worker.slot(late.cpu)
-    with tracing.Tracing(["tlb_flush"]):
-        tracing.set_breaks(owner.cpu, ["tlb_flush"])
-        owner.begin(lambda task: task.munmap(va, 200 * PAGE))
-        until(lambda: tracing.is_stopped(owner.cpu), "its stop", check=machine.check)
-        late.begin(lambda task: task.mlock(task.mmap(320 * PAGE), 320 * PAGE))
-        until(lambda: late_slot.vm_events[C["ALLOCSTALL"]] > 2 or late.is_done(), "its wait", check=machine.check)
-        tracing.set_breaks(owner.cpu, [])
-        tracing.go_on(owner.cpu)
+    late = lock_more_than_is_left(machine, owner, "tlb_flush", lambda task: task.munmap(va, 200 * PAGE))
     owner.reply()
     late.reply()
+    assert mm_of(late).locked_vm == 320
 
 
 def test_who_moves_pages_lets_those_go_first_who_wait_for_memory(small):
