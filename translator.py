@@ -17,7 +17,7 @@ from pathlib import Path
 
 from Cython.Build.Dependencies import create_dependency_tree
 from Cython.Build.SharedModule import generate_shared_module
-from Cython.Compiler import Errors, Nodes
+from Cython.Compiler import Errors, Nodes, Symtab
 from Cython.Compiler.CmdLine import parse_command_line
 from Cython.Compiler.Main import Context, compile_single
 
@@ -31,6 +31,13 @@ context = None
 # Before its own body a method would look whether a subclass has overridden it, which takes gcc longer than the
 # body.  That is for calls from C: Python finds the subclass's method first, and in C nothing calls one that is.
 Nodes.OverrideCheckNode.generate_execution_code = lambda self, code: None
+
+# Looks through all that the .pxd files declare, for each of them, whether one has to do with a PyMutex.
+Symtab.Scope.find_shared_usages_of_type = lambda self, type_to_find, _seen_scopes=None: False
+
+# Where a module's C comes to what loads it, which runs once, and to how it converts what Python gives and takes,
+# which takes less than a call from Python.  gcc needs a fifth of its time for them, unless told to optimise them less.
+LEVELS = {"/* #### Code section: module_exttypes ### */\n": "O0", "/* #### Code section: utility_code_def ### */\n": "O1"}
 
 
 class SharedContext(Context):
@@ -122,6 +129,8 @@ def translate(module, arguments):
                 context.options = options
                 context.keep(set(map(os.path.realpath, files)), unneeded, by_name)
                 exit_code = min(compile_single(source, options, None, context=context).num_errors, 1)
+                if exit_code == 0:
+                    optimise_functions_only(Path(options.output_file))
         except BaseException:
             traceback.print_exc()
         finally:
@@ -138,3 +147,11 @@ def generate_shared(options):
     options.shared_utility_features_disabled = ["MemoryView"]       # half of it, and nobody has one
     error, _ = generate_shared_module(options)
     return int(error is not None)
+
+
+def optimise_functions_only(c_file):
+    text = c_file.read_text()
+    for section, level in LEVELS.items():
+        before, after = text.split(section)
+        text = f'{before}{section}#pragma GCC optimize ("{level}")\n{after}'
+    c_file.write_text(text)
