@@ -9,9 +9,8 @@ A module depends on the declarations whose names are in its text, on those whose
 these, and so on.  A name is a word, whatever it means there: a local called as some function is
 makes one module too many compiled, and nothing makes one too few.
 
-Of a struct that only declarations name, behind a pointer, and none of whose fields is named, a module needs
-no more than that there is one.  Cython is not shown more either (translator.py), so that what this overlooks is an
-error of the compiler and no module too few: arithmetic with a pointer whose type nobody named.
+Of a struct's members those count that the module takes, and those before them: where these are decides where
+the others are.  Which they are Cython has said when it made the module's C (struct_uses.py).
 """
 import functools
 import io
@@ -32,8 +31,7 @@ ONE_NAME = [
 ]
 KEYWORDS = frozenset({"cdef", "cpdef", "ctypedef", "const", "enum", "extern", "from", "nogil", "noexcept"})
 A_STRUCT = re.compile(r"cdef (struct|union) \w+ : <end>")
-BEHIND_A_POINTER = re.compile(r"\bpointer ?\( ?\w+ ?\)|\b\w+ ?\*")
-A_FIELD = re.compile(r"\. ?(\w+)")
+A_MEMBER = re.compile(r"(?P<type>[^,(\[]*?)(?P<name>\w+)(?P<sizes>( \[ \w+ \])*)")
 AN_ENUM = re.compile(r"cdef enum : <end>")
 AN_ENUMERATOR = re.compile(r"(?P<name>\w+) = [^=,]*")
 
@@ -43,67 +41,65 @@ class Declaration(NamedTuple):
 
     file: whose; what is compiled has the names of a module's functions with that of the module.
     names: what it declares; none for what concerns all who include the file: a cimport, C or its headers.
-    words: all that is named in it.
-    values: of them, what is not only named behind a pointer; in code, where pointers are followed, all.
-    fields: those of a struct; in code, those that it takes of any.
-    is_struct: whether it can be needed by its name alone.
+    words: all that is named in it, but for a struct's members.
     text: its tokens; those of code with their lines, which compiled code has in it.
+    members: of a struct, in their order.
     """
     file: str
     names: frozenset
     words: frozenset
-    values: frozenset
-    fields: frozenset
-    is_struct: bool
+    text: str
+    members: tuple = ()
+
+    def taken(self, last):
+        """The members of a struct of which a module takes those up to the one that `last` has under the struct's
+        name: all if that is None, none if there is no such name.  ValueError if the member is gone."""
+        (name,) = self.names if self.members else (None,)
+        if name not in last or last[name] is None:
+            return self.members if name in last else ()
+        return self.members[:[member.name for member in self.members].index(last[name]) + 1]
+
+
+class Member(NamedTuple):
+    name: str
+    words: frozenset        # but for the name
     text: str
 
 
-def text_needed(own, pxds):
+def text_needed(own, pxds, last):
     """All text that decides what a module is compiled to: its own, and that of the declarations that it needs.
 
-    own: its .py and its .pxd, as texts; pxds: those of all .pxd files that it includes, by name.
+    own: its .py and its .pxd, as texts; pxds: those of all .pxd files that it includes, by name; last: what it takes
+    of each struct, see Declaration.taken.
     """
-    found, whole = needed(own, pxds)
-    return [*own, *(f"{each.file} {each.text if each in whole else sorted(each.names)}" for each in found)]
+    return [*own, *("\n".join([each.file, each.text, *(member.text for member in each.taken(last))])
+                    for each in needed(own, pxds, lambda struct: struct.taken(last)))]
 
 
 def unneeded_names(own, pxds):
-    """What the .pxd files declare and a module does not need; and the structs that it needs by name."""
+    """What the .pxd files declare and a module does not need, whatever it takes of structs."""
     def names(some):
         return {name for declaration in some for name in declaration.names}
-    found, whole = needed(own, pxds)
-    return names(all_declarations(pxds)) - names(found), names(found) - names(whole)
+    return names(all_declarations(pxds)) - names(needed(own, pxds, lambda struct: struct.members))
 
 
-def needed(own, pxds):
-    """The declarations that a module depends on, in their order; and those of them that it needs as a whole."""
+def needed(own, pxds, taken):
+    """The declarations that a module depends on, in their order, if it takes the members `taken` of each struct."""
     everything = all_declarations(pxds)
     declared = {}
     for declaration in everything:
         for name in declaration.names:
             declared.setdefault(name, []).append(declaration)
-    text = "".join(own)
-    found = {declaration for declaration in everything if not declaration.names}
-    whole = set(found)
-    words = values = _words(WORD.findall(text))
-    fields = set(A_FIELD.findall(text))
-    todo = list(found)
-    seen = set()
-    while True:
+    found = todo = {declaration for declaration in everything if not declaration.names}
+    words, seen = _words(WORD.findall("".join(own))), set()
+    while todo or words != seen:
         for declaration in todo:
             # What a cimport names concerns who names it as well.
             if "cimport" not in declaration.words:
-                words, values = words | declaration.words, values | declaration.values
-                if not declaration.is_struct:
-                    fields |= declaration.fields
-        for name in words - seen:
-            found.update(declared.get(name, ()))
-        seen |= words
-        todo = [declaration for declaration in found - whole
-                if not declaration.is_struct or declaration.names & values or declaration.fields & fields]
-        whole.update(todo)
-        if not todo and words == seen:
-            return [declaration for declaration in everything if declaration in found], whole
+                words = words.union(declaration.words, *(member.words for member in taken(declaration)))
+        todo = {each for name in words - seen for each in declared.get(name, ())} - found
+        seen, found = words, found | todo
+    return [declaration for declaration in everything if declaration in found]
 
 
 def all_declarations(pxds):
@@ -145,9 +141,7 @@ def _parse(file, lines, tokens):
     head = " ".join(tokens[begin:end])
     members = " ".join(tokens[end + 1:-1]).removesuffix(f" {END}").split(f" {END} ")
     if AN_ENUM.fullmatch(head) and all(map(AN_ENUMERATOR.fullmatch, members)):
-        return [Declaration(file, names=frozenset(member.split()[:1]), words=_words(member.split()),
-                            values=_words(member.split()), fields=frozenset(), is_struct=False, text=member)
-                for member in members]
+        return [Declaration(file, frozenset(member.split()[:1]), _words(member.split()), member) for member in members]
     outside = set(_outside_brackets(tokens[begin:end]))
     has_code = "(" in outside and ":" in outside and "class" not in outside     # perhaps on the same line
     names = frozenset()
@@ -157,20 +151,13 @@ def _parse(file, lines, tokens):
             names = frozenset([match["name"]])
         else:
             names = _words(tokens) - KEYWORDS       # one of them, or several: too many do no harm
-    words, text = _words(tokens), " ".join(tokens)
     if A_STRUCT.fullmatch(head):
-        # Its own name makes no value of it; and of a member's words any may be the field.
-        inside = " ".join(members)
-        return [Declaration(file, names, words, _values(inside), _words(inside.split()), True, text)]
-    values, fields = words if has_code else _values(text), frozenset(A_FIELD.findall(text))
-    if has_code:
-        text = " ".join(map("{}:{}".format, lines, tokens))
-    return [Declaration(file, names, words, values, fields, False, text)]
-
-
-def _values(text):
-    """What a text names elsewhere than behind a pointer."""
-    return frozenset(WORD.findall(BEHIND_A_POINTER.sub(" ", text)))
+        parts = [A_MEMBER.fullmatch(member) for member in members]
+        if all(parts):
+            return [Declaration(file, names, frozenset(), head, tuple(
+                Member(part["name"], _words((part["type"] + part["sizes"]).split()), part.string) for part in parts))]
+    text = " ".join(map("{}:{}".format, lines, tokens) if has_code else tokens)
+    return [Declaration(file, names, _words(tokens), text)]
 
 
 def _outside_brackets(tokens):

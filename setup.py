@@ -4,8 +4,9 @@
 Every shmkern/NAME.py with a shmkern/NAME.pxd beside it is a kernel module: Cython
 makes C of it and gcc a shared object.  A module is compiled again when its .py or .pxd,
 a declaration that it needs of another .pxd (pxd_declarations.py), a header, an option,
-setup.py or translator.py has changed since it was last finished, or while it was compiled;
-build_temp/NAME.done says with what that was.
+setup.py, translator.py or struct_uses.py has changed since it was last finished, or while it was compiled;
+build_temp/NAME.done says with what that was.  Of a struct only the members count up to the last that the module
+takes (struct_uses.py).
 
 The C of a module is compiled twice: optimised, and for the explorer, whose runtime is
 told of every access (explore/runtime.c).  Both flavours have the same module names; the
@@ -108,6 +109,7 @@ if __name__ == "__main__" and sys.argv[1:] == ["check-machine"]:
     raise SystemExit(missing_tool(for_venv=True))
 
 import hashlib  # noqa: E402
+import json  # noqa: E402
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait  # noqa: E402
 from copy import copy  # noqa: E402
 from importlib.metadata import version  # noqa: E402
@@ -163,22 +165,23 @@ class BuildKernel(build_ext):
         sys.stdout.flush()
         done = self.done(ext)
         done.parent.mkdir(parents=True, exist_ok=True)
-        missing, includes = self.missing(ext), self.includes(ext)
+        missing, made_with = self.missing(ext), self.made_with(ext)
         done.unlink(missing_ok=True)
-        if includes is None:
+        if made_with is None:
             # Also a flavour that is not asked for: what there is of it was made of something else.
             for flavour in flavours(ext, FLAVOURS):
                 self.shared_object(flavour).unlink(missing_ok=True)
-        if includes is None or not self.c_file(ext).exists():
-            includes = self.translate(ext)
+        if made_with is None or not self.c_file(ext).exists():
+            made_with = self.translate(ext)
         # At once: who has edited one file waits for the slower of the two, not for both.
         for job in [self.compilers.submit(self.compile, flavour) for flavour in missing]:
             job.result()
 
+        includes, last = made_with
         if any(Path(path).read_text() != self.texts.get(path) for path in [*ext.sources, *ext.depends, *includes]):
             return      # Edited meanwhile: who knows which text this was made of.
         draft = done.with_suffix(".draft")
-        draft.write_text("\n".join([self.made_of(ext, includes), *includes]))
+        draft.write_text(json.dumps([self.made_of(ext, includes, last), includes, last]))
         os.replace(draft, done)
 
     def compile(self, ext):
@@ -194,46 +197,48 @@ class BuildKernel(build_ext):
             os.replace(linked, target)
 
     def translate(self, ext):
-        """Run Cython where ext is a kernel module; returns every .pxd of ours that the C was made from."""
+        """Run Cython where ext is a kernel module; returns what made_with() does."""
         if ext.name == RUNTIME:
-            return []
+            return [], {}
         c_file = self.c_file(ext)
         arguments = ["-I", ".", "--line-directives", "--module-name", ext.name, "-o", str(c_file)]
         for name, value in DIRECTIVES.items():
             arguments += ["-X", "{}={}".format(name, value)]
-        includes = self.translators.submit(translate, ext.name, arguments + ext.sources).result()
-        if includes is None:
+        made_with = self.translators.submit(translate, ext.name, arguments + ext.sources).result()
+        if made_with is None:
             raise CompileError("Cython refuses {}".format(ext.sources[0]))
         # The same text under a second name: the object files are named after it.
         self.c_file(explore_flavour(ext)).write_text("#include \"{}\"\n".format(c_file.name))
-        return includes
+        return made_with
 
     def missing(self, ext):
         """The flavours of ext that are not there, or not of the present text."""
-        stale = self.includes(ext) is None
+        stale = self.made_with(ext) is None
         return [flavour for flavour in flavours(ext) if stale or not self.shared_object(flavour).exists()]
 
-    def includes(self, ext):
-        """The .pxd files that ext was made from, or None where it is to be made again."""
+    def made_with(self, ext):
+        """The .pxd files that ext was made from, and what of each struct it uses; or None where it is to be made
+        again."""
         try:
-            made_of, *includes = self.done(ext).read_text().splitlines()
-            return includes if made_of == self.made_of(ext, includes) else None
+            made_of, includes, last = json.loads(self.done(ext).read_text())
+            return (includes, last) if made_of == self.made_of(ext, includes, last) else None
         except (FileNotFoundError, KeyError, ValueError):   # never built, or a source is gone
             return None
         except (SyntaxError, TokenError):                   # Cython will say it better
             return None
 
-    def made_of(self, ext, includes):
-        """A hash of all that decides what is compiled; `includes` are the .pxd files that ext includes."""
+    def made_of(self, ext, includes, last):
+        """A hash of all that decides what is compiled; `includes` are the .pxd files that ext includes, `last` what
+        it uses of each struct."""
         own = [self.texts[path] for path in ext.sources + ext.depends if path not in HEADERS]
-        texts = text_needed(own, {path: self.texts[path] for path in includes})
+        texts = text_needed(own, {path: self.texts[path] for path in includes}, last)
         headers = [self.texts[path] for path in HEADERS]
         return hashlib.sha256("\0".join([self.options(), *headers, *texts]).encode()).hexdigest()
 
     def options(self):
         """Whatever else decides what is compiled, on one line."""
         environment = [os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")]
-        builders = [Path(name).read_text() for name in ("setup.py", "translator.py")]
+        builders = [Path(name).read_text() for name in ("setup.py", "translator.py", "struct_uses.py")]
         return repr((version("Cython"), version("greenlet"), sysconfig.get_config_var("EXT_SUFFIX"), environment,
                      builders))
 

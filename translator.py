@@ -7,6 +7,7 @@ same to all modules, so each is read once; then a fork makes the C, and leaves n
 import ctypes
 import fcntl
 import gc
+import json
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ from Cython.Compiler import Errors, Nodes, Symtab
 from Cython.Compiler.CmdLine import parse_command_line
 from Cython.Compiler.Main import Context, compile_single
 
+import struct_uses
 from pxd_declarations import unneeded_names
 
 PR_SET_PDEATHSIG = 1
@@ -56,19 +58,15 @@ class SharedContext(Context):
         self.set_used(before | self.used[module])
         return result
 
-    def keep(self, files, unneeded, by_name):
-        """Forget all other .pxd files, the names that are not needed of these, and the fields of structs that are
-        needed by name: Cython compiles every inline function that it knows, and imports every function that one of
-        them calls.  What is needed and was not said to be is an error then, not a module that is not compiled
-        again."""
+    def keep(self, files, unneeded):
+        """Forget all other .pxd files, and the names that are not needed of these: Cython compiles every inline
+        function that it knows, and imports every function that one of them calls.  What is needed and was not said
+        to be is an error then, not a module that is not compiled again."""
         self.pxds = {module: (tree, scope) for module, (tree, scope) in sorted(self.pxds.items())
                      if os.path.realpath(tree.pos[0].filename) in files}
         for tree, _ in self.pxds.values():
             tree.stats = [function for function in tree.stats if function.entry.name not in unneeded]
         for scope in self.scopes:
-            for name in by_name & scope.entries.keys():
-                if scope.entries[name].is_type:
-                    scope.entries[name].type.scope = None
             for name in unneeded & scope.entries.keys():
                 del scope.entries[name]
             for entries in (scope.type_entries, scope.sue_entries, scope.c_class_entries, scope.var_entries,
@@ -100,7 +98,8 @@ def begin():
 
 
 def translate(module, arguments):
-    """Make C of a kernel module; returns the .pxd files of ours that it includes, or None if Cython refuses."""
+    """Make C of a kernel module.  Returns the .pxd files of ours that it includes, and what of each struct it uses
+    (struct_uses.py); or None if Cython refuses."""
     global context
     options, (source,) = parse_command_line(arguments)
     options.configure_language_defaults("py")
@@ -112,8 +111,9 @@ def translate(module, arguments):
     files = create_dependency_tree(context, quiet=True).all_dependencies(source)
     includes = sorted(path for path in files if path.startswith("shmkern/") and path.endswith(".pxd"))
     own = [Path(path).read_text() for path in [source, source.removesuffix(".py") + ".pxd"]]
-    unneeded, by_name = unneeded_names(own, {path: Path(path).read_text() for path in includes})
+    unneeded = unneeded_names(own, {path: Path(path).read_text() for path in includes})
     helper = os.getpid()
+    answer, to_answer = os.pipe()
     pid = os.fork()
     if pid == 0:
         exit_code = 1
@@ -127,18 +127,23 @@ def translate(module, arguments):
             else:
                 options.shared_utility_qualified_name = SHARED
                 context.options = options
-                context.keep(set(map(os.path.realpath, files)), unneeded, by_name)
+                context.keep(set(map(os.path.realpath, files)), unneeded)
+                struct_uses.watch(last := {})
                 exit_code = min(compile_single(source, options, None, context=context).num_errors, 1)
                 if exit_code == 0:
                     optimise_functions_only(Path(options.output_file))
+                    os.write(to_answer, json.dumps(last).encode())
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(exit_code)
+    os.close(to_answer)
+    with open(answer) as uses:
+        last = uses.read()
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
         return None
-    return includes
+    return includes, json.loads(last or "{}")
 
 
 def generate_shared(options):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What setup.py compiles again after an edit: all that depends on it, and nothing else."""
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.timeout(170)
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from pxd_declarations import declarations, needed, text_needed  # noqa: E402
+from pxd_declarations import declarations, text_needed, unneeded_names  # noqa: E402
 
 # A kernel of four modules.  `types` has no code; `low` is below all; `middle` calls it, `top` calls
 # `middle`, and `aside` includes `low` but calls nothing of it.
@@ -31,7 +33,9 @@ cdef struct Inner:
     int value
 
 cdef struct Outer:
+    int first
     Inner inner
+    int last
 
 cdef struct Lonely:
     int value
@@ -78,13 +82,15 @@ def answer():
 """,
     "aside.pxd": """
 from shmkern.low cimport *
-cdef int aside_work() noexcept nogil
+cdef int aside_work(Outer* outer) noexcept nogil
 """,
     "aside.py": """
-def aside_work():
-    return LARGE
+def aside_work(outer):
+    return LARGE + outer.first
 """,
 }
+# What the modules take of structs, as struct_uses.py has it.
+TAKEN = {"middle": {"Outer": None, "Inner": None}, "aside": {"Outer": "first"}}
 
 
 def stale(before, after):
@@ -97,7 +103,7 @@ def stale(before, after):
 
 def text_of(texts, module, includes):
     return text_needed([texts[f"{module}.py"], texts[f"{module}.pxd"]],
-                       {name: texts[f"{name}.pxd"] for name in includes})
+                       {name: texts[f"{name}.pxd"] for name in includes}, TAKEN.get(module, {}))
 
 
 def edited(name, old, new):
@@ -110,7 +116,12 @@ def edited(name, old, new):
     ("types.pxd", "SMALL = 3", "SMALL = 4", {"middle"}),
     ("types.pxd", "LARGE = 1000", "LARGE = 1001", {"aside"}),
     ("types.pxd", "    LARGE = 1000", "    LARGE", {"middle", "aside"}),      # counted from the one before
-    ("types.pxd", "    int value\n", "    int value, other\n", {"middle"}),   # top knows of a pointer
+    ("types.pxd", "    int value\n", "    int value\n    int other\n", {"middle"}),    # top knows of a pointer
+    ("types.pxd", "    int last\n", "    int last\n    int more\n", {"middle"}),
+    ("types.pxd", "    int first\n", "    int first\n    int more\n", {"middle"}),
+    ("types.pxd", "    int first\n", "    int more\n    int first\n", {"middle", "aside"}),
+    ("types.pxd", "    int first\n", "    long first\n", {"middle", "aside"}),
+    ("types.pxd", "    int last\n", "    Lonely* last\n", {"middle"}),
     ("types.pxd", "cdef struct Lonely:\n    int value\n", "", {"low"}),       # a cimport is not a use
     ("low.pxd", "# Said of it.", "# Said of it otherwise.", {"low"}),
     ("low.pxd", "# Said of it.\n", "", {"low", "top"}),                       # the inline function moves up
@@ -127,11 +138,10 @@ def test_what_depends_on_an_edit_is_out_of_date(name, old, new, expected):
     assert stale(KERNEL, edited(name, old, new)) == expected
 
 
-def test_code_that_names_a_struct_depends_on_its_fields():
-    """An inline function of another file may follow the pointer, without a field's name."""
-    before = edited("low.pxd", "+ 1", "+ sizeof((<Inner*>NULL)[0])")
-    after = before | {"types.pxd": before["types.pxd"].replace("int value", "long value", 1)}
-    assert stale(before, after) == {"low", "middle", "top"}
+def test_a_member_that_is_gone_makes_who_takes_it_out_of_date():
+    gone = KERNEL | {"types.pxd": KERNEL["types.pxd"].replace("    int first\n", "")}
+    with pytest.raises(ValueError):
+        text_of(gone, "aside", ["types", "low", "aside"])
 
 
 def test_who_calls_a_function_that_moves_is_out_of_date():
@@ -164,6 +174,7 @@ def test_a_header_that_a_file_includes_makes_all_out_of_date_who_include_the_fil
     ("ctypedef const u64[::1] words_view", {"words_view"}, False),
     ("ctypedef char path_t[64]", {"path_t"}, False),
     ("cdef AddressSpaceOperations a_ops_table[16]     # NR_AOPS", {"a_ops_table"}, False),
+    ("cdef struct A:\n    B b\n    C* c\n", {"A"}, False),
     ("cdef packed struct A:\n    B b\n    C* c\n", {"A"}, False),
     ("cdef class A(B):\n    cdef C c\n    cpdef f(self)\n", {"A"}, False),
     ("cdef enum A:\n    B = 1\n    C\n", {"A", "B", "C"}, False),
@@ -179,6 +190,164 @@ def test_what_a_statement_declares(statement, names, code):
     """Code that is compiled into others has its lines in it."""
     (declaration,) = declarations("some.pxd", statement)
     assert (declaration.names, declaration.text.startswith("1:")) == (names, code)
+
+
+@pytest.mark.parametrize("members, parts", [
+    ("B b\n    const C* c[D][2]", [("b", {"B"}), ("c", {"const", "C", "D"})]),
+    ("int a, b", []),                   # not told apart, so all of them are in the text
+    ("int (*call)(A* a)", []),
+])
+def test_the_members_of_a_struct(members, parts):
+    (declaration,) = declarations("some.pxd", f"cdef struct A:\n    {members}\n")
+    assert [(member.name, member.words) for member in declaration.members] == parts
+    assert all(word in declaration.text for word in ("B", "c") if not parts and word in members)
+
+
+# ---- struct_uses.py ----------------------------------------------------------
+
+# A function's body, what it takes of S, and of the struct P that is a member of it; NOTHING, a member's name or WHOLE.
+NOTHING, WHOLE = "nothing", None
+USES = {
+    "s.two": ("two", NOTHING),
+    "s.two + s.one": ("two", NOTHING),
+    "s.one + s.two": ("two", NOTHING),
+    "address(s.two) == NULL": ("two", NOTHING),
+    "s == NULL or s == t": (NOTHING, NOTHING),
+    "taker(s if n else t)": (NOTHING, NOTHING),
+    "n if s else 0": (NOTHING, NOTHING),
+    "cast(u64, s)": (NOTHING, NOTHING),
+    "taker(pairs[n])": (NOTHING, NOTHING),
+    "pairs[n].two": ("two", NOTHING),
+    "part_taker(address(s.part))": ("part", NOTHING),
+    "s.part.x": ("part", "x"),
+    "s.part.y": ("part", "y"),
+    "s.three": ("three", WHOLE),
+    "s.parts[n].x": ("parts", WHOLE),
+    "inline_two(s)": ("two", NOTHING),
+    "inline_next(s)": (WHOLE, WHOLE),
+    "sizeof(S)": (WHOLE, WHOLE),
+    "sizeof(s[0])": (WHOLE, WHOLE),
+    "sizeof(s.part)": ("part", WHOLE),
+    "taker(s + 1)": (WHOLE, WHOLE),
+    "s - t": (WHOLE, WHOLE),
+    "s[n].one": (WHOLE, WHOLE),
+    "taker(address(s[n]))": (WHOLE, WHOLE),
+    "taker(address(all_of_s[n]))": (WHOLE, WHOLE),
+    "taker(address(local))": (WHOLE, WHOLE),
+}
+STATEMENTS = {
+    "s[0] = t[0]": (WHOLE, WHOLE),
+    "s += 1; taker(s)": (WHOLE, WHOLE),
+    "s.part = t.part": ("part", WHOLE),
+    "s.three += 1": ("three", WHOLE),
+    "while s: s = s.next": ("next", WHOLE),
+}
+TRANSLATE = """
+import json, sys
+import translator
+arguments = ["-I", ".", "-3", "-X", "cdivision=True", "--line-directives", "--module-name", "shmkern.uses", "-o", "uses.c", "shmkern/uses.py"]
+json.dump(translator.translate("shmkern.uses", arguments), sys.stdout)
+"""
+
+
+def write_uses(tree):
+    """A module in which each of USES and STATEMENTS has a struct of its own."""
+    package = tree / "shmkern"
+    package.mkdir()
+    types, inlines, own, code = [], [], [], ["from cython import NULL, address, cast, sizeof"]
+    for number, body in enumerate([*USES, *STATEMENTS]):
+        def renamed(text):
+            return re.sub(r"\b(S|P|taker|part_taker|inline_two|inline_next|all_of_s)\b", rf"\g<1>{number}", text)
+        types.append(renamed(
+            "cdef struct P:\n    int x\n    int y\n"
+            "cdef struct S:\n    int one\n    int two\n    P part\n    int three\n    P parts[2]\n    S* next\n    int last\n"))
+        inlines.append(renamed(
+            "cdef inline int inline_two(S* s) noexcept nogil:\n    return s.two\n"
+            "cdef inline S* inline_next(S* s) noexcept nogil:\n    return s + 1\n"))
+        own.append(renamed(
+            "cdef int taker(S* s) noexcept nogil\ncdef int part_taker(P* p) noexcept nogil\n"
+            + ("cdef S all_of_s[4]\n" if "all_of_s" in body else "")
+            + ("@cython.locals(local=S)\n" if "local" in body else "")
+            + f"cdef u64 use{number}(S* s, S* t, S** pairs, int n) noexcept nogil\n"))
+        code.append(renamed(
+            "def taker(s):\n    return s != NULL\ndef part_taker(p):\n    return p != NULL\n"
+            f"def use{number}(s, t, pairs, n):\n    "
+            + (f"return cast(u64, {body})" if body in USES else f"{body}\n    return n")))
+    (package / "__init__.py").touch()
+    (package / "__init__.pxd").touch()
+    (package / "types.pxd").write_text("ctypedef unsigned long u64\ncdef struct Held:\n    int one\n" + "".join(types))
+    (package / "inlines.pxd").write_text("from shmkern.types cimport *\ncdef class Holder:\n    cdef Held held\n" + "".join(inlines))
+    own.append("cdef int use_held(Holder holder)\n")
+    code.append("def use_held(holder):\n    return holder.held.one\n")
+    (package / "uses.pxd").write_text("cimport cython\nfrom shmkern.inlines cimport *\n" + "".join(own))
+    (package / "uses.py").write_text("\n".join(code))
+
+
+@pytest.fixture(scope="module")
+def uses(tmp_path_factory):
+    """What Cython says of that module, and its C."""
+    tree = tmp_path_factory.mktemp("uses")
+    write_uses(tree)
+    run = subprocess.run([sys.executable, "-c", TRANSLATE], cwd=tree, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert run.returncode == 0 and run.stdout != "null", run.stdout + run.stderr
+    return json.loads(run.stdout)[1], tree / "uses.c"
+
+
+@pytest.mark.parametrize("number, body", [*enumerate([*USES, *STATEMENTS])])
+def test_what_a_module_takes_of_a_struct(uses, number, body):
+    last, _ = uses
+    assert tuple(last.get(f"{struct}{number}", NOTHING) for struct in "SP") == (USES | STATEMENTS)[body]
+
+
+def test_a_class_of_another_module_is_taken_whole(uses):
+    """Its size is looked at when it is imported."""
+    assert uses[0]["Held"] is WHOLE
+
+
+def object_code(c_file, text):
+    """What gcc makes of a text of the C file."""
+    return subprocess.run(["gcc", "-O1", "-g0", "-fno-strict-aliasing", "-w", "-fPIC", "-S", "-x", "c", "-", "-o", "-",
+                           f"-I{sysconfig.get_path('include')}", f"-I{ROOT / 'shmkern'}", f"-I{c_file.parent}"],
+                          input=text, capture_output=True, text=True, check=True).stdout
+
+
+def stretched(text, last):
+    """C in which each struct has a page more behind the last of the members that are said to be taken of it."""
+    count = 0
+
+    def stretch(match):
+        nonlocal count
+        name = match["name"][int(match["length"]) + 1:]
+        if last.get(name, NOTHING) is WHOLE:
+            return match[0]
+        count += 1
+        if name not in last:
+            return f"{match['head']} char stretch[4096];{match['body']}"
+        body, found = re.subn(rf"(?<=[ *(])(?:__pyx_)?{last[name]}\b[^;\n]*;", r"\g<0> char stretch[4096];", match["body"], count=1)
+        assert found, f"{name} has no {last[name]}"
+        return match["head"] + body
+    result = re.sub(r"(?P<head>\nstruct __pyx_t_7shmkern_(?P<length>\d+)(?P<name>\w+) {)(?P<body>.*?\n};)", stretch, text, flags=re.S)
+    return result, count
+
+
+def test_what_is_not_said_to_be_taken_makes_no_difference(uses):
+    last, c_file = uses
+    text, count = stretched(c_file.read_text(), last)
+    assert count > len(USES)
+    assert object_code(c_file, text) == object_code(c_file, c_file.read_text())
+    # Were one member forgotten, there would be one.
+    text, _ = stretched(c_file.read_text(), {**last, "S0": "one"})
+    assert object_code(c_file, text) != object_code(c_file, c_file.read_text())
+
+
+@pytest.mark.parametrize("module", ["lackey", "move_pages", "swapoff", "process"])
+def test_what_the_kernel_is_not_said_to_take_makes_no_difference(module):
+    done = ROOT / "build" / "inplace" / f"shmkern.{module}.done"
+    last, c_file = json.loads(done.read_text())[2], done.with_suffix(".c")
+    text, count = stretched(c_file.read_text(), last)
+    assert count > 0
+    assert object_code(c_file, text) == object_code(c_file, c_file.read_text())
 
 
 # ---- setup.py itself ---------------------------------------------------------
@@ -202,14 +371,14 @@ def answer(tree, module="top"):
 def built(tmp_path_factory):
     """A tree of the sources of KERNEL, and what setup.py has made of them."""
     tree = tmp_path_factory.mktemp("built")
-    for name in ("setup.py", "pxd_declarations.py", "translator.py"):
+    for name in ("setup.py", "pxd_declarations.py", "struct_uses.py", "translator.py"):
         shutil.copy(ROOT / name, tree)
     (tree / "shmkern" / "explore").mkdir(parents=True)
     for name, text in {**KERNEL, "__init__.py": "", "__init__.pxd": "", "explore/runtime.c": "int nothing;\n"}.items():
         (tree / "shmkern" / name).write_text(text)
     compiled, run = build(tree)
     assert compiled == {"low", "middle", "top", "aside", "runtime"}, run.stderr
-    assert answer(tree).stdout == "11 7 4\n"
+    assert answer(tree).stdout == "11 7 12\n"
     return tree
 
 
@@ -237,10 +406,12 @@ def test_a_build_makes_what_is_out_of_date_and_nothing_else(tmp_path, package):
         path.unlink()
     assert build(tmp_path)[0] == set()
 
-    (package / "types.pxd").write_text(KERNEL["types.pxd"].replace("SMALL = 3", "SMALL = 4"))
+    # Behind all that `aside` takes of it.
+    types = KERNEL["types.pxd"].replace("int last", "int last\n    int more").replace("SMALL = 3", "SMALL = 4")
+    (package / "types.pxd").write_text(types)
     compiled, run = build(tmp_path)
     assert compiled == {"middle"}, run.stderr
-    assert answer(tmp_path).stdout == "12 7 4\n"
+    assert answer(tmp_path).stdout == "12 7 16\n"
 
     # A function that only `low` needs.
     (package / "low.pxd").write_text(KERNEL["low.pxd"].replace("int low_unused(int number)", "Nothing low_unused(int number)"))
@@ -252,7 +423,7 @@ def test_a_build_makes_what_is_out_of_date_and_nothing_else(tmp_path, package):
     (package / "low.pxd").write_text(KERNEL["low.pxd"])
     _, run = build(tmp_path)
     assert run.returncode == 0, run.stderr
-    assert answer(tmp_path).stdout == "12 7 4\n"
+    assert answer(tmp_path).stdout == "12 7 16\n"
     assert build(tmp_path)[0] == set()
 
 
@@ -319,25 +490,20 @@ def test_a_build_that_is_ended_leaves_no_process_and_is_taken_up_again(tmp_path,
 
 
 def test_nothing_is_in_the_kernels_c_but_what_its_modules_need():
-    """Each type, function and variable of another module is in a module's C under its name; and a struct's
-    fields are where it is needed as a whole."""
+    """Each type, function and variable of another module is in a module's C under its name."""
     texts = {path.stem: path.read_text() for path in (ROOT / "shmkern").glob("*.pxd")}
-    declared = {(module, name): declaration for module, text in texts.items()
-                for declaration in declarations(module, text) for name in declaration.names}
     checked = 0
     for done in (ROOT / "build" / "inplace").glob("shmkern.*.done"):
         module = done.stem.removeprefix("shmkern.")
-        includes = [Path(line).stem for line in done.read_text().splitlines()[1:]]
+        includes = [Path(path).stem for path in json.loads(done.read_text())[1]]
         if not includes:        # explore/runtime.c
             continue
         own = [(ROOT / "shmkern" / f"{module}.py").read_text(), texts[module]]
-        needs, whole = needed(own, {include: texts[include] for include in includes})
+        unneeded = unneeded_names(own, {include: texts[include] for include in includes})
         code = re.sub(r'"[^"\n]*"', "", done.with_suffix(".c").read_text())
-        for found, cname in ((needs, r"\b__pyx_(?:v?[fp]|t)_7shmkern_(\d+)(\w+)"),
-                             (whole, r"\nstruct __pyx_t_7shmkern_(\d+)(\w+) {")):
-            # Each has its module's length before it.
-            for owner, name in {(name[:int(length)], name[int(length) + 1:]) for length, name in re.findall(cname, code)}:
-                if owner != module:
-                    assert declared[owner, name] in found, f"{module} has {name} of {owner}"
-                    checked += 1
+        cnames = re.findall(r"\b__pyx_(?:v?[fp]|t)_7shmkern_(\d+)(\w+)", code)
+        for owner, name in {(name[:int(length)], name[int(length) + 1:]) for length, name in cnames}:
+            if owner != module:
+                assert name not in unneeded, f"{module} has {name} of {owner}"
+                checked += 1
     assert checked > 3000
