@@ -533,7 +533,8 @@ cdef struct TraceEvent:
     u64 what                   # the event's number; the task's pid in the upper half
     u64 args[6]
 
-# A task is one CPU.  Only its owner writes what is not said to be shared.
+# A task is one CPU.  Only its owner writes what is not said to be shared.  First comes what many files take: an edit
+# concerns those that take what is edited or what follows it.  A new member goes below `tlb`.
 cdef struct Task:
     u32 cpu                    # the slot's number
     u32 state
@@ -544,47 +545,15 @@ cdef struct Task:
     u32 flags                  # PF_*
     u32 preempt_count          # spinlocks held
     MmStruct* mm
-    Page* upcoming             # a hint: what this migrator moves next,
-    Page* upcoming_target      # where to,
-    u64 upcoming_line          # and how many cache lines of the two it has asked for; migrate.py
     u32 in_kernel              # shared with the freezer
     u32 rcu_nesting
     u64 rcu_epoch              # shared: 0 outside, else the epoch it entered in
-    u64 wait_kind
-    u64 wait_channel
-    u64 wait_since             # CLOCK_MONOTONIC, ns
-    u64 nr_held
-    u64 held_locks[24]         # HELD_LOCKS_MAX: sleeping locks, address | how
-    u64 start_time             # of the OS process, to know it from its successor
-    char comm[32]              # TASK_COMM_LEN
-    Spinlock alloc_lock        # shared: mm, against get_task_memory
-    Spinlock pvec_lock         # shared: lru_add_drain_all is remote
-    u32 fail_nth               # fault injection: which allocation from now on fails
-    u32 numa_node
-    u32 uid
-    u32 euid
-    u32 suid
-    u32 security               # security_task_movememory: its memory may not be moved
-    u64 cap_permitted
-    u64 cap_effective
     u64 trace_head             # events written into this CPU's ring since boot
-    u64 trace_breaks           # shared: events after which the task stops
-    u32 trace_stopped          # shared: 1 while it is stopped there
+    u32 fail_nth               # fault injection: which allocation from now on fails
     u32 addr_limit             # KERNEL_DS while a system call is done with kernel pointers
-    u32 cpuset                 # its number
-    i32 il_next                # where its interleaving goes on
-    u64 rlimit_memlock         # bytes
     u64 mems_allowed           # shared: the cpuset's nodes that have memory
     Mempolicy* mempolicy       # changed under alloc_lock
-    u64 isolating_since        # shared: CLOCK_MONOTONIC, ns, since when it has had pages in hand; 0: it has none
-    u64 nr_preloads
-    RadixTreeNode* radix_tree_preloads[11]     # RADIX_TREE_PRELOAD_SIZE
-    FilesStruct* files
-    Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
     u64 vm_events[40]          # NR_VM_EVENTS
-    u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
-    u64 lock_wait_buckets[128] # of waits for spinlocks (once parked), page locks, rwsems
-    u64 fault_buckets[128]     # of one fault in FAULT_SAMPLE
     i32 vm_stat_diff[1024]     # VM_STAT_DIFFS: what this CPU has not yet added to the zones
     u64 _line0[8]
     u32 access_seq             # shared: odd while inside a memory access
@@ -594,8 +563,40 @@ cdef struct Task:
     u32 _pad2
     u64 _line2[7]
     u64 tlb[1024]              # TLB_ENTRIES, shared: a flusher zeroes entries
+    Page* upcoming             # a hint: what this migrator moves next,
+    Page* upcoming_target      # where to,
+    u64 upcoming_line          # and how many cache lines of the two it has asked for; migrate.py
+    u64 cap_effective
+    u64 cap_permitted
+    u32 uid
+    u32 euid
+    u32 suid
+    u32 security               # security_task_movememory: its memory may not be moved
+    u32 numa_node
+    u32 cpuset                 # its number
+    i32 il_next                # where its interleaving goes on
+    u32 trace_stopped          # shared: 1 while it is stopped by trace_breaks
+    u64 trace_breaks           # shared: events after which the task stops
+    u64 nr_held
+    u64 held_locks[24]         # HELD_LOCKS_MAX: sleeping locks, address | how
+    u64 wait_kind
+    u64 wait_channel
+    u64 wait_since             # CLOCK_MONOTONIC, ns
+    FilesStruct* files
+    Pagevec lru_add_pvecs[5]   # NR_LRU_LISTS, under pvec_lock
+    Spinlock alloc_lock        # shared: mm, against get_task_memory
+    Spinlock pvec_lock         # shared: lru_add_drain_all is remote
+    char comm[32]              # TASK_COMM_LEN
+    u64 start_time             # of the OS process, to know it from its successor
+    u64 rlimit_memlock         # bytes
+    u64 isolating_since        # shared: CLOCK_MONOTONIC, ns, since when it has had pages in hand; 0: it has none
+    u64 nr_preloads
+    RadixTreeNode* radix_tree_preloads[11]     # RADIX_TREE_PRELOAD_SIZE
+    u64 wait_buckets[128]      # NR_WAIT_BUCKETS, of migration waits
+    u64 lock_wait_buckets[128] # of waits for spinlocks (once parked), page locks, rwsems
+    u64 fault_buckets[128]     # of one fault in FAULT_SAMPLE
 
-# Everything Linux keeps in global variables.
+# Everything Linux keeps in global variables.  First comes what many files take, as in Task; structs come last.
 cdef struct Kernel:
     u64 nr_nodes
     u64 frames_per_node
@@ -615,68 +616,20 @@ cdef struct Kernel:
     PgData* nodes
     WaitQueueHead* wait_table
     u64 zero_pfn
-    u64 node_states[4]         # NR_NODE_STATES, a bit for each node
-    u64 isolated_nodes         # going offline: Zone.isolated, where an allocation looks first
-    u64 mems_sequence          # advanced when that, or a task's mems_allowed, has changed
-    RwSem hotplug_sem          # one node at a time goes offline or comes back
-    RwSem cpuset_sem           # for writing: no task changes its cpuset, none is forked
-    Cpuset cpusets[64]         # NR_CPUSETS
-    Spinlock device_lock
-    u32 _pad7
-    u64 device_free[64]        # MAX_NUMNODES: a bit for each frame of a bank
-    i32 next_pid
-    i32 next_mm_id
-    u32 freezing               # 1 while the audit wants the machine still
-    Spinlock mmlist_lock
-    ListHead init_mmlist
-    # slab
-    Spinlock slab_lock
-    u32 nr_caches
-    Slab* slabs                # one for each page from slab_base to slab_end
-    ListHead slabs_free        # pages that a cache has given back
-    u64 slab_base
-    u64 slab_next              # pages from here on were never taken
-    u64 slab_end
-    KmemCache caches[16]       # SLAB_CACHES_MAX
+    PageCgroup* page_cgroup    # NULL: the machine was booted without
+    MemCgroup* root_mem_cgroup
+    KmemCache* radix_tree_node_cachep
     KmemCache* vm_area_cachep
     KmemCache* mm_cachep
     KmemCache* anon_vma_cachep
     KmemCache* policy_cachep
     KmemCache* sp_cachep
-    # memory control groups
-    PageCgroup* page_cgroup    # NULL: the machine was booted without
-    MemCgroup* root_mem_cgroup
-    ListHead mem_cgroups
     KmemCache* mem_cgroup_cachep
     KmemCache* mem_cgroup_per_zone_cachep
-    Spinlock cgroup_lock
-    i32 next_css_id
-    KmemCache* radix_tree_node_cachep
     KmemCache* inode_cachep
     KmemCache* filp_cachep
     KmemCache* files_cachep
     KmemCache* buffer_head_cachep
-    # files
-    Spinlock inode_lock
-    u32 _pad1
-    ListHead inodes
-    u64 next_inode_id
-    # swap
-    Spinlock swap_lock         # the areas, their maps and the counts of slots
-    u32 nr_swapfiles           # areas, of which some may be unused again
-    u16* swap_maps             # of all areas
-    u64 swap_maps_size
-    u64 nr_swap_pages          # free slots
-    u64 total_swap_pages
-    SwapInfo swap_info[30]     # MAX_SWAPFILES
-    AddressSpace swapper_space
-    u32 nr_isolators           # tasks that have pages in hand, to free or to move them
-    u32 reclaim_sequence       # advanced when one is done
-    u64 reclaim_progress       # advanced when one has freed something
-    u32 reclaim_waiters
-    u32 nr_starving            # tasks that have waited in vain for a while
-    u32 page_cluster           # log2 of the slots that are read at once; 0 reads none ahead
-    u32 _pad8
     # RCU
     u64 rcu_epoch
     Spinlock rcu_lock
@@ -686,6 +639,58 @@ cdef struct Kernel:
     u64 rcu_freed              # objects that have been freed in all
     RcuHead* rcu_head
     RcuHead* rcu_tail
+    # nodes
+    RwSem hotplug_sem          # one node at a time goes offline or comes back
+    RwSem cpuset_sem           # for writing: no task changes its cpuset, none is forked
+    u64 node_states[4]         # NR_NODE_STATES, a bit for each node
+    u64 isolated_nodes         # going offline: Zone.isolated, where an allocation looks first
+    u64 mems_sequence          # advanced when that, or a task's mems_allowed, has changed
+    # swap
+    Spinlock swap_lock         # the areas, their maps and the counts of slots
+    u32 nr_swapfiles           # areas, of which some may be unused again
+    u16* swap_maps             # of all areas
+    u64 swap_maps_size
+    u64 nr_swap_pages          # free slots
+    u64 total_swap_pages
+    u32 page_cluster           # log2 of the slots that are read at once; 0 reads none ahead
+    u32 _pad8
+    # reclaim
+    u32 nr_isolators           # tasks that have pages in hand, to free or to move them
+    u32 reclaim_sequence       # advanced when one is done
+    u64 reclaim_progress       # advanced when one has freed something
+    u32 reclaim_waiters
+    u32 nr_starving            # tasks that have waited in vain for a while
+    # tasks and address spaces
+    i32 next_pid
+    i32 next_mm_id
+    u32 freezing               # 1 while the audit wants the machine still
+    Spinlock mmlist_lock
+    ListHead init_mmlist
+    # files
+    Spinlock inode_lock
+    u32 _pad1
+    ListHead inodes
+    u64 next_inode_id
+    # memory control groups
+    ListHead mem_cgroups
+    Spinlock cgroup_lock
+    i32 next_css_id
+    # slab
+    Spinlock slab_lock
+    u32 nr_caches
+    Slab* slabs                # one for each page from slab_base to slab_end
+    ListHead slabs_free        # pages that a cache has given back
+    u64 slab_base
+    u64 slab_next              # pages from here on were never taken
+    u64 slab_end
+    # structs, and what is large
+    AddressSpace swapper_space
+    Spinlock device_lock
+    u32 _pad7
+    u64 device_free[64]        # MAX_NUMNODES: a bit for each frame of a bank
+    SwapInfo swap_info[30]     # MAX_SWAPFILES
+    Cpuset cpusets[64]         # NR_CPUSETS
+    KmemCache caches[16]       # SLAB_CACHES_MAX
     # counters of tasks that are gone
     Spinlock events_lock
     u32 _pad0
