@@ -39,24 +39,25 @@ DIRECTIVES = {
     "auto_pickle": False,
 }
 GCC_FLAGS = [
-    "-O2",
+    "-O1",
     "-g1",
     "-fno-strict-aliasing",     # memory is words here and structs there, as in Linux
     "-Wno-unused-function",     # the inline functions of a .pxd, where it is cimported
     "-Wno-unused-variable",
     "-Wno-unused-but-set-variable",
+    "-DPY_SSIZE_T_CLEAN",       # as Cython does before it includes Python.h, which is compiled before that
 ]
-# These run once a machine or once a system call, and not once a page: -O2 would take gcc nearly twice as long, and
-# nobody would see it.
-RARE = {"boot", "kallsyms", "lifeline", "numa", "syscalls"}
-RARE_GCC_FLAGS = [*GCC_FLAGS, "-O1"]
+# What runs once for each page or access of a program.  The rest runs once for each system call or machine: it
+# would take gcc half as long again with -O2, and nobody would see it.
+HOT = {"buffer", "bulk", "calibrate", "fault", "filemap", "frames", "locks", "lru", "memcg", "memory", "migrate", "mm",
+       "pagetable", "radix_tree", "rcu", "replay", "rmap", "slab", "swap_state", "tlb", "trace", "uaccess", "vmscan"}
+HOT_GCC_FLAGS = [*GCC_FLAGS, "-O2"]
 # Every access becomes a call of __tsan_*, which the explorer's runtime has instead of
 # libtsan; what goes to libc and must be seen or decided by the explorer is wrapped.
 WRAPPED = ["memcpy", "memmove", "memset", "strncpy", "syscall", "sched_yield", "clock_gettime", "_exit",
            "pread64", "pwrite64", "ftruncate64", "fdatasync", "open64", "close"]
 EXPLORE_GCC_FLAGS = [
-    *(flag for flag in GCC_FLAGS if flag != "-O2"),
-    "-O1",
+    *GCC_FLAGS,
     "-fsanitize=thread",
     "--param=tsan-instrument-func-entry-exit=0",
     "-fno-builtin",             # gcc would expand memset and its like unseen
@@ -122,11 +123,21 @@ from setuptools.errors import CompileError  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # pip does not
 from pxd_declarations import text_needed  # noqa: E402
-from translator import begin, translate  # noqa: E402
 
 HEADERS = sorted(str(header) for header in Path("shmkern").glob("*.h"))
 RUNTIME = "shmkern.explore.runtime"
 INPLACE = os.path.join("build", "inplace")
+
+
+# Cython takes a quarter of a second to import, and only the helpers need it.
+def begin_helper():
+    import translator
+    translator.begin()
+
+
+def make_c(module, arguments):
+    import translator
+    return translator.translate(module, arguments)
 
 
 class BuildKernel(build_ext):
@@ -148,8 +159,10 @@ class BuildKernel(build_ext):
         stale = [ext for ext in self.extensions if self.missing(ext)]
         stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
         cpus = len(os.sched_getaffinity(0))
-        with ProcessPoolExecutor(cpus, get_context("spawn"), begin) as self.translators, \
+        with ProcessPoolExecutor(cpus, get_context("spawn"), begin_helper) as self.translators, \
                 ThreadPoolExecutor(cpus) as pool, ThreadPoolExecutor(cpus) as self.compilers:
+            kernel = [ext for ext in stale if ext.name != RUNTIME]
+            self.precompiled = [self.compilers.submit(self.precompile, made) for ext in kernel[:1] for made in flavours(ext)]
             try:
                 jobs = [pool.submit(self.build_extension, ext) for ext in stale]
                 for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
@@ -184,8 +197,17 @@ class BuildKernel(build_ext):
         draft.write_text(json.dumps([self.made_of(ext, includes, last), includes, last]))
         os.replace(draft, done)
 
+    def precompile(self, ext):
+        """Compile Python.h for all modules of a flavour: gcc would read it for a fifth of its time.  It finds
+        this beside their C, and takes Python.h itself if that was meant for other options."""
+        made = Path(self.build_temp, "Python.h.gch", ext.name)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        self.spawn([*self.compiler.compiler_so, *ext.extra_compile_args, "-x", "c-header",
+                    os.path.join(sysconfig.get_path("include"), "Python.h"), "-o", str(made)])
+
     def compile(self, ext):
         """Make one shared object of C, and put it where it belongs when it is whole."""
+        wait(self.precompiled)
         linked = Path(self.get_ext_fullpath(ext.name))
         linked.unlink(missing_ok=True)
         made = copy(ext)
@@ -204,7 +226,7 @@ class BuildKernel(build_ext):
         arguments = ["-I", ".", "--line-directives", "--module-name", ext.name, "-o", str(c_file)]
         for name, value in DIRECTIVES.items():
             arguments += ["-X", "{}={}".format(name, value)]
-        made_with = self.translators.submit(translate, ext.name, arguments + ext.sources).result()
+        made_with = self.translators.submit(make_c, ext.name, arguments + ext.sources).result()
         if made_with is None:
             raise CompileError("Cython refuses {}".format(ext.sources[0]))
         # The same text under a second name: the object files are named after it.
@@ -306,7 +328,7 @@ if __name__ == "__main__":
                 sources=["shmkern/{}.py".format(name)],
                 depends=HEADERS + ["shmkern/{}.pxd".format(name)],
                 include_dirs=["shmkern"],
-                extra_compile_args=RARE_GCC_FLAGS if name in RARE else GCC_FLAGS,
+                extra_compile_args=HOT_GCC_FLAGS if name in HOT else GCC_FLAGS,
             )
             for name in kernel_modules()
         ] + [runtime()],

@@ -72,7 +72,8 @@ class SharedContext(Context):
             for entries in (scope.type_entries, scope.sue_entries, scope.c_class_entries, scope.var_entries,
                             scope.cfunc_entries):
                 entries[:] = [entry for entry in entries if entry.name not in unneeded]
-        self.take_used()
+        for entry in set().union(*self.used.values()):
+            entry.used = False
         self.set_used(set().union(*map(self.used.get, self.pxds)))
 
     def take_used(self):

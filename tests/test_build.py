@@ -432,6 +432,12 @@ def test_another_way_to_build_makes_all_out_of_date(tmp_path, alone):
     assert build(tmp_path, CPPFLAGS="-DNOTHING")[0] == {"low", "runtime"}
 
 
+def test_python_h_is_compiled_once(tmp_path, alone):
+    """gcc -H tells what it includes: "!" is before what had been compiled already."""
+    _, run = build(tmp_path, CC="gcc -H")
+    assert re.search(r"^! build/inplace/Python.h.gch/", run.stderr, re.M), run.stderr
+
+
 def test_what_was_edited_while_it_was_compiled_is_compiled_again(tmp_path, alone):
     """Also if the edit is taken back."""
     (alone / "low.h").write_text("#define STEP 2\n")
