@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import psutil
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -82,9 +83,11 @@ def progress(text):
 def show(title, columns, rows, notes=()):
     """Prints rows (dicts) as a table with the given columns, {key: heading}."""
     progress("")
-    table = Table(title=title, title_justify="left")
-    for heading in columns.values():
-        table.add_column(heading, justify="right")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for key, heading in columns.items():
+        # As narrow as its numbers, so that none is cut short where the terminal is; headings and texts are broken.
+        narrow = {"width": max(map(len, [*heading.split(), *(cell(row[key]) for row in rows)]))}
+        table.add_column(heading, justify="right", **({} if any(isinstance(row[key], str) for row in rows) else narrow))
     for row in rows:
         table.add_row(*(cell(row[key]) for key in columns))
     console = Console()

@@ -142,6 +142,19 @@ def test_migrate_bench_has_a_row_for_each_kind_of_page(tmp_path):
     assert all(0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"] and row["copy_ns"] > 50 for row in rows)
 
 
+def test_a_table_on_a_narrow_terminal_has_all_numbers(monkeypatch, kernel, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    common = sys.modules["common"]
+    numbers = {"pages": 1_000_000, "ns a move": 12_345.0, "ns a copy": 23_456.0, "moves/s": 1_234_567.0,
+               "copy/move": 0.789, "lowest": 0.678, "highest": 0.891}
+    columns = {key: key for key in ("pages of", *numbers)}
+    common.show("what it costs", columns, [{"pages of": "swap cache"} | numbers])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80, out
+    assert all(common.cell(number) in out for number in numbers.values()), out
+    assert "…" not in out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_bench_that_is_told_to_end_leaves_nothing(number):
     bench = subprocess.Popen([sys.executable, BENCH / "migrate.py", "--pages", "300", "--rounds", "1000000"],
