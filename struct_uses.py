@@ -3,7 +3,7 @@
 
 Who adds a member to a struct shall wait for the modules that take one of those behind it, or that need the struct's
 size, and not for all that have a pointer to it.  This is read from what Cython is about to make C of, where nothing
-depends any more on how it was written.
+depends any more on how it was written.  Macros of headers are not looked into: none may ask for the size of a struct.
 """
 from Cython.Compiler import ExprNodes, ModuleNode, Nodes, UtilNodes
 from Cython.Compiler.Visitor import TreeVisitor
@@ -19,8 +19,6 @@ KEEPS_OR_FOLLOWS = (
     Nodes.ExprStatNode, Nodes.IfClauseNode, Nodes.ReturnStatNode, Nodes.SingleAssignmentNode, Nodes.WhileStatNode,
     UtilNodes.LetNode,
 )
-# Where a struct within a struct is only come by: s.inner.member, &s.inner.
-PASSES = (ExprNodes.AmpersandNode, ExprNodes.AttributeNode)
 
 
 class StructUses(TreeVisitor):
@@ -31,6 +29,9 @@ class StructUses(TreeVisitor):
         self.last = {}
 
     def visit_ModuleNode(self, node):
+        # Variables of its .pxd, which may be there for others.
+        for entry in node.scope.var_entries:
+            self.whole(entry.type)
         # Who has a class of another module checks its size when it is loaded.
         scopes = []
         node.find_referenced_modules(node.scope, scopes, {})
@@ -40,15 +41,19 @@ class StructUses(TreeVisitor):
                     self.whole(member.type)
         self.visitchildren(node)
 
+    def visit_CFuncDefNode(self, node):
+        # Also of a struct that it does not use: in which registers the next argument is depends on the size.
+        for type in (node.type.return_type, *(argument.type for argument in node.type.args)):
+            self.whole(type)
+        self.visitchildren(node)
+
     def visit_Node(self, node):
         self.visitchildren(node)
 
     def visit_ExprNode(self, node):
-        user = self.access_path[-1][0]
-        if not (isinstance(node, ExprNodes.AttributeNode) and isinstance(user, PASSES)):
-            self.whole(node.type)
+        self.whole(node.type)
         pointed_to = struct_behind(node.type)
-        if pointed_to and not isinstance(user, KEEPS_OR_FOLLOWS):
+        if pointed_to and not isinstance(self.access_path[-1][0], KEEPS_OR_FOLLOWS):
             self.whole(pointed_to)
         self.visitchildren(node)
 
@@ -57,7 +62,7 @@ class StructUses(TreeVisitor):
         self.visit_ExprNode(node)
 
     def visit_AttributeNode(self, node):
-        struct = struct_behind(node.obj.type) or struct_in(node.obj.type)
+        struct = struct_behind(node.obj.type)
         if struct:
             self.member(struct, node.attribute)
         self.visit_ExprNode(node)

@@ -218,9 +218,9 @@ USES = {
     "cast(u64, s)": (NOTHING, NOTHING),
     "taker(pairs[n])": (NOTHING, NOTHING),
     "pairs[n].two": ("two", NOTHING),
-    "part_taker(address(s.part))": ("part", NOTHING),
-    "s.part.x": ("part", "x"),
-    "s.part.y": ("part", "y"),
+    "part_taker(address(s.part))": ("part", WHOLE),      # where it is depends on its members' alignment
+    "s.part.x": ("part", WHOLE),
+    "p.x": (NOTHING, "x"),
     "s.three": ("three", WHOLE),
     "s.parts[n].x": ("parts", WHOLE),
     "inline_two(s)": ("two", NOTHING),
@@ -268,17 +268,21 @@ def write_uses(tree):
             "cdef int taker(S* s) noexcept nogil\ncdef int part_taker(P* p) noexcept nogil\n"
             + ("cdef S all_of_s[4]\n" if "all_of_s" in body else "")
             + ("@cython.locals(local=S)\n" if "local" in body else "")
-            + f"cdef u64 use{number}(S* s, S* t, S** pairs, int n) noexcept nogil\n"))
+            + f"cdef u64 use{number}(S* s, S* t, S** pairs, P* p, int n) noexcept nogil\n"))
         code.append(renamed(
             "def taker(s):\n    return s != NULL\ndef part_taker(p):\n    return p != NULL\n"
-            f"def use{number}(s, t, pairs, n):\n    "
+            f"def use{number}(s, t, pairs, p, n):\n    "
             + (f"return cast(u64, {body})" if body in USES else f"{body}\n    return n")))
     (package / "__init__.py").touch()
     (package / "__init__.pxd").touch()
-    (package / "types.pxd").write_text("ctypedef unsigned long u64\ncdef struct Held:\n    int one\n" + "".join(types))
+    (package / "types.pxd").write_text(
+        "ctypedef unsigned long u64\n"
+        + "".join(f"cdef struct {name}:\n    int one\n" for name in ("Held", "Lent", "Given", "Returned")) + "".join(types))
     (package / "inlines.pxd").write_text("from shmkern.types cimport *\ncdef class Holder:\n    cdef Held held\n" + "".join(inlines))
-    own.append("cdef int use_held(Holder holder)\n")
-    code.append("def use_held(holder):\n    return holder.held.one\n")
+    own.append("cdef int use_held(Holder holder)\ncdef Lent lent[2]\ncdef int unused(Given given, int n) noexcept nogil\n"
+               "cdef Returned returned() noexcept nogil\n")
+    code.append("def use_held(holder):\n    return holder.held.one\ndef unused(given, n):\n    return n\n"
+                "def returned():\n    pass\n")
     (package / "uses.pxd").write_text("cimport cython\nfrom shmkern.inlines cimport *\n" + "".join(own))
     (package / "uses.py").write_text("\n".join(code))
 
@@ -300,9 +304,14 @@ def test_what_a_module_takes_of_a_struct(uses, number, body):
     assert tuple(last.get(f"{struct}{number}", NOTHING) for struct in "SP") == (USES | STATEMENTS)[body]
 
 
-def test_a_class_of_another_module_is_taken_whole(uses):
-    """Its size is looked at when it is imported."""
-    assert uses[0]["Held"] is WHOLE
+@pytest.mark.parametrize("struct", [
+    "Held",         # by a class of another module, whose size is looked at when it is imported
+    "Lent",         # a variable, which only others use
+    "Given",        # an argument that is not used: where the next one is depends on its size
+    "Returned",
+])
+def test_a_struct_is_taken_whole_by_what_has_no_code(uses, struct):
+    assert uses[0][struct] is WHOLE
 
 
 def object_code(c_file, text):
@@ -313,8 +322,9 @@ def object_code(c_file, text):
 
 
 def stretched(text, last):
-    """C in which each struct has a page more behind the last of the members that are said to be taken of it."""
-    count = 0
+    """C in which each struct has a page more behind the last of the members that are said to be taken of it, and
+    an alignment that it did not have."""
+    count, more = 0, " __int128 stretch[256];"
 
     def stretch(match):
         nonlocal count
@@ -323,8 +333,8 @@ def stretched(text, last):
             return match[0]
         count += 1
         if name not in last:
-            return f"{match['head']} char stretch[4096];{match['body']}"
-        body, found = re.subn(rf"(?<=[ *(])(?:__pyx_)?{last[name]}\b[^;\n]*;", r"\g<0> char stretch[4096];", match["body"], count=1)
+            return f"{match['head']}{more}{match['body']}"
+        body, found = re.subn(rf"(?<=[ *(])(?:__pyx_)?{last[name]}\b[^;\n]*;", rf"\g<0>{more}", match["body"], count=1)
         assert found, f"{name} has no {last[name]}"
         return match["head"] + body
     result = re.sub(r"(?P<head>\nstruct __pyx_t_7shmkern_(?P<length>\d+)(?P<name>\w+) {)(?P<body>.*?\n};)", stretch, text, flags=re.S)
@@ -341,13 +351,20 @@ def test_what_is_not_said_to_be_taken_makes_no_difference(uses):
     assert object_code(c_file, text) != object_code(c_file, c_file.read_text())
 
 
-@pytest.mark.parametrize("module", ["lackey", "move_pages", "swapoff", "process"])
+@pytest.mark.parametrize("module", ["lackey", "move_pages", "shmem", "swapoff", "process"])
 def test_what_the_kernel_is_not_said_to_take_makes_no_difference(module):
     done = ROOT / "build" / "inplace" / f"shmkern.{module}.done"
     last, c_file = json.loads(done.read_text())[2], done.with_suffix(".c")
     text, count = stretched(c_file.read_text(), last)
     assert count > 0
     assert object_code(c_file, text) == object_code(c_file, c_file.read_text())
+
+
+def test_no_two_structs_of_the_kernel_have_one_name():
+    """What is taken of them is known by it."""
+    structs = [name for path in (ROOT / "shmkern").glob("*.pxd") for each in declarations(path.name, path.read_text())
+               for name in each.names if each.members]
+    assert len(structs) > 50 and len(structs) == len(set(structs))
 
 
 # ---- setup.py itself ---------------------------------------------------------
