@@ -158,6 +158,8 @@ class BuildKernel(build_ext):
                       for path in Path("shmkern").glob(name)}
         stale = [ext for ext in self.extensions if self.missing(ext)]
         stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
+        # Of another Python, or half of one: gcc would take it.
+        shutil.rmtree(Path(self.build_temp, "Python.h.gch"), ignore_errors=True)
         cpus = len(os.sched_getaffinity(0))
         with ProcessPoolExecutor(cpus, get_context("spawn"), begin_helper) as self.translators, \
                 ThreadPoolExecutor(cpus) as pool, ThreadPoolExecutor(cpus) as self.compilers:

@@ -455,6 +455,17 @@ def test_python_h_is_compiled_once(tmp_path, alone):
     assert re.search(r"^! build/inplace/Python.h.gch/", run.stderr, re.M), run.stderr
 
 
+def test_no_python_h_of_another_build_is_used(tmp_path, alone):
+    """It may be another Python's, or half of one."""
+    (left,) = tmp_path.glob("build/inplace/Python.h.gch/*")
+    os.truncate(left, left.stat().st_size // 2)
+    left = left.rename(left.with_name("shmkern.gone"))
+    (alone / "low.py").write_text(KERNEL["low.py"] + "# Edited.\n")
+    compiled, run = build(tmp_path)
+    assert compiled == {"low"} and run.returncode == 0, run.stderr
+    assert not left.exists()
+
+
 def test_what_was_edited_while_it_was_compiled_is_compiled_again(tmp_path, alone):
     """Also if the edit is taken back."""
     (alone / "low.h").write_text("#define STEP 2\n")
