@@ -124,6 +124,7 @@ from setuptools.errors import CompileError  # noqa: E402
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # pip does not
 from pxd_declarations import text_needed  # noqa: E402
 
+BUILDERS = ("setup.py", "translator.py", "struct_uses.py")
 HEADERS = sorted(str(header) for header in Path("shmkern").glob("*.h"))
 RUNTIME = "shmkern.explore.runtime"
 INPLACE = os.path.join("build", "inplace")
@@ -154,8 +155,10 @@ class BuildKernel(build_ext):
     def build_extensions(self):
         # distutils has a pool too, but that one works to its end on Ctrl-C.
         # All at once, before any is compiled: a file edited from here on is out of date the next time.
-        self.texts = {str(path): path.read_text() for name in ("*.py", "*.pxd", "*.h", "explore/*.c")
-                      for path in Path("shmkern").glob(name)}
+        read = [*map(Path, BUILDERS), *(path for name in ("*.py", "*.pxd", "*.h", "explore/*.c")
+                                        for path in Path("shmkern").glob(name))]
+        self.changed = {str(path): os.stat(path).st_ctime_ns for path in read}
+        self.texts = {str(path): path.read_text() for path in read}
         stale = [ext for ext in self.extensions if self.missing(ext)]
         stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
         # Of another Python, or half of one: gcc would take it.
@@ -193,8 +196,9 @@ class BuildKernel(build_ext):
             job.result()
 
         includes, last = made_with
-        if any(Path(path).read_text() != self.texts.get(path) for path in [*ext.sources, *ext.depends, *includes]):
-            return      # Edited meanwhile: who knows which text this was made of.
+        texts = [*ext.sources, *ext.depends, *includes]
+        if any(os.stat(path).st_ctime_ns != self.changed.get(path) for path in texts):
+            return      # Edited meanwhile, perhaps back again: who knows which text this was made of.
         draft = done.with_suffix(".draft")
         draft.write_text(json.dumps([self.made_of(ext, includes, last), includes, last]))
         os.replace(draft, done)
@@ -262,9 +266,8 @@ class BuildKernel(build_ext):
     def options(self):
         """Whatever else decides what is compiled, on one line."""
         environment = [os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")]
-        builders = [Path(name).read_text() for name in ("setup.py", "translator.py", "struct_uses.py")]
         return repr((version("Cython"), version("greenlet"), sysconfig.get_config_var("EXT_SUFFIX"), environment,
-                     builders))
+                     [self.texts[name] for name in BUILDERS]))
 
     def c_file(self, ext):
         return Path(ext.sources[0]) if ext.name == RUNTIME else Path(self.build_temp, ext.name + ".c")

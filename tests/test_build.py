@@ -467,19 +467,31 @@ def test_no_python_h_of_another_build_is_used(tmp_path, alone):
 
 
 def test_what_was_edited_while_it_was_compiled_is_compiled_again(tmp_path, alone):
-    """Also if the edit is taken back."""
-    (alone / "low.h").write_text("#define STEP 2\n")
+    """Also if the edit is taken back, before the end or later."""
+    header = alone / "low.h"
+    header.write_text("#define STEP 2\n")
     # A compiler in whose way somebody edits.
-    (tmp_path / "cc").write_text("#!/bin/sh\ncase $* in *low.c*) test ! -f edit || mv edit shmkern/low.h; esac\nexec gcc $*\n")
+    (tmp_path / "cc").write_text("#!/bin/sh\ncase $* in *low.c*) test ! -f edit || sh edit;; esac\n"
+                                 "gcc $* || exit\ncase $* in *low.c*) test ! -f back || sh back;; esac\n")
     (tmp_path / "cc").chmod(0o755)
     (alone / "low.pxd").write_text(KERNEL["low.pxd"] + 'cdef extern from "low.h":\n    int STEP\n')
     (alone / "low.py").write_text(KERNEL["low.py"].replace("2 *", "STEP *") + "def answer():\n    return low_twice(4),\n")
-    (tmp_path / "edit").write_text("#define STEP 3\n")
+    edit, back = tmp_path / "edit", tmp_path / "back"
+    edit.write_text("cp -p shmkern/low.h kept; echo '#define STEP 3' >shmkern/low.h")
     assert build(tmp_path, CC="./cc")[1].returncode == 0
     assert answer(tmp_path, "low").stdout == "12\n"
-    (alone / "low.h").write_text("#define STEP 2\n")
+    header.write_text("#define STEP 2\n")
+    back.write_text("mv kept shmkern/low.h")
     assert "low" in build(tmp_path, CC="./cc")[0]
+    assert answer(tmp_path, "low").stdout == "12\n" and header.read_text() == "#define STEP 2\n"
+    back.unlink()
+    # A builder.
+    edit.write_text("echo '# Edited.' >>setup.py")
+    assert "low" in build(tmp_path, CC="./cc")[0]
+    edit.unlink()
     assert answer(tmp_path, "low").stdout == "8\n"
+    assert "low" in build(tmp_path, CC="./cc")[0]
+    assert build(tmp_path, CC="./cc")[0] == set()
 
 
 def test_a_flavour_that_was_not_asked_for_is_made_when_it_is(tmp_path, alone):
