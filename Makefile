@@ -125,7 +125,7 @@ ifneq ($(EXPLORED),$(KERNEL))
 WRONG_EXPLORED := FORCE
 endif
 
-BUILDERS := setup.py pxd_declarations.py struct_uses.py translator.py
+BUILDERS := setup.py build_helper.py pxd_declarations.py struct_uses.py translator.py
 SOURCES := $(BUILDERS) $(KERNEL:=.py) $(wildcard shmkern/*.pxd shmkern/*.h) shmkern/explore/runtime.c
 
 build/.shipped: $(VENV)/.packages $(SOURCES) $(WRONG_SHIPPED)

@@ -122,23 +122,13 @@ from setuptools.command.build_py import build_py  # noqa: E402
 from setuptools.errors import CompileError  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # pip does not
+import build_helper  # noqa: E402
 from pxd_declarations import text_needed  # noqa: E402
 
 BUILDERS = ("setup.py", "translator.py", "struct_uses.py")
 HEADERS = sorted(str(header) for header in Path("shmkern").glob("*.h"))
 RUNTIME = "shmkern.explore.runtime"
 INPLACE = os.path.join("build", "inplace")
-
-
-# Cython takes a quarter of a second to import, and only the helpers need it.
-def begin_helper():
-    import translator
-    translator.begin()
-
-
-def make_c(module, arguments):
-    import translator
-    return translator.translate(module, arguments)
 
 
 class BuildKernel(build_ext):
@@ -164,7 +154,7 @@ class BuildKernel(build_ext):
         # Of another Python, or half of one: gcc would take it.
         shutil.rmtree(Path(self.build_temp, "Python.h.gch"), ignore_errors=True)
         cpus = len(os.sched_getaffinity(0))
-        with ProcessPoolExecutor(cpus, get_context("spawn"), begin_helper) as self.translators, \
+        with ProcessPoolExecutor(cpus, get_context("spawn"), build_helper.begin) as self.translators, \
                 ThreadPoolExecutor(cpus) as pool, ThreadPoolExecutor(cpus) as self.compilers:
             kernel = [ext for ext in stale if ext.name != RUNTIME]
             self.precompiled = [self.compilers.submit(self.precompile, made) for ext in kernel[:1] for made in flavours(ext)]
@@ -232,7 +222,7 @@ class BuildKernel(build_ext):
         arguments = ["-I", ".", "--line-directives", "--module-name", ext.name, "-o", str(c_file)]
         for name, value in DIRECTIVES.items():
             arguments += ["-X", "{}={}".format(name, value)]
-        made_with = self.translators.submit(make_c, ext.name, arguments + ext.sources).result()
+        made_with = self.translators.submit(build_helper.translate, ext.name, arguments + ext.sources).result()
         if made_with is None:
             raise CompileError("Cython refuses {}".format(ext.sources[0]))
         # The same text under a second name: the object files are named after it.

@@ -5,15 +5,12 @@ Reading the .pxd files that a module includes takes Cython longer than the modul
 same to all modules, so each is read once; then a fork makes the C, and leaves no trace here.
 """
 import ctypes
-import fcntl
 import gc
 import json
 import os
-import select
 import signal
 import sys
 import traceback
-from multiprocessing import parent_process
 from pathlib import Path
 
 from Cython.Build.Dependencies import create_dependency_tree
@@ -85,17 +82,6 @@ class SharedContext(Context):
     def set_used(self, entries):
         for entry in entries:
             entry.used = True
-
-
-def begin():
-    """What each helper begins with.  Ctrl-C is setup.py's, and ends it; so does whatever else ends setup.py."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # It has the other end of this pipe.  (PR_SET_PDEATHSIG would go by the thread that has started us.)
-    setup = parent_process().sentinel
-    fcntl.fcntl(setup, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(setup, fcntl.F_SETFL, os.O_ASYNC)
-    if select.select([setup], [], [], 0)[0]:
-        os._exit(1)
 
 
 def translate(module, arguments):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -388,7 +389,7 @@ def answer(tree, module="top"):
 def built(tmp_path_factory):
     """A tree of the sources of KERNEL, and what setup.py has made of them."""
     tree = tmp_path_factory.mktemp("built")
-    for name in ("setup.py", "pxd_declarations.py", "struct_uses.py", "translator.py"):
+    for name in ("setup.py", "build_helper.py", "pxd_declarations.py", "struct_uses.py", "translator.py"):
         shutil.copy(ROOT / name, tree)
     (tree / "shmkern" / "explore").mkdir(parents=True)
     for name, text in {**KERNEL, "__init__.py": "", "__init__.pxd": "", "explore/runtime.c": "int nothing;\n"}.items():
@@ -447,6 +448,18 @@ def test_a_build_makes_what_is_out_of_date_and_nothing_else(tmp_path, package):
 def test_another_way_to_build_makes_all_out_of_date(tmp_path, alone):
     assert build(tmp_path)[0] == set()
     assert build(tmp_path, CPPFLAGS="-DNOTHING")[0] == {"low", "runtime"}
+
+
+def test_pip_builds_it_too(tmp_path, alone):
+    """It runs the text of setup.py, in which nothing can be found by a module's name."""
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "shmkern"\nversion = "1"\n[tool.setuptools]\npackages = ["shmkern"]\n')
+    run = subprocess.run([sys.executable, "-c", "from setuptools import build_meta; print(build_meta.build_wheel('.'))"],
+                         cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    names = zipfile.ZipFile(tmp_path / run.stdout.split()[-1]).namelist()
+    assert {name.split(".")[0] for name in names if name.endswith(".so")} == {
+        "shmkern/low", "shmkern/explore/kernel/low", "shmkern/explore/runtime"}
 
 
 def test_python_h_is_compiled_once(tmp_path, alone):

@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 TREE = HERE.parent.parent
 MUSEUM = HERE / "museum"
 FIELDS = ("Title", "Linux", "Scenario", "Symptom")
-COPIED = ("setup.py", "pxd_declarations.py", "struct_uses.py", "translator.py", "pyproject.toml", "README.md")
+COPIED = ("setup.py", "build_helper.py", "pxd_declarations.py", "struct_uses.py", "translator.py", "pyproject.toml", "README.md")
 
 
 @dataclass
