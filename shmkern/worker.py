@@ -5,11 +5,13 @@ Every task is an OS process of its own, forked (never spawned) so that programs 
 closures over whatever their maker had.  A process that becomes a task ignores Ctrl-C,
 which is its supervisor's business, and dies with its supervisor, however that ends.
 """
+import contextlib
 import ctypes
 import errno
 import multiprocess
 import multiprocess.connection
 import os
+import pickle
 import random
 import signal
 import stat
@@ -330,7 +332,10 @@ def _main(end, cpu, pid, program, args, receive, send):
     end()
     try:
         outcome = True, _run(cpu, pid, program, args)
-    except Exception as error:
+    except SystemExit:
+        # It has no result, but a status.
+        raise
+    except BaseException as error:
         outcome = False, ExceptionWithTraceback(error, error.__traceback__)
     if os.getpid() != os_pid:
         # The program has forked, and here comes the fork out of it as well.  It has nothing to hand over.
@@ -342,13 +347,28 @@ def _main(end, cpu, pid, program, args, receive, send):
 
 
 def hand_over(connection, outcome):
-    """Sends an outcome; or, when it cannot be pickled, what was wrong with it."""
+    """Sends an outcome, unless nobody is waiting for it any more."""
+    with contextlib.suppress(BrokenPipeError):
+        connection.send_bytes(_packed(outcome))
+
+
+def _packed(outcome):
+    """An outcome as bytes; or, when it cannot be sent, what was wrong with it, and where an exception was raised."""
+    succeeded, value = outcome
     try:
-        connection.send(outcome)
-    except BrokenPipeError:
-        pass  # Nobody is waiting for it any more.
+        data = ForkingPickler.dumps(outcome)
+        if not succeeded:
+            # Many an exception cannot be unpickled: its args are not those that its class takes.  Who finds that
+            # out there does not know where it comes from.
+            ForkingPickler.loads(data)
+        return data
     except Exception as error:
-        connection.send((False, ExceptionWithTraceback(error, error.__traceback__)))
+        # Only its text goes along, for it may have the same flaw.
+        problem = pickle.PicklingError(f"what the task {'returned' if succeeded else 'raised'} cannot be sent: "
+                                       f"{type(error).__name__}: {error}")
+        problem.__cause__ = error
+        error.__cause__ = None if succeeded else value.exc
+        return ForkingPickler.dumps((False, ExceptionWithTraceback(problem, None)))
 
 
 def _run(cpu, pid, program, args):

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import gc
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -218,6 +219,58 @@ def test_an_exception_that_cannot_be_received_is_an_error_and_stays_one(machine)
         with pytest.raises(Exception) as caught:
             child.result(10)
         assert not isinstance(caught.value, (shmkern.TaskDied, TimeoutError, EOFError, OSError))
+
+
+class TakesAFile(Exception):
+    """Cannot be pickled, nor can what is raised when that is tried."""
+
+    def __reduce__(self):
+        raise TakesTwo("pickling", "it")
+
+
+@pytest.mark.parametrize("error", [lambda: TakesTwo("this", "that"), TakesAFile, lambda: ExceptionGroup("some", [TakesAFile()])],
+                         ids=["not unpickled", "not pickled", "in a group"])
+def test_who_cannot_have_the_exception_is_told_all_the_same_where_it_was_raised(machine, error):
+    def the_culprit(task):
+        raise error()
+
+    with pytest.raises(pickle.PicklingError, match="what the task raised cannot be sent: T.*") as caught:
+        run(machine, the_culprit)
+    text = str(caught.value.__cause__)
+    assert "in the_culprit" in text and text.index("raise error()") < text.index("cannot be sent")
+
+
+class Outcome(BaseException):
+    """As that of pytest.fail()."""
+
+
+def test_what_is_no_exception_but_raised_is_handed_over_as_well(machine):
+    for error in (KeyboardInterrupt("odd"), GeneratorExit(), Outcome("it failed")):
+        def the_culprit(task):
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            run(machine, the_culprit)
+        assert str(caught.value) == str(error) and "in the_culprit" in str(caught.value.__cause__)
+    machine.audit().raise_if_broken()
+
+
+def test_an_outcome_that_cannot_be_sent_to_nobody_is_no_error(machine, capfd):
+    read_end, write_end = os.pipe()
+
+    def unwanted(_task):
+        os.read(read_end, 1)
+        return (number for number in ())
+
+    def program(task):
+        child = task.fork(unwanted)
+        child.close()
+        os.write(write_end, b"!")
+        child.process.join()
+        return child.process.exitcode
+
+    assert run(machine, program) == 0 and capfd.readouterr().err == ""
+    os.close(read_end), os.close(write_end)
 
 
 def test_sys_exit_is_a_death_with_a_status(machine):
