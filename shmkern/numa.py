@@ -10,9 +10,11 @@ from cython.cimports.cpython.number import PyNumber_Index
 
 
 def node_mask(nodes):
-    """A mask of node numbers.  ValueError for a number that is no node's."""
+    """A mask of node numbers.  ValueError for a number that is no node's, TypeError for what is no whole number."""
     mask = 0
-    for node in nodes:
+    for number in nodes:
+        # A number of numpy's would be shifted in as few bits as it has.
+        node = PyNumber_Index(number)
         if not 0 <= node < MAX_NUMNODES:
             raise ValueError(f"{node!r} is not the number of a node, 0 to {MAX_NUMNODES - 1}")
         mask |= 1 << node

@@ -9,7 +9,7 @@ import pytest
 
 import shmkern
 from helpers import PAGE, run
-from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, SegmentationFault, direct_map
+from shmkern import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MPOL_BIND, PROT_READ, SegmentationFault, direct_map
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -305,6 +305,27 @@ def test_what_is_no_whole_number_is_no_pid_no_node_no_group_and_no_descriptor(bo
     machine = boot(memcg=True)
     assert run(machine, program) == {}
     machine.audit().raise_if_broken()
+
+
+@pytest.mark.parametrize("whole", [np.uint8, np.int8, np.int32, np.int64, np.uint64, bool], ids=lambda kind: kind.__name__)
+def test_a_node_may_be_of_any_whole_type(boot, whole):
+    """However few bits its type has, or no bit that is no sign."""
+    nodes = [1] if whole is bool else [1, 9, 31, 63]
+
+    def program(task):
+        seen = []
+        for node in nodes:
+            task.set_mempolicy(MPOL_BIND, [whole(node)])
+            seen.append(task.get_mempolicy())
+        return seen
+    assert run(boot(nodes=64, frames_per_node=64, max_tasks=8), program) == [(MPOL_BIND, [node]) for node in nodes]
+
+
+@pytest.mark.parametrize("number", [1.0, np.float64(1), "1", None, [1]], ids=repr)
+def test_what_is_no_whole_number_is_no_node_of_a_policy(machine, number):
+    assert run(machine, lambda task: [outcome(call) for call in (
+        lambda: task.set_mempolicy(MPOL_BIND, [number]), lambda: task.mbind(0, PAGE, MPOL_BIND, [number]),
+        lambda: task.migrate_pages(0, [number], [0]), lambda: task.migrate_pages(0, [0], [number]))]) == ["TypeError"] * 4
 
 
 def test_addresses_and_nodes_out_of_range(machine):
