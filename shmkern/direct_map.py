@@ -95,10 +95,11 @@ class Block:
 
 def process_stat(pid):
     """The state letter of a process and when it started, in clock ticks since boot; ("", 0)
-    when there is none.  Pid and start together tell it from a later one with its pid."""
+    when there is none.  Pid and start together tell it from a later one with its pid.  Raises OSError when the
+    host does not let us look, as without descriptors: that does not mean that there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return "", 0
     fields = stat[stat.rindex(")") + 1:].split()
     return fields[0], int(fields[19])

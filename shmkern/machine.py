@@ -9,6 +9,7 @@ Supervision is polling, four or five times a second and only while the superviso
 something: it has no threads, since it forks.
 """
 import atexit
+import contextlib
 import numbers
 import operator
 import os
@@ -591,8 +592,10 @@ class Machine:
             self.init.close()
         # Children of tasks got the signal from the lifeline; somebody else reaps them.
         deadline = time.monotonic() + 10
-        while not all(direct_map.process_gone(*task) for task in tasks) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        # Without descriptors nobody can be looked at, and they end all the same.
+        with contextlib.suppress(OSError):
+            while not all(direct_map.process_gone(*task) for task in tasks) and time.monotonic() < deadline:
+                time.sleep(0.005)
 
     @interrupts.later()
     def close(self):

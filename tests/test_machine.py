@@ -2,12 +2,14 @@
 """Machines and their processes: programs and results, killing and dying, leaving nothing
 behind.  All on real processes."""
 import array
+import contextlib
 import errno
 import fcntl
 import gc
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -310,6 +312,39 @@ def test_a_task_killed_outside_the_kernel_gives_its_memory_back(machine):
     assert free_frames(machine) == before
     machine.audit().raise_if_broken()
     os.close(read_end), os.close(write_end)
+
+
+@pytest.fixture
+def no_descriptors():
+    """Within its `with` block the host gives this process no more descriptors."""
+    @contextlib.contextmanager
+    def within():
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return within
+
+
+def test_whom_the_supervisor_cannot_look_at_it_does_not_take_for_dead(machine, no_descriptors):
+    puppet = Puppet(machine)
+    va = puppet(lambda task: task.mmap(PAGE))
+    with no_descriptors(), pytest.raises(OSError) as caught:
+        look_now(machine)
+    assert caught.value.errno == errno.EMFILE
+    puppet(lambda task: task.store64(va, 1))
+    look_now(machine)
+    machine.audit().raise_if_broken()
+
+
+def test_a_machine_is_closed_without_descriptors_too(boot, no_descriptors):
+    machine = boot()
+    puppet = Puppet(machine)
+    with no_descriptors():
+        machine.close()
+    assert machine.name not in direct_map.blocks() and not alive(puppet.os_pid)
 
 
 def test_a_task_killed_with_a_forked_child_is_noticed_and_the_child_lives_on(machine):
