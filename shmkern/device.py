@@ -131,7 +131,7 @@ def do_device_mmap(length, node):
     down_write(addressof(mm.mmap_sem))
     rc = -ENOMEM
     addr = get_unmapped_area(mm, length)
-    if addr != 0 and mm.map_count < MAX_MAP_COUNT:
+    if addr != 0 and mm.map_count <= MAX_MAP_COUNT:
         vma = vma_alloc(mm, addr, addr + length, flags, addr >> PAGE_SHIFT, NULL, VM_OPS_DEVICE)
         if vma != NULL:
             insert_vm_struct(mm, vma)

@@ -301,7 +301,7 @@ def mmap_locked(mm, addr, length, prot, flags, file, pgoff):
     length = PAGE_ALIGN(length)
     if pgoff + (length >> PAGE_SHIFT) > RADIX_TREE_MAX_INDEX:
         return -EOVERFLOW
-    if mm.map_count >= MAX_MAP_COUNT:
+    if mm.map_count > MAX_MAP_COUNT:
         return -ENOMEM
     rc = mmap_address(mm, addr, length, flags)
     if rc < 0:

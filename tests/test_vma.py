@@ -407,6 +407,35 @@ def test_call_without_memory_for_a_split_leaves_all_as_it_was(machine, run, nth)
     machine.audit().raise_if_broken()
 
 
+def test_there_are_65537_areas_at_most_and_no_call_that_may_need_more_is_taken_then(boot):
+    """max_map_count is 65536: mmap asks before it counts the new area, and a split is refused already when that many
+    are there; mremap, whose move may split, three before that.  Also what would come out even, as in Linux."""
+    def program(task):
+        def at(index):
+            return REGION + 3 * index * PAGE
+
+        most = 65537
+        made = [outcome(lambda: task.mmap(3 * PAGE, (PROT_READ, RW)[index % 2], FIXED, at(index)))
+                for index in range(most + 1)]
+        calls = [lambda: task.mmap(3 * PAGE, PROT_READ, FIXED, at(0)),
+                 lambda: task.mmap(PAGE, (PROT_READ, RW)[(most - 1) % 2], FIXED, at(most)),
+                 lambda: task.munmap(at(0) + PAGE, PAGE), lambda: task.mprotect(at(0), PAGE, PROT_NONE),
+                 lambda: task.mremap(at(1), 3 * PAGE, 4 * PAGE, MREMAP_MAYMOVE)]
+        at_most = [outcome(call) for call in calls]
+        task.munmap(at(10), 3 * PAGE)
+        one_less = [outcome(call) for call in calls[2:]] + [outcome(lambda: task.mmap(PAGE, PROT_READ, FIXED, at(10)))]
+        task.munmap(at(10), 3 * 5 * PAGE)
+        return made, at_most, one_less, [outcome(call) for call in calls[2:]], len(areas(task))
+
+    machine = boot(nodes=1, frames_per_node=65536)
+    made, at_most, one_less, fewer, count = machine.spawn(program).result(60)
+    assert made == [REGION + 3 * index * PAGE for index in range(65537)] + [-errno.ENOMEM]
+    assert at_most == [-errno.ENOMEM] * 5
+    assert one_less == [-errno.ENOMEM] * 3 + [REGION + 30 * PAGE]
+    # The munmap makes two of one.
+    assert (fewer, count) == ([None, None, -errno.ENOMEM], 65533)
+
+
 def test_protection_of_every_kind_is_obeyed(run):
     def program(task):
         allowed = {}
