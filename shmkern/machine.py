@@ -6,7 +6,7 @@ nothing in the block but single words (claiming a slot, the freezer's flag), so 
 be interrupted at any time.  What needs a lock is done by init, the machine's pid 1.
 
 Supervision is polling, four or five times a second and only while the supervisor waits for
-something: it has no threads, since it forks.
+something: it starts no threads, since it forks.  Those of its program take turns.
 """
 import atexit
 import contextlib
@@ -14,6 +14,7 @@ import numbers
 import operator
 import os
 import select
+import threading
 import time
 
 from multiprocess.reduction import ForkingPickler
@@ -77,8 +78,8 @@ class Init:
         os.set_blocking(self._connection.fileno(), False)
         self.pid = self._child.pid
         self.os_pid = self._child.os_pid
-        # In the middle of a call: it cannot take another one.
-        self.busy = False
+        # The thread that is in the middle of a call, if one is: it cannot take another one.
+        self.busy = None
         # Whether it has an answer to give, or to be taken: unasked it says when it has begun.
         self._due = True
         # What is still to be sent of a request, and what has come of its answer.
@@ -99,7 +100,8 @@ class Init:
 
     def request(self, name, *args):
         """Has init call task.name(*args); returns or raises what that does."""
-        return self._answer((name, args))
+        with self._machine.lock:
+            return self._answer((name, args))
 
     def settle(self):
         """Goes on with a call that was interrupted, as far as that takes no time: init does nothing else while it
@@ -116,7 +118,7 @@ class Init:
 
     def _answer(self, request):
         """Sends a request, if there is one; what the answer to the last one says."""
-        self.busy = True
+        self.busy = threading.get_ident()
         try:
             if request is not None:
                 # One that was interrupted comes first, and nobody wants its answer.
@@ -130,7 +132,7 @@ class Init:
             self._machine.check(at_once=True)
             raise TaskDied(self.pid, self._child.process.exitcode) from None
         finally:
-            self.busy = False
+            self.busy = None
         succeeded, value = ForkingPickler.loads(answer)
         if succeeded:
             return value
@@ -234,6 +236,8 @@ class Machine:
         metadata, size, address_size = boot.block_size(nodes, frames_per_node, max_tasks, bool(memcg))
         self._block = None
         self._supervisor = os.getpid()
+        # Its maker may have threads: one at a time talks to init, forks, or looks after the tasks.
+        self.lock = threading.RLock()
         self._panic = None
         self._cpusets = {}
         self._checked = 0.0
@@ -299,25 +303,26 @@ class Machine:
         elif not layout.kernel().cpusets[cpuset]["in_use"]:
             raise OSError(2, f"there is no cpuset {cpuset}")
         slot = None
-        try:
-            with interrupts.later():
-                cpu = boot.claim_task()
-                if cpu < 0:
-                    raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
-                slot = worker.slot(cpu)
-                pid = slot.pid
-            slot.cpuset = cpuset
-            slot.rlimit_memlock = rlimit_memlock
-            slot.uid = slot.euid = slot.suid = uid
-            slot.cap_permitted = slot.cap_effective = caps
-            if cgroup is not None:
-                self.init.request("_prepare_mm", cpu, cgroup.id)
-            self.children = [child for child in self.children if child.process.exitcode is None]
-            return worker.start_process(cpu, program, args, self.check, self.children.append)
-        except BaseException:
-            if slot is not None:
-                self._take_back(slot, pid, cgroup is not None)
-            raise
+        with self.lock:
+            try:
+                with interrupts.later():
+                    cpu = boot.claim_task()
+                    if cpu < 0:
+                        raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
+                    slot = worker.slot(cpu)
+                    pid = slot.pid
+                slot.cpuset = cpuset
+                slot.rlimit_memlock = rlimit_memlock
+                slot.uid = slot.euid = slot.suid = uid
+                slot.cap_permitted = slot.cap_effective = caps
+                if cgroup is not None:
+                    self.init.request("_prepare_mm", cpu, cgroup.id)
+                self.children = [child for child in self.children if child.process.exitcode is None]
+                return worker.start_process(cpu, program, args, self.check, self.children.append)
+            except BaseException:
+                if slot is not None:
+                    self._take_back(slot, pid, cgroup is not None)
+                raise
 
     def _take_back(self, slot, pid, prepared):
         """Gives the slot of task `pid` back, which could not be made; unless there is a process for it all
@@ -453,6 +458,14 @@ class Machine:
         self._mine()
         if self.init is None:
             return      # Still booting.
+        if not at_once and self.init.busy not in (None, threading.get_ident()):
+            return      # Another thread waits for init, and looks meanwhile.
+        with self.lock:
+            self._mine()
+            self._check(at_once)
+
+    def _check(self, at_once):
+        """check, with the lock held."""
         if self._panic is None and layout.header().panic:
             self._stopped()
         if self._panic is not None:
@@ -548,10 +561,15 @@ class Machine:
     def audit(self, timeout=60.0, **options):
         """Makes the machine still and computes from the page tables up what must hold.  Returns
         an audit.Audit.  TimeoutError when tasks do not leave the kernel."""
+        with self.lock:
+            return self._audit(timeout, options)
+
+    def _audit(self, timeout, options):
+        """audit, with the lock held."""
         self.check()
         try:
             # Init is frozen like the rest: who dies meanwhile is cleaned up afterwards.
-            self.init.busy = True
+            self.init.busy = threading.get_ident()
             freezer.freeze()
             deadline = time.monotonic() + timeout
             while freezer.tasks_in_kernel():
@@ -562,7 +580,7 @@ class Machine:
             return audit_module.audit(**options)
         finally:
             # In this order: a Ctrl-C comes through behind a call, and then both are done.
-            self.init.busy = False
+            self.init.busy = None
             freezer.thaw()
 
     def vmstat(self):
@@ -607,8 +625,10 @@ class Machine:
         if self._block is None:
             return
         block, self._block = self._block, None
-        try:
-            self._end_processes()
-        finally:
-            block.unlink()
-            block.close()
+        # Other threads find it closed, and must not look at the block when it is gone.
+        with self.lock:
+            try:
+                self._end_processes()
+            finally:
+                block.unlink()
+                block.close()

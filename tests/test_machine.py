@@ -1469,6 +1469,39 @@ def test_a_task_object_in_a_process_that_is_no_task_is_an_error_and_no_crash(pro
     assert b"Error" in text.splitlines()[-1] and not left
 
 
+def test_threads_of_the_supervisor_may_use_the_machine_at_the_same_time(boot):
+    """Each gets the answers to its own requests, nobody is thawed while another audits, and who is killed is
+    cleaned up after once."""
+    machine = boot(max_tasks=16)
+    migrator = machine.start_migrator()
+    va = machine.init.mmap(PAGE)
+    rounds, words, wrong = 30, [], []
+
+    def work():
+        try:
+            for _ in range(rounds):
+                words.append(machine.init.fetch_add64(va, 1))
+                assert machine.spawn(lambda task: task.mmap(PAGE) != 0).result(20)
+                child = machine.spawn(lambda task: signal.pause())
+                child.kill()
+                with pytest.raises(shmkern.TaskDied):
+                    child.result(20)
+                if not machine.audit().clean:
+                    wrong.append(machine.audit().findings)
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 50
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))
+    assert not wrong and not any(thread.is_alive() for thread in threads)
+    assert sorted(words) == list(range(len(threads) * rounds))
+    migrator.stop(20)
+
+
 class SentAfter:
     """It is sent when a thread has ended, and then is a word."""
 
