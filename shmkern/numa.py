@@ -35,7 +35,7 @@ class NumaSyscalls(Syscalls):
         """mbind(2)."""
         arg0, arg1, arg2 = unsigned(addr), unsigned(length), word(mode)
         arg3, arg4, arg5 = unsigned(nmask), unsigned(maxnode), word(flags)
-        kernel_enter()
+        syscall_enter()
         rc = sys_mbind(arg0, arg1, arg2, arg3, arg4, arg5)
         kernel_exit()
         check_errno(rc)
@@ -43,7 +43,7 @@ class NumaSyscalls(Syscalls):
     def sys_set_mempolicy(self, mode, nmask, maxnode):
         """set_mempolicy(2)."""
         arg0, arg1, arg2 = word(mode), unsigned(nmask), unsigned(maxnode)
-        kernel_enter()
+        syscall_enter()
         rc = sys_set_mempolicy(arg0, arg1, arg2)
         kernel_exit()
         check_errno(rc)
@@ -52,7 +52,7 @@ class NumaSyscalls(Syscalls):
         """get_mempolicy(2)."""
         arg0, arg1, arg2 = unsigned(policy), unsigned(nmask), unsigned(maxnode)
         arg3, arg4 = unsigned(addr), word(flags)
-        kernel_enter()
+        syscall_enter()
         rc = sys_get_mempolicy(arg0, arg1, arg2, arg3, arg4)
         kernel_exit()
         check_errno(rc)
@@ -60,7 +60,7 @@ class NumaSyscalls(Syscalls):
     def sys_migrate_pages(self, pid, maxnode, old_nodes, new_nodes):
         """migrate_pages(2).  Returns how many pages were not moved."""
         arg0, arg1, arg2, arg3 = PyNumber_Index(pid), unsigned(maxnode), unsigned(old_nodes), unsigned(new_nodes)
-        kernel_enter()
+        syscall_enter()
         rc = sys_migrate_pages(arg0, arg1, arg2, arg3)
         kernel_exit()
         return check_errno(rc)
@@ -71,7 +71,7 @@ class NumaSyscalls(Syscalls):
         """mbind(2): the policy of a range.  Raises OSError: EINVAL, EPERM, ENOMEM, EFAULT, EIO."""
         arg0, arg1, arg2, arg3 = unsigned(addr), unsigned(length), word(mode), word(flags)
         mask = node_mask(nodes)
-        kernel_enter()
+        syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = sys_mbind(arg0, arg1, arg2, cast(u64, addressof(mask)), 65, arg3)
         current().addr_limit = USER_DS
@@ -82,7 +82,7 @@ class NumaSyscalls(Syscalls):
         """set_mempolicy(2): this task's policy.  Raises OSError: EINVAL, ENOMEM."""
         arg0 = word(mode)
         mask = node_mask(nodes)
-        kernel_enter()
+        syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = sys_set_mempolicy(arg0, cast(u64, addressof(mask)), 65)
         current().addr_limit = USER_DS
@@ -95,7 +95,7 @@ class NumaSyscalls(Syscalls):
         EFAULT, ENOMEM."""
         arg0, arg1 = unsigned(addr), word(flags)
         policy, mask = 0, 0
-        kernel_enter()
+        syscall_enter()
         rc = do_get_mempolicy(arg0, arg1, addressof(policy), addressof(mask))
         kernel_exit()
         check_errno(rc)
@@ -105,7 +105,7 @@ class NumaSyscalls(Syscalls):
         """migrate_pages(2): moves task `pid`'s pages (0: this one's) from nodes to nodes.  Returns
         how many were not moved.  Raises OSError: EINVAL, EPERM, ESRCH, EACCES, ENOMEM."""
         arg0, old, new = PyNumber_Index(pid), node_mask(old_nodes), node_mask(new_nodes)
-        kernel_enter()
+        syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = sys_migrate_pages(arg0, 65, cast(u64, addressof(old)), cast(u64, addressof(new)))
         current().addr_limit = USER_DS
@@ -118,7 +118,7 @@ class NumaSyscalls(Syscalls):
         """Maps memory of the device, from its bank beside a node.  Returns the address.  Raises
         OSError: EINVAL, ENOMEM."""
         arg0, arg1 = unsigned(length), PyNumber_Index(node)
-        kernel_enter()
+        syscall_enter()
         rc = do_device_mmap(arg0, arg1)
         kernel_exit()
         return check_errno(rc)
@@ -126,7 +126,7 @@ class NumaSyscalls(Syscalls):
     def offline_node(self, node, timeout=10.0):
         """Takes a node's memory offline; see Machine.offline."""
         arg0, arg1 = PyNumber_Index(node), int(timeout * 1e9)
-        kernel_enter()
+        syscall_enter()
         rc = offline_node(arg0, arg1)
         kernel_exit()
         check_errno(rc)
@@ -134,7 +134,7 @@ class NumaSyscalls(Syscalls):
     def online_node(self, node):
         """Brings a node's memory back; see Machine.online."""
         arg0 = PyNumber_Index(node)
-        kernel_enter()
+        syscall_enter()
         rc = online_node(arg0)
         kernel_exit()
         check_errno(rc)
@@ -144,7 +144,7 @@ class NumaSyscalls(Syscalls):
     def _cpuset_create(self, parent, mems, flags):
         """cpuset_create for Python: the group's number."""
         arg0, arg1, arg2 = parent, node_mask(mems), flags
-        kernel_enter()
+        syscall_enter()
         rc = cpuset_create(arg0, arg1, arg2)
         kernel_exit()
         return check_errno(rc)
@@ -152,7 +152,7 @@ class NumaSyscalls(Syscalls):
     def _cpuset_remove(self, cpuset):
         """cpuset_remove for Python."""
         arg0 = cpuset
-        kernel_enter()
+        syscall_enter()
         rc = cpuset_remove(arg0)
         kernel_exit()
         check_errno(rc)
@@ -160,7 +160,7 @@ class NumaSyscalls(Syscalls):
     def _cpuset_set_mems(self, cpuset, mems):
         """cpuset_set_mems for Python."""
         arg0, arg1 = cpuset, node_mask(mems)
-        kernel_enter()
+        syscall_enter()
         rc = cpuset_set_mems(arg0, arg1)
         kernel_exit()
         check_errno(rc)
@@ -168,7 +168,7 @@ class NumaSyscalls(Syscalls):
     def _cpuset_attach(self, cpuset, pid):
         """cpuset_attach for Python."""
         arg0, arg1 = cpuset, pid
-        kernel_enter()
+        syscall_enter()
         rc = cpuset_attach(arg0, arg1)
         kernel_exit()
         check_errno(rc)

@@ -12,6 +12,8 @@ from shmkern.move_pages cimport *
 from shmkern.fs cimport nr_file_kinds
 
 cdef int user_fault(u64 address, bint write, int rc) except -1
+cdef int check_current() except -1
+cdef int syscall_enter() except -1
 cdef i64 check_errno(i64 rc) except -1
 
 cdef u32 user_id(value) except? 0xfffffffe

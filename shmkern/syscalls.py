@@ -20,12 +20,27 @@ from shmkern.errors import BusError, SegmentationFault
 
 
 def user_fault(address, write, rc):
-    """Raises what an access that ended in `rc` (-EFAULT, -ENOMEM or -VM_FAULT_SIGBUS) means."""
+    """Raises what an access that ended in `rc` (see user_access_begin) means."""
+    if rc == -ESRCH:
+        check_current()
     if rc == -ENOMEM:
         raise OSError(errno.ENOMEM, "out of frames", hex(address))
     if rc == -VM_FAULT_SIGBUS:
         raise BusError(address, "store" if write else "load")
     raise SegmentationFault(address, "store" if write else "load")
+
+
+def check_current():
+    """RuntimeError when this process is no task: has ended as one, or was forked by the program itself.  Its Task
+    objects say so too (NoTask), but some thread may have got hold of a method before."""
+    if current() == NULL:
+        raise RuntimeError("this process is not a task of the machine, or not any more")
+
+
+def syscall_enter():
+    """kernel_enter for whoever is a task, or RuntimeError.  No thread leaves in between, for we have the GIL."""
+    check_current()
+    kernel_enter()
 
 
 def check_errno(rc):
@@ -178,7 +193,7 @@ class Syscalls:
         MAP_ANONYMOUS of the file that is open as `fd`.  Returns the address."""
         arg0, arg1, arg2, arg3 = unsigned(addr), unsigned(length), unsigned(prot), unsigned(flags)
         arg4, arg5 = descriptor(fd), unsigned(offset)
-        kernel_enter()
+        syscall_enter()
         rc = do_mmap(current().mm, arg0, arg1, arg2, arg3, arg4, arg5)
         if rc > 0:
             populate_mapped(rc, arg1)
@@ -188,7 +203,7 @@ class Syscalls:
     def munmap(self, addr, length):
         """munmap(2)."""
         arg0, arg1 = unsigned(addr), unsigned(length)
-        kernel_enter()
+        syscall_enter()
         rc = do_munmap(current().mm, arg0, arg1)
         kernel_exit()
         check_errno(rc)
@@ -196,7 +211,7 @@ class Syscalls:
     def mprotect(self, addr, length, prot):
         """mprotect(2)."""
         arg0, arg1, arg2 = unsigned(addr), unsigned(length), unsigned(prot)
-        kernel_enter()
+        syscall_enter()
         rc = do_mprotect(current().mm, arg0, arg1, arg2)
         kernel_exit()
         check_errno(rc)
@@ -205,7 +220,7 @@ class Syscalls:
         """mremap(2).  Returns the new address."""
         arg0, arg1, arg2 = unsigned(old_address), unsigned(old_size), unsigned(new_size)
         arg3, arg4 = unsigned(flags), unsigned(new_address)
-        kernel_enter()
+        syscall_enter()
         rc = do_mremap(current().mm, arg0, arg1, arg2, arg3, arg4)
         if rc > 0:
             populate_mapped(rc, arg2)
@@ -215,7 +230,7 @@ class Syscalls:
     def mlock(self, addr, length):
         """mlock(2).  Raises OSError: EPERM, EINVAL, ENOMEM, EAGAIN."""
         arg0, arg1 = unsigned(addr), unsigned(length)
-        kernel_enter()
+        syscall_enter()
         rc = do_mlock(arg0, arg1)
         kernel_exit()
         check_errno(rc)
@@ -223,7 +238,7 @@ class Syscalls:
     def munlock(self, addr, length):
         """munlock(2).  Raises OSError: EINVAL, ENOMEM."""
         arg0, arg1 = unsigned(addr), unsigned(length)
-        kernel_enter()
+        syscall_enter()
         rc = do_munlock(arg0, arg1)
         kernel_exit()
         check_errno(rc)
@@ -232,14 +247,14 @@ class Syscalls:
         """mlockall(2) with MCL_CURRENT, MCL_FUTURE or both.  Raises OSError: EINVAL, EPERM,
         ENOMEM."""
         arg0 = unsigned(flags)
-        kernel_enter()
+        syscall_enter()
         rc = do_mlockall(arg0)
         kernel_exit()
         check_errno(rc)
 
     def munlockall(self):
         """munlockall(2)."""
-        kernel_enter()
+        syscall_enter()
         rc = do_munlockall()
         kernel_exit()
         check_errno(rc)
@@ -248,7 +263,7 @@ class Syscalls:
         """msync(2), with MS_SYNC by default.  Raises OSError: also EIO or ENOSPC, when the host did not
         take the bytes; they are still there, and the next msync tries again."""
         arg0, arg1, arg2 = unsigned(addr), unsigned(length), unsigned(flags)
-        kernel_enter()
+        syscall_enter()
         rc = do_msync(current().mm, arg0, arg1, arg2)
         kernel_exit()
         check_errno(rc)
@@ -259,7 +274,7 @@ class Syscalls:
         """do_open for Python; on success this process's descriptor of the file is the kernel's."""
         arg0, arg1 = unsigned(dev), unsigned(ino)
         id = 0
-        kernel_enter()
+        syscall_enter()
         rc = do_open(arg0, arg1, flags, kind, blkbits, addressof(id))
         if rc >= 0:
             host_fd_install(id, host_fd)
@@ -269,7 +284,7 @@ class Syscalls:
     def _register_host_file(self, dev, ino, size, kind, blkbits, fd, writable):
         """register_host_file for Python.  Init's."""
         arg0, arg1, arg2 = unsigned(dev), unsigned(ino), unsigned(size)
-        kernel_enter()
+        syscall_enter()
         rc = register_host_file(arg0, arg1, arg2, kind, blkbits, fd, writable)
         kernel_exit()
         return check_errno(rc)
@@ -278,7 +293,7 @@ class Syscalls:
         """Init's descriptors that inodes use, a list; there are no more than `room`."""
         buffer = PyBytes_FromStringAndSize(NULL, room * sizeof(cython.int))
         fds = cast(pointer(cython.int), PyBytes_AS_STRING(buffer))
-        kernel_enter()
+        syscall_enter()
         count = host_fds_in_use(fds, room)
         kernel_exit()
         return [fds[index] for index in range(count)]
@@ -286,7 +301,7 @@ class Syscalls:
     def close(self, fd):
         """close(2)."""
         arg = descriptor(fd)
-        kernel_enter()
+        syscall_enter()
         rc = do_close(arg)
         kernel_exit()
         check_errno(rc)
@@ -294,7 +309,7 @@ class Syscalls:
     def fsync(self, fd):
         """fsync(2).  Raises OSError as msync."""
         arg = descriptor(fd)
-        kernel_enter()
+        syscall_enter()
         rc = do_fsync(arg)
         kernel_exit()
         check_errno(rc)
@@ -302,7 +317,7 @@ class Syscalls:
     def ftruncate(self, fd, length):
         """ftruncate(2)."""
         arg, size = descriptor(fd), unsigned(length)
-        kernel_enter()
+        syscall_enter()
         rc = do_ftruncate(arg, size)
         kernel_exit()
         check_errno(rc)
@@ -310,7 +325,7 @@ class Syscalls:
     def fstat_size(self, fd):
         """The size of an open file, as fstat(2) gives it."""
         arg = descriptor(fd)
-        kernel_enter()
+        syscall_enter()
         file = fget(arg)
         size = cast(i64, file.f_mapping.host.i_size) if file != NULL else -EBADF
         fput(file)
@@ -322,7 +337,7 @@ class Syscalls:
         arg, place = descriptor(fd), unsigned(offset)
         size = min(unsigned(count), self.fstat_size(fd), MAX_RW_COUNT)
         buffer = PyBytes_FromStringAndSize(NULL, size)
-        kernel_enter()
+        syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = do_pread(arg, cast(u64, PyBytes_AS_STRING(buffer)), size, place)
         current().addr_limit = USER_DS
@@ -334,7 +349,7 @@ class Syscalls:
         were written."""
         arg, place = descriptor(fd), unsigned(offset)
         source = memoryview(data).cast("B")
-        kernel_enter()
+        syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = do_pwrite(arg, cast(u64, bytes_of(source)), source.nbytes, place)
         current().addr_limit = USER_DS
@@ -346,7 +361,7 @@ class Syscalls:
         arg = descriptor(fd)
         size = min(unsigned(count), self.fstat_size(fd), MAX_RW_COUNT)
         buffer = PyBytes_FromStringAndSize(NULL, size)
-        kernel_enter()
+        syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = do_read(arg, cast(u64, PyBytes_AS_STRING(buffer)), size)
         current().addr_limit = USER_DS
@@ -357,7 +372,7 @@ class Syscalls:
         """write(2): as pwrite, at the file's position, which moves."""
         arg = descriptor(fd)
         source = memoryview(data).cast("B")
-        kernel_enter()
+        syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = do_write(arg, cast(u64, bytes_of(source)), source.nbytes)
         current().addr_limit = USER_DS
@@ -368,7 +383,7 @@ class Syscalls:
         """lseek(2); whence is SEEK_SET, SEEK_CUR or SEEK_END.  Returns the new position."""
         arg, place = descriptor(fd), word(offset)
         how = PyNumber_Index(whence)
-        kernel_enter()
+        syscall_enter()
         rc = do_lseek(arg, place, how)
         kernel_exit()
         return check_errno(rc)
@@ -377,7 +392,7 @@ class Syscalls:
         """pread(2) as a program in this address space would call it: to memory at `buf`.  Returns how many
         bytes were read."""
         arg, arg0, arg1, arg2 = descriptor(fd), unsigned(buf), unsigned(count), unsigned(offset)
-        kernel_enter()
+        syscall_enter()
         rc = do_pread(arg, arg0, arg1, arg2)
         kernel_exit()
         return check_errno(rc)
@@ -386,7 +401,7 @@ class Syscalls:
         """pwrite(2) from memory at `buf`, which may be a mapping of the very file.  Returns how many bytes
         were written."""
         arg, arg0, arg1, arg2 = descriptor(fd), unsigned(buf), unsigned(count), unsigned(offset)
-        kernel_enter()
+        syscall_enter()
         rc = do_pwrite(arg, arg0, arg1, arg2)
         kernel_exit()
         return check_errno(rc)
@@ -395,7 +410,7 @@ class Syscalls:
         """The flusher's round: writes up to that many dirty pages of each file back.  Returns how many
         were written.  What fails is told to who calls msync or fsync."""
         arg = min(unsigned(nr_to_write), cast(u64, LONG_MAX_PAGES))
-        kernel_enter()
+        syscall_enter()
         rc = writeback_inodes(arg)
         kernel_exit()
         return rc
@@ -412,7 +427,7 @@ class Syscalls:
         target, how = PyNumber_Index(pid), PyNumber_Index(flags)
         args.nr_pages, args.pages = unsigned(nr_pages), unsigned(pages)
         args.nodes, args.status = unsigned(nodes), unsigned(status)
-        kernel_enter()
+        syscall_enter()
         rc = do_move_pages(target, addressof(args), how)
         kernel_exit()
         check_errno(rc)
@@ -444,7 +459,7 @@ class Syscalls:
                 ints[index] = PyNumber_Index(nodes[index])
         args.nr_pages, args.pages, args.status = count, cast(u64, words), cast(u64, status)
         args.nodes = cast(u64, ints) if nodes is not None else 0
-        kernel_enter()
+        syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = do_move_pages(target, addressof(args), how)
         current().addr_limit = USER_DS
@@ -462,14 +477,14 @@ class Syscalls:
                 first // k.frames_per_node != (last - 1) // k.frames_per_node:
             check_errno(-EINVAL)
         done = first
-        kernel_enter()
+        syscall_enter()
         rc = migrate_pfn_range(first, last, alloc_on_node, target, addressof(done))
         kernel_exit()
         return done, rc
 
     def migrate_prep(self):
         """Empties all pagevecs, so that what is in them can be isolated."""
-        kernel_enter()
+        syscall_enter()
         migrate_prep()
         kernel_exit()
 
@@ -479,7 +494,7 @@ class Syscalls:
         """setresuid(2): the real, the effective and the saved user id; -1 keeps one.  Raises
         OSError(EPERM)."""
         arg0, arg1, arg2 = user_id(ruid), user_id(euid), user_id(suid)
-        kernel_enter()
+        syscall_enter()
         rc = do_setresuid(arg0, arg1, arg2)
         kernel_exit()
         check_errno(rc)
@@ -495,7 +510,7 @@ class Syscalls:
             check_errno(-EINVAL)
         arg0, arg1 = PyNumber_Index(parent), RESOURCE_MAX if limit is None else page_counter(limit)
         cbuf = PyBytes_AS_STRING(text)
-        kernel_enter()
+        syscall_enter()
         rc = mem_cgroup_create(arg0, cbuf, arg1)
         kernel_exit()
         return check_errno(rc)
@@ -504,7 +519,7 @@ class Syscalls:
         """rmdir; what the group is still charged for goes to its parent.  Raises OSError: ENOENT,
         EBUSY (the root, or it has children or tasks, or a page of it is being moved)."""
         arg0 = PyNumber_Index(id)
-        kernel_enter()
+        syscall_enter()
         rc = mem_cgroup_remove(arg0)
         kernel_exit()
         check_errno(rc)
@@ -514,7 +529,7 @@ class Syscalls:
         what it faults in from then on is charged to it.  Raises OSError: ENODEV, ENOENT, ESRCH,
         EINVAL (no address space), EPERM (neither ours nor are we root)."""
         arg0, arg1 = PyNumber_Index(id), PyNumber_Index(pid)
-        kernel_enter()
+        syscall_enter()
         rc = do_cgroup_attach(arg0, arg1)
         kernel_exit()
         check_errno(rc)
@@ -526,7 +541,7 @@ class Syscalls:
         without; total_cache and so on are with them.  Raises OSError: ENODEV, ENOENT."""
         arg0 = PyNumber_Index(id)
         memset(addressof(stat), 0, sizeof(MemCgroupStat))
-        kernel_enter()
+        syscall_enter()
         rc = mem_cgroup_read(arg0, addressof(stat))
         kernel_exit()
         check_errno(rc)
@@ -540,7 +555,7 @@ class Syscalls:
         """Limits a group to so many bytes, rounded up to pages; None lifts the limit.  Raises
         OSError: ENOENT, EINVAL (the root), EBUSY (it uses more)."""
         arg0, arg1 = PyNumber_Index(id), RESOURCE_MAX if limit is None else page_counter(limit)
-        kernel_enter()
+        syscall_enter()
         rc = mem_cgroup_resize_limit(arg0, arg1)
         kernel_exit()
         check_errno(rc)
@@ -549,7 +564,7 @@ class Syscalls:
         """memory.force_empty: moves what a group without tasks is charged for to its parent.
         Raises OSError: ENOENT, EINVAL (the root), EBUSY (it has tasks or children, or somebody else is at it)."""
         arg0 = PyNumber_Index(id)
-        kernel_enter()
+        syscall_enter()
         rc = mem_cgroup_force_empty(arg0)
         kernel_exit()
         check_errno(rc)
@@ -567,14 +582,14 @@ class Syscalls:
         memcpy(cast(pointer(char), task.comm), PyBytes_AS_STRING(name), len(name))
         trace_task_newtask(task)
         if task.mm == NULL:
-            kernel_enter()
+            syscall_enter()
             task.mm = mm_alloc()
             if task.mm != NULL:
                 activate_mm(task.mm)
             kernel_exit()
         # Who begins in a group has been given an address space, and nothing else.
         if task.files == NULL:
-            kernel_enter()
+            syscall_enter()
             task.files = files_alloc()
             kernel_exit()
         if task.mm == NULL or task.files == NULL:
@@ -584,7 +599,7 @@ class Syscalls:
         """Gives the task that is going to run in slot `cpu` an address space in a group."""
         task = addressof(kernel().tasks[cpu])
         rc = -ENOMEM
-        kernel_enter()
+        syscall_enter()
         mm = mm_alloc()
         if mm != NULL:
             rc = mem_cgroup_attach(mm, id)
@@ -598,7 +613,7 @@ class Syscalls:
     def _copy_process(self, share_mm):
         """copy_process for Python: the child's slot."""
         child = cast(pointer(Task), NULL)
-        kernel_enter()
+        syscall_enter()
         rc = copy_process(current(), share_mm, addressof(child))
         kernel_exit()
         check_errno(rc)
@@ -609,7 +624,7 @@ class Syscalls:
         is one all the same, it is the task and keeps what it has; or it has not come yet, and will find
         that it is none."""
         task = addressof(kernel().tasks[cpu])
-        kernel_enter()
+        syscall_enter()
         if announce_process(task, pid, -1):
             drop_mm(task)
             drop_mempolicy(task)
@@ -623,7 +638,7 @@ class Syscalls:
 
     def _reap(self, cpu, pid, os_pid):
         """Cleans up after task `pid` in slot `cpu`, whose process `os_pid` was killed outside the kernel."""
-        kernel_enter()
+        syscall_enter()
         reap_task(addressof(kernel().tasks[cpu]), pid, os_pid)
         kernel_exit()
 
@@ -632,6 +647,7 @@ class Syscalls:
         fails.  Returns what was left of the last count: 0 when that one was reached.  With 0
         nothing fails."""
         arg = PyNumber_Index(nth)
+        check_current()
         left = current().fail_nth
         current().fail_nth = arg
         return left

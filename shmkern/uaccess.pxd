@@ -3,6 +3,7 @@
 
 cimport cython
 from cpython.buffer cimport Py_buffer
+from libc.errno cimport ESRCH
 from shmkern.fault cimport *
 
 # Task.addr_limit (include/asm/uaccess.h): whose memory a system call's pointers are in.
@@ -33,10 +34,14 @@ ctypedef const u64* word_pointer
 cdef char* bytes_of(exporter) except? NULL
 
 # Begins an access to memory within one page: the host address of the byte, valid until
-# access_end(); or NULL, outside an access, with -EFAULT or -ENOMEM in *rc.
+# access_end(); or NULL, outside an access, with -EFAULT, -ENOMEM or -VM_FAULT_SIGBUS in *rc, or -ESRCH when this
+# process is no task (any more): a thread of the program may not have heard of it.
 cdef inline char* user_access_begin(u64 address, bint write, int* rc) noexcept nogil:
     cdef Task* me = current()
     cdef char* frame
+    if unlikely(me == NULL):
+        rc[0] = -ESRCH
+        return NULL
     me.vm_events[ACCESSES] += 1
     if likely(address < TASK_SIZE):
         access_begin(me)

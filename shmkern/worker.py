@@ -163,6 +163,7 @@ class NoTask(Task):
     def __getattribute__(self, name):
         if name in ("cpu", "pid", "os_pid") or name.startswith("__"):
             return super().__getattribute__(name)
+        # As check_current of the system calls.
         raise RuntimeError("this process is not a task of the machine, or not any more")
 
 

@@ -1534,6 +1534,34 @@ def test_a_thread_that_goes_on_after_its_task_has_ended_does_not_cost_the_result
     assert "not a task" in text and pid == child.pid
 
 
+METHODS = {
+    "load64": lambda task, va: (task.load64, va), "store": lambda task, va: (task.store, va, b"word"),
+    "fetch_add64_many": lambda task, va: (task.fetch_add64_many, [va], [1]), "mmap": lambda task, va: (task.mmap, PAGE),
+    "move_pages": lambda task, va: (task.move_pages, 0, [va], [1]), "get_mempolicy": lambda task, va: (task.get_mempolicy,),
+    "sys_mbind": lambda task, va: (task.sys_mbind, va, PAGE, 0, 0, 0, 0), "fail_nth": lambda task, va: (task.fail_nth, 0)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nor_does_one_that_has_got_hold_of_a_method(machine, name):
+    def program(task, seen):
+        method, *arguments = METHODS[name](task, task.mmap(PAGE))
+        begun = threading.Event()
+
+        def work():
+            try:
+                while True:
+                    method(*arguments)
+                    begun.set()
+            except RuntimeError as error:
+                seen.send(str(error))
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        assert begun.wait(20)
+        return SentAfter(thread)
+    here, there = multiprocess.Pipe()
+    assert machine.spawn(program, there).result(20) == "sent" and "not a task" in here.recv()
+
+
 def test_a_process_that_a_program_forks_itself_is_no_task(machine):
     """Two processes would be one CPU."""
     def program(task):
