@@ -578,7 +578,7 @@ class Syscalls:
         task = addressof(kernel().tasks[cpu])
         if not start_task(task, pid, os_pid, start_time):
             check_errno(-ESRCH)
-        name = comm.encode()[:TASK_COMM_LEN - 1]
+        name = comm.encode(errors="replace")[:TASK_COMM_LEN - 1]
         memcpy(cast(pointer(char), task.comm), PyBytes_AS_STRING(name), len(name))
         trace_task_newtask(task)
         if task.mm == NULL:

@@ -374,7 +374,8 @@ def _packed(outcome):
 
 def _run(cpu, pid, program, args):
     """Runs a program as the task in slot `cpu`, from birth to exit."""
-    name = getattr(program, "__name__", type(program).__name__)
+    # A function's is a string; a callable object's may be anything.
+    name = str(getattr(program, "__name__", type(program).__name__))
     os_pid = os.getpid()
     task = Task(cpu)
     task._become(cpu, pid, os_pid, direct_map.process_start(os_pid), name)

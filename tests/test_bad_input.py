@@ -2,6 +2,7 @@
 """What nobody should pass, to every public function: the exception or errno that one would
 expect, with a sentence, and a machine that is as it was."""
 import errno
+import functools
 import os
 
 import numpy as np
@@ -395,9 +396,13 @@ def test_a_programs_name_may_be_anything(machine):
     """It is cut to what fits in the task's slot, on a boundary of characters or not."""
     def program(task):
         return task.pid
-    for name in ("x" * 500, "ä" * 40, "名" * 20, "", "a b\nc"):
+    for name in ("x" * 500, "ä" * 40, "名" * 20, "", "a b\nc", "\udcff"):
         program.__name__ = name
         assert run(machine, program) > 0
+    for name in (5, None, b"x"):
+        callable_object = functools.partial(program)
+        callable_object.__name__ = name
+        assert run(machine, callable_object) > 0
     machine.audit().raise_if_broken()
 
 
