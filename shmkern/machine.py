@@ -238,6 +238,8 @@ class Machine:
         self._supervisor = os.getpid()
         # Its maker may have threads: one at a time talks to init, forks, or looks after the tasks.
         self.lock = threading.RLock()
+        # Held by who looks into the block without that lock, which may be held for long.
+        self._mapped = threading.RLock()
         self._panic = None
         self._cpusets = {}
         self._checked = 0.0
@@ -298,31 +300,36 @@ class Machine:
         if cgroup is not None and not isinstance(cgroup, Cgroup):
             raise TypeError(f"cgroup is {cgroup!r}; it must be a Cgroup, as cgroup_create() returns it")
         cpuset = _whole("cpuset", cpuset, 0, C["NR_CPUSETS"] - 1)
-        if mems_allowed is not None:
-            cpuset = self._cpuset_of(mems_allowed)
-        elif not layout.kernel().cpusets[cpuset]["in_use"]:
-            raise OSError(2, f"there is no cpuset {cpuset}")
-        slot = None
         with self.lock:
-            try:
-                with interrupts.later():
-                    cpu = boot.claim_task()
-                    if cpu < 0:
-                        raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
-                    slot = worker.slot(cpu)
-                    pid = slot.pid
-                slot.cpuset = cpuset
-                slot.rlimit_memlock = rlimit_memlock
-                slot.uid = slot.euid = slot.suid = uid
-                slot.cap_permitted = slot.cap_effective = caps
-                if cgroup is not None:
-                    self.init.request("_prepare_mm", cpu, cgroup.id)
-                self.children = [child for child in self.children if child.process.exitcode is None]
-                return worker.start_process(cpu, program, args, self.check, self.children.append)
-            except BaseException:
-                if slot is not None:
-                    self._take_back(slot, pid, cgroup is not None)
-                raise
+            self._mine()
+            if mems_allowed is not None:
+                cpuset = self._cpuset_of(mems_allowed)
+            elif not layout.kernel().cpusets[cpuset]["in_use"]:
+                raise OSError(2, f"there is no cpuset {cpuset}")
+            return self._spawn(program, args, uid, caps, cpuset, cgroup, rlimit_memlock)
+
+    def _spawn(self, program, args, uid, caps, cpuset, cgroup, rlimit_memlock):
+        """spawn, with what it takes checked and the lock held."""
+        slot = None
+        try:
+            with interrupts.later():
+                cpu = boot.claim_task()
+                if cpu < 0:
+                    raise OSError(11, f"all {layout.kernel().max_tasks - 1} tasks of the machine are taken")
+                slot = worker.slot(cpu)
+                pid = slot.pid
+            slot.cpuset = cpuset
+            slot.rlimit_memlock = rlimit_memlock
+            slot.uid = slot.euid = slot.suid = uid
+            slot.cap_permitted = slot.cap_effective = caps
+            if cgroup is not None:
+                self.init.request("_prepare_mm", cpu, cgroup.id)
+            self.children = [child for child in self.children if child.process.exitcode is None]
+            return worker.start_process(cpu, program, args, self.check, self.children.append)
+        except BaseException:
+            if slot is not None:
+                self._take_back(slot, pid, cgroup is not None)
+            raise
 
     def _take_back(self, slot, pid, prepared):
         """Gives the slot of task `pid` back, which could not be made; unless there is a process for it all
@@ -388,11 +395,12 @@ class Machine:
     def protect(self, pid, protected=True):
         """The security module's label of a task: system calls may not move its memory (EACCES),
         whoever asks.  Tasks that it forks from now on inherit it.  Raises OSError(ESRCH)."""
-        self._mine()
-        for row in vmstat.tasks():
-            if row["pid"] == pid and row["state"] == C["TASK_RUNNING"]:
-                row["security"] = bool(protected)
-                return
+        with self._mapped:
+            self._mine()
+            for row in vmstat.tasks():
+                if row["pid"] == pid and row["state"] == C["TASK_RUNNING"]:
+                    row["security"] = bool(protected)
+                    return
         raise OSError(3, f"there is no task {pid}")
 
     def start_migrator(self, nodes=None, seed=0):
@@ -443,13 +451,15 @@ class Machine:
         """log2 of how many slots of a swap area are read at once, as /proc/sys/vm/page-cluster: 3 after
         the boot, for eight; with 0 nothing is read ahead.  ValueError for what is no whole number
         from 0 to 10."""
-        self._mine()
-        return layout.kernel().page_cluster
+        with self._mapped:
+            self._mine()
+            return layout.kernel().page_cluster
 
     @page_cluster.setter
     def page_cluster(self, cluster):
-        self._mine()
-        layout.kernel().page_cluster = _whole("page_cluster", cluster, 0, C["PAGE_CLUSTER_MAX"])
+        with self._mapped:
+            self._mine()
+            layout.kernel().page_cluster = _whole("page_cluster", cluster, 0, C["PAGE_CLUSTER_MAX"])
 
     def check(self, at_once=False):
         """Looks after the tasks: cleans up after those that were killed, and raises KernelBug
@@ -585,13 +595,15 @@ class Machine:
 
     def vmstat(self):
         """All counters by name; see vmstat.vmstat."""
-        self._mine()
-        return vmstat.vmstat()
+        with self._mapped:
+            self._mine()
+            return vmstat.vmstat()
 
     def zoneinfo(self):
         """The nodes' counters; see vmstat.zoneinfo."""
-        self._mine()
-        return vmstat.zoneinfo()
+        with self._mapped:
+            self._mine()
+            return vmstat.zoneinfo()
 
     # ---- the end ----
 
@@ -631,4 +643,5 @@ class Machine:
                 self._end_processes()
             finally:
                 block.unlink()
-                block.close()
+                with self._mapped:
+                    block.close()

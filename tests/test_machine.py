@@ -1502,6 +1502,40 @@ def test_threads_of_the_supervisor_may_use_the_machine_at_the_same_time(boot):
     migrator.stop(20)
 
 
+USERS = textwrap.dedent("""
+    import threading
+    import shmkern
+
+    def use(call, begun):
+        try:
+            while True:
+                call()
+                begun.release()
+        # The second from the pipe to init, or to a task.
+        except (RuntimeError, OSError) as error:
+            assert "closed" in str(error)
+
+    for _ in range(25):
+        with shmkern.Machine(frames_per_node=64, max_tasks=8) as machine:
+            begun = threading.Semaphore(0)
+            calls = (machine.vmstat, machine.zoneinfo, lambda: machine.page_cluster, machine.audit,
+                     lambda: machine.spawn(lambda task: 1).result(20), lambda: machine.check(at_once=True))
+            threads = [threading.Thread(target=use, args=(call, begun)) for call in calls]
+            for thread in threads:
+                thread.start()
+            begun.acquire()
+        for thread in threads:
+            thread.join()
+    print("all told")
+""")
+
+
+def test_a_thread_that_uses_a_machine_is_told_when_it_is_closed():
+    """And does not look at memory that is gone.  How many threads come to that is luck, but hardly ever none."""
+    done = subprocess.run([sys.executable, "-c", USERS], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all told\n", "")
+
+
 class SentAfter:
     """It is sent when a thread has ended, and then is a word."""
 
