@@ -529,14 +529,12 @@ def mremap_locked(mm, addr, old_len, new_len, flags, new_addr):
         rc = munmap_locked(mm, new_addr, new_len)
         if rc != 0:
             return rc
-    if old_len >= new_len and not flags & MREMAP_FIXED and find_vma_intersection(mm, addr, addr + 1) == NULL:
-        return -EFAULT
     if old_len > new_len:
         rc = munmap_locked(mm, addr + new_len, old_len - new_len)
         if rc != 0:
             return rc
         old_len = new_len
-    # Whatever is mapped there, in one area or more.
+    # Whatever is mapped there, in one area or more, or nothing (later kernels: -EFAULT).
     if old_len == new_len and not flags & MREMAP_FIXED:
         return addr
     rc = mremap_area_check(mm, addr, old_len, new_len)
@@ -564,8 +562,8 @@ def do_mremap(mm, addr, old_len, new_len, flags, new_addr):
     MREMAP_FIXED the rest, if any, is unmapped, be it in one area or in several.
 
     Returns the new address; -EINVAL (unaligned, no new length, bad flags, overlap with
-    MREMAP_FIXED, a second mapping of private memory), -EFAULT (nothing is mapped at `addr`, or
-    what grows or moves is not in one area),
+    MREMAP_FIXED, a second mapping of private memory), -EFAULT (what
+    grows or moves is not in one area),
     -EACCES (below 64 KiB with MREMAP_FIXED),
     -ENOMEM (no room in place and MREMAP_MAYMOVE not given, or no memory), -EAGAIN (locked memory beyond
     RLIMIT_MEMLOCK).  With MREMAP_FIXED what was mapped at the new place may be gone after an error, and
