@@ -228,6 +228,13 @@ def until_asleep(puppet, kind):
     return channel
 
 
+def woken(one_round):
+    """Whether those who wait are woken.  one_round() is how long each of them was away, in seconds, from before
+    it came until it had what it came for, having slept.  Whom nobody wakes looks up after a slice, and is never
+    away for less; a host that stands still spoils a round, but not ten."""
+    return any(max(one_round()) < C["WAIT_SLICE_NS"] / 1e9 for _ in range(10))
+
+
 # ---- looks inside -------------------------------------------------------------
 
 def mm_of(puppet):

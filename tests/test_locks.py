@@ -12,6 +12,7 @@ import time
 import pytest
 from multiprocess import get_context
 
+from helpers import woken
 from shmkern import direct_map, layout
 from shmkern.errors import TaskDied
 from shmkern.kallsyms import ksym
@@ -59,10 +60,26 @@ def keep(machine, take):
     return child
 
 
-def promptly(one_round):
-    """Whether one_round() gives waits, in seconds, that are all shorter than that of a waiter
-    whom nobody wakes, who looks up after a second.  A busy host may spoil a round, not three."""
-    return any(max(one_round()) < 0.4 for _ in range(3))
+def gather(machine, until, count, take, *kinds):
+    """`count` tasks that call take(task, number) at the same moment, when all of them sleep in it for one of those
+    `kinds` of things.  Each returns for how long it was away, and what take() did."""
+    start = mp.Barrier(count)
+
+    def waiter(task, number):
+        start.wait(20)
+        came = time.monotonic()
+        value = take(task, number)
+        return time.monotonic() - came, value
+    children = [machine.spawn(waiter, number) for number in range(count)]
+    until(lambda: all(any(waits_for(child, kind) for kind in kinds) and sleeps(child) for child in children))
+    return children
+
+
+def times(children):
+    """For how long each of gather()'s was away; all that take() returned was true."""
+    results = [child.result(timeout=20) for child in children]
+    assert all(value for _away, value in results), results
+    return [away for away, _value in results]
 
 
 def where(report):
@@ -179,15 +196,12 @@ def test_waiters_park_while_the_holder_is_stopped_and_all_wake_when_it_unlocks(m
         ksym.spin_lock(lock)
         held.set()
         assert give_back.wait(20)
-        released = time.monotonic()
         ksym.spin_unlock(lock)
-        return released
 
-    def waiter(task):
+    def pass_through(task, _number):
         ksym.spin_lock(lock)
-        got = time.monotonic()
         ksym.spin_unlock(lock)
-        return got
+        return True
 
     def one_round():
         held, give_back = mp.Event(), mp.Event()
@@ -195,17 +209,16 @@ def test_waiters_park_while_the_holder_is_stopped_and_all_wake_when_it_unlocks(m
         assert held.wait(20)
         os.kill(first.os_pid, signal.SIGSTOP)
         until(lambda: direct_map.process_stat(first.os_pid)[0] == "T")
-        waiting = [machine.spawn(waiter) for _ in range(3)]
-        until(lambda: all(waits_for(child, "WAIT_SPINLOCK") and sleeps(child) for child in waiting))
+        waiting = gather(machine, until, 3, pass_through, "WAIT_SPINLOCK")
         assert lock.word == first.cpu + 1 | C["SPIN_WAITERS"]
         os.kill(first.os_pid, signal.SIGCONT)
         give_back.set()
-        released = first.result(timeout=20)
-        times = [child.result(timeout=20) - released for child in waiting]
+        first.result(timeout=20)
+        away = times(waiting)
         assert lock.word == 0
-        return times
+        return away
     parks = machine.vmstat()["spin_park"]
-    assert promptly(one_round)
+    assert woken(one_round)
     assert machine.vmstat()["spin_park"] - parks >= 3
 
 
@@ -392,28 +405,26 @@ def test_last_one_out_wakes_all_sleepers(machine, shared, until, down, up):
         getattr(ksym, down)(sem)
         held.set()
         assert leave.wait(20)
-        left = time.monotonic()
         getattr(ksym, up)(sem)
-        return left
 
-    def waiter(task, down, up):
-        getattr(ksym, down)(sem)
-        got = time.monotonic()
-        getattr(ksym, up)(sem)
-        return got
+    def pass_through(task, number):
+        """A writer, and readers that come when it waits."""
+        while number and sem.writers_waiting == 0:
+            os.sched_yield()
+        how = "read" if number else "write"
+        getattr(ksym, f"down_{how}")(sem)
+        getattr(ksym, f"up_{how}")(sem)
+        return True
 
     def one_round():
         held, leave = mp.Event(), mp.Event()
         first = machine.spawn(holder, held, leave)
         assert held.wait(20)
-        waiting = [machine.spawn(waiter, "down_write", "up_write")]
-        until(lambda: sem.writers_waiting == 1)
-        waiting += [machine.spawn(waiter, "down_read", "up_read") for _ in range(2)]
-        until(lambda: all(slot(child.cpu).wait_kind and sleeps(child) for child in waiting))
+        waiting = gather(machine, until, 3, pass_through, "WAIT_RWSEM_WRITE", "WAIT_RWSEM_READ")
         leave.set()
-        left = first.result(timeout=20)
-        return [child.result(timeout=20) - left for child in waiting]
-    assert promptly(one_round)
+        first.result(timeout=20)
+        return times(waiting)
+    assert woken(one_round)
 
 
 # ---- page lock ----------------------------------------------------------------
@@ -475,39 +486,35 @@ def test_uncontended_unlock_touches_no_wait_queue(run, shared):
 
 
 def lock_holder(task, page, held, leave):
-    """Has a page locked until it is told to leave; when that was."""
+    """Has a page locked until it is told to leave."""
     ksym.lock_page(page)
     held.set()
     assert leave.wait(20)
-    left = time.monotonic()
     ksym.unlock_page(page)
-    return left
 
 
 def test_all_waiters_of_a_page_lock_get_it_and_only_sleepers_set_pg_waiters(machine, shared, until):
     page, inside = shared("Page"), shared("u64")
 
-    def waiter(task):
+    def pass_through(task, _number):
         ksym.lock_page(page)
-        got = time.monotonic()
         inside[0] += 1
         ksym.unlock_page(page)
-        return got
+        return True
 
     def one_round():
         held, leave = mp.Event(), mp.Event()
         first = machine.spawn(lock_holder, page, held, leave)
         assert held.wait(20)
         assert page.flags == LOCKED
-        waiting = [machine.spawn(waiter) for _ in range(3)]
-        until(lambda: all(waits_for(child, "WAIT_PAGE_LOCK") and sleeps(child) for child in waiting))
+        waiting = gather(machine, until, 3, pass_through, "WAIT_PAGE_LOCK")
         assert page.flags == LOCKED | WAITERS
         leave.set()
-        left = first.result(timeout=20)
-        times = [child.result(timeout=20) - left for child in waiting]
+        first.result(timeout=20)
+        away = times(waiting)
         assert page.flags == 0
-        return times
-    assert promptly(one_round)
+        return away
+    assert woken(one_round)
     assert inside[0] == machine.vmstat()["page_lock_wait"] >= 3
 
 
@@ -572,22 +579,19 @@ def test_unlock_of_a_page_that_another_task_locked_is_a_kernel_bug(machine, shar
 def test_wait_on_page_locked_returns_after_the_unlock_and_takes_nothing(machine, shared, until):
     page = shared("Page")
 
-    def waiter(task):
-        ksym.wait_on_page_locked(page)
-        return time.monotonic(), slot(task.cpu).nr_held
-
     def one_round():
         held, leave = mp.Event(), mp.Event()
+
+        def look_on(task, _number):
+            ksym.wait_on_page_locked(page)
+            return leave.is_set() and slot(task.cpu).nr_held == 0
         first = machine.spawn(lock_holder, page, held, leave)
         assert held.wait(20)
-        waiting = [machine.spawn(waiter) for _ in range(2)]
-        until(lambda: all(waits_for(child, "WAIT_PAGE_LOCK") and sleeps(child) for child in waiting))
+        waiting = gather(machine, until, 2, look_on, "WAIT_PAGE_LOCK")
         leave.set()
-        left = first.result(timeout=20)
-        results = [child.result(timeout=20) for child in waiting]
-        assert all(got >= left and held == 0 for got, held in results)
-        return [got - left for got, _held in results]
-    assert promptly(one_round)
+        first.result(timeout=20)
+        return times(waiting)
+    assert woken(one_round)
     # A page that is not locked is not waited for.
     machine.spawn(lambda task: ksym.wait_on_page_locked(page)).result(timeout=20)
     assert page.flags == 0
@@ -632,32 +636,27 @@ def test_end_of_writeback_wakes_its_waiters_and_an_unlock_does_not_end_it(machin
     def holder(task, held, unlock, end):
         lock_holder(task, page, held, unlock)
         assert end.wait(20)
-        ended = time.monotonic()
         ksym.end_page_writeback(page)
-        return ended
-
-    def waiter(task):
-        ksym.wait_on_page_writeback(page)
-        return time.monotonic()
 
     def one_round():
         page.flags = WRITEBACK
         held, unlock, end = mp.Event(), mp.Event(), mp.Event()
+
+        def look_on(task, _number):
+            ksym.wait_on_page_writeback(page)
+            return end.is_set()
         first = machine.spawn(holder, held, unlock, end)
         assert held.wait(20)
-        waiting = [machine.spawn(waiter) for _ in range(2)]
-
-        def asleep():
-            return all(waits_for(child, "WAIT_PAGE_WRITEBACK") and sleeps(child) for child in waiting)
-        until(asleep)
+        waiting = gather(machine, until, 2, look_on, "WAIT_PAGE_WRITEBACK")
         unlock.set()
-        until(lambda: page.flags == WRITEBACK | WAITERS and asleep())
+        until(lambda: page.flags == WRITEBACK | WAITERS and
+              all(waits_for(child, "WAIT_PAGE_WRITEBACK") and sleeps(child) for child in waiting))
         end.set()
-        ended = first.result(timeout=20)
-        times = [child.result(timeout=20) - ended for child in waiting]
-        assert page.flags == 0 and min(times) > 0
-        return times
-    assert promptly(one_round)
+        first.result(timeout=20)
+        away = times(waiting)
+        assert page.flags == 0
+        return away
+    assert woken(one_round)
 
 
 def test_end_of_a_writeback_that_never_began_is_a_kernel_bug(machine, shared, stops):
@@ -698,30 +697,28 @@ def test_condition_variable_hands_every_item_over_once(machine, shared):
 def test_broadcast_wakes_all_waiters(machine, shared, until):
     lock, cond, open_ = shared("Spinlock"), shared("CondVar"), shared("u64")
 
-    def waiter(task):
+    def pass_through(task, _number):
         ksym.spin_lock(lock)
         while not open_[0]:
             ksym.cond_wait(cond, lock)
         ksym.spin_unlock(lock)
-        return time.monotonic()
+        return True
 
     def opener(task):
         ksym.spin_lock(lock)
         open_[0] = 1
         ksym.cond_broadcast(cond)
         ksym.spin_unlock(lock)
-        return time.monotonic()
 
     def one_round():
         open_[0] = 0
-        waiting = [machine.spawn(waiter) for _ in range(3)]
-        until(lambda: all(waits_for(child, "WAIT_CONDVAR") and sleeps(child) for child in waiting))
+        waiting = gather(machine, until, 3, pass_through, "WAIT_CONDVAR")
         assert cond.waiters == 3 and lock.word == 0
-        opened = machine.spawn(opener).result(timeout=20)
-        times = [child.result(timeout=20) - opened for child in waiting]
+        machine.spawn(opener).result(timeout=20)
+        away = times(waiting)
         assert cond.waiters == 0
-        return times
-    assert promptly(one_round)
+        return away
+    assert woken(one_round)
 
 
 def test_signal_without_waiters_is_for_nobody(run, shared):
