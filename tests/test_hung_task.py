@@ -20,10 +20,18 @@ mp = get_context("fork")
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture
-def machine(boot):
-    """A machine that has little patience."""
-    return boot(hung_task_timeout=0.2)
+def lose_patience():
+    """From now on nobody may wait for longer than 0.2 s.  For who is about to wait in vain while all others are at
+    rest: before, one that stands still for a second may have what another needs."""
+    layout.kernel().hung_task_timeout_ns = 200_000_000
+
+
+def in_vain(wait):
+    """A program that waits in vain."""
+    def waiter(task):
+        lose_patience()
+        return wait(task)
+    return waiter
 
 
 def lru_lock():
@@ -72,6 +80,7 @@ def test_report_names_the_waiter_the_holder_and_the_lock(machine, case):
         def waiter(child):
             child.parent_va = task.parent_va
             assert held_now.wait(20)
+            lose_patience()
             wait(child)
         task.clone(waiter)
         take(task)
@@ -99,6 +108,8 @@ def test_two_tasks_that_wait_for_each_other_are_both_named(machine):
         ksym.lock_page(page(second))
     with machine, pytest.raises(shmkern.KernelBug) as stopped:
         children = [machine.spawn(program, 11, 22), machine.spawn(program, 22, 11)]
+        until(lambda: all(slot(child.cpu).wait_kind == C["WAIT_PAGE_LOCK"] for child in children), "two that wait")
+        lose_patience()
         for child in children:
             child.result(timeout=30)
     report = stopped.value.report
@@ -118,35 +129,43 @@ def test_holder_that_is_stopped_for_good_is_named(machine):
     assert held.wait(20)
     os.kill(first.os_pid, signal.SIGSTOP)
     with machine, pytest.raises(shmkern.KernelBug) as stopped:
-        machine.spawn(lambda task: ksym.spin_lock(lru_lock())).result(timeout=30)
+        machine.spawn(in_vain(lambda task: ksym.spin_lock(lru_lock()))).result(timeout=30)
     assert stopped.value.kind == "hung task"
     assert re.search(r"for spinlock: zone 1 lru_lock, held by task 2 \(holder, ", stopped.value.report)
 
 
-def test_time_in_which_nobody_could_run_counts_against_nobody(boot, shared):
+def test_time_in_which_nobody_could_run_counts_against_nobody(machine, shared):
     """Ctrl-Z for longer than the limit, in a wait that sleeps and in one that only yields."""
-    machine, memory = boot(hung_task_timeout=5.0), shared("u32", 1)
+    memory = shared("u32", 1)
     address = memory.ctypes.data
     holder, sleeper, yielder = Puppet(machine), Puppet(machine), Puppet(machine)
     holder(lambda task: ksym.lock_page(page(77)))
     memory[0] = 1
     sleeper.begin(lambda task: ksym.wait_on_page_locked(page(77)))
     yielder.begin(lambda task: ksym.read_seqcount_begin(address))
-    until_waits(sleeper, "WAIT_PAGE_LOCK")
+    until_asleep(sleeper, "WAIT_PAGE_LOCK")
     until_waits(yielder, "WAIT_SPINLOCK")
-    waiters = [slot(puppet.cpu) for puppet in (sleeper, yielder)]
-    for puppet in (holder, sleeper, yielder):
-        os.kill(puppet.os_pid, signal.SIGSTOP)
-        until(lambda: direct_map.process_stat(puppet.os_pid)[0] == "T", "a process that stands still")
-    since = [waiter.wait_since for waiter in waiters]
-    time.sleep(6)
-    for puppet in (holder, sleeper, yielder):
-        os.kill(puppet.os_pid, signal.SIGCONT)
-    # Each looks up once more, and finds that it could not run.
-    until(lambda: all(waiter.wait_since > then for waiter, then in zip(waiters, since)), "two looks", check=machine.check)
-    memory[0] = 2
+    waiters = (sleeper, yielder)
+    for puppet in waiters:
+        stand_still(puppet)
+        # Whatever it has waited so far: from here on it is longer than the limit, and could not run.
+        slot(puppet.cpu).wait_since = time.monotonic_ns()
+    since = slot(sleeper.cpu).wait_since
+    # What they wait for comes meanwhile, so that each looks up once more: how long that takes does not matter.
     holder(lambda task: ksym.unlock_page(page(77)))
-    sleeper.reply(), yielder.reply()
+    memory[0] = 2
+    time.sleep(2.2)
+    layout.kernel().hung_task_timeout_ns = 1_500_000_000
+    for puppet in waiters:
+        os.kill(puppet.os_pid, signal.SIGCONT)
+    for puppet in waiters:
+        puppet.reply()
+    assert slot(sleeper.cpu).wait_since > since
+
+
+def stand_still(puppet):
+    os.kill(puppet.os_pid, signal.SIGSTOP)
+    until(lambda: direct_map.process_stat(puppet.os_pid)[0] == "T", "a process that stands still")
 
 
 @pytest.mark.parametrize("wait, waited_for", [
@@ -158,7 +177,7 @@ def test_every_kind_of_wait_has_the_limit(machine, shared, stops, wait, waited_f
     memory = shared("u32", 64)
     if "spinlock" in waited_for:
         memory[0] = 1
-    report = stops(machine, lambda task: wait(memory.ctypes.data), kind="hung task")
+    report = stops(machine, in_vain(lambda task: wait(memory.ctypes.data)), kind="hung task")
     assert re.search(rf"task 2 .*waits \d+\.\d s for {waited_for}", report), report
 
 
@@ -172,7 +191,7 @@ def test_grace_period_that_never_ends_is_a_hung_task(machine):
     machine.spawn(reader)
     assert inside.wait(20)
     with machine, pytest.raises(shmkern.KernelBug) as stopped:
-        machine.spawn(lambda task: ksym.synchronize_rcu()).result(timeout=30)
+        machine.spawn(in_vain(lambda task: ksym.synchronize_rcu())).result(timeout=30)
     assert stopped.value.kind == "hung task"
     assert re.search(r"task 3 .*waits \d+\.\d s for RCU grace period: kernel.* rcu_epoch", stopped.value.report)
 
@@ -190,6 +209,7 @@ def test_shootdown_that_is_never_acknowledged_is_a_hung_task(machine):
         task.store(va, b"x")
         task.clone(sharer)
         assert inside.wait(20)
+        lose_patience()
         task.munmap(va, 4096)
     with machine, pytest.raises(shmkern.KernelBug) as stopped:
         machine.spawn(program).result(timeout=30)
@@ -209,6 +229,7 @@ def test_swapoff_that_cannot_get_on_is_a_hung_task_and_names_who_may_have_the_sl
         time.sleep(60)
     machine.spawn(holder)
     assert taken.wait(20)
+    lose_patience()
     with machine, pytest.raises(shmkern.KernelBug) as stopped:
         machine.swapoff(area)
     assert stopped.value.kind == "hung task"
@@ -219,7 +240,7 @@ def test_swapoff_that_cannot_get_on_is_a_hung_task_and_names_who_may_have_the_sl
 
 def test_swapoff_whose_process_is_stopped_for_longer_than_the_limit_goes_on(boot, tmp_path):
     """In the middle of a round, where it waits for an address space to let it in."""
-    machine = boot(frames_per_node=2048, hung_task_timeout=2.5)
+    machine = boot(frames_per_node=2048)
     area = machine.swapon(tmp_path / "swap", 8000)
     user, giver = Puppet(machine), Puppet(machine)
     va = user(lambda task: task.mmap(5000 * PAGE))
@@ -233,9 +254,12 @@ def test_swapoff_whose_process_is_stopped_for_longer_than_the_limit_goes_on(boot
     holder(lambda task: ksym.down_write(sem))
     giver.begin(lambda task: ksym.do_swapoff(area))
     until_asleep(giver, "WAIT_RWSEM_READ")
-    os.kill(giver.os_pid, signal.SIGSTOP)
+    stand_still(giver)
+    slot(giver.cpu).wait_since = time.monotonic_ns()
     holder(lambda task: ksym.up_write(sem))
-    time.sleep(4)
+    time.sleep(2.7)
+    # There is room, so nobody but the giver works from here on.
+    layout.kernel().hung_task_timeout_ns = 2_500_000_000
     os.kill(giver.os_pid, signal.SIGCONT)
     assert giver.reply() == 0 and info.inuse_pages == 0
 
@@ -291,7 +315,7 @@ def test_every_other_task_ends_with_the_machine(machine):
     first = machine.spawn(holder)
     assert held.wait(20)
     with pytest.raises(shmkern.KernelBug):
-        machine.spawn(lambda task: ksym.lock_page(page(5))).result(timeout=30)
+        machine.spawn(in_vain(lambda task: ksym.lock_page(page(5)))).result(timeout=30)
     assert not bystander.is_alive() and not first.is_alive()
     with pytest.raises(shmkern.KernelBug):
         bystander.result(timeout=1)
