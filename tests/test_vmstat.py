@@ -2,10 +2,11 @@
 """Promises of the latency histograms: a wait and a fault enter the right bucket, what nobody
 waited for enters none, and a task's entries outlive it."""
 import time
+from collections import Counter
 
 import numpy as np
 
-from helpers import Puppet, counter, page_at, until_waits
+from helpers import Puppet, counter, page_at, until_asleep
 from shmkern import layout, vmstat
 from shmkern.kallsyms import ksym
 from shmkern.worker import slot
@@ -35,7 +36,7 @@ def wait_for_page_lock(machine):
     holder(lambda task: ksym.lock_page(page))
     began = time.monotonic_ns()
     waiter.begin(lambda task: (ksym.lock_page(page), ksym.unlock_page(page)))
-    until_waits(waiter, "WAIT_PAGE_LOCK")
+    until_asleep(waiter, "WAIT_PAGE_LOCK")
     waits = time.monotonic_ns()
     least = waits + 20_000_000
     while time.monotonic_ns() < least:
@@ -50,7 +51,8 @@ def test_a_wait_for_a_lock_enters_the_bucket_of_its_length(machine):
     _holder, waiter, least, most = wait_for_page_lock(machine)
     (bucket, count), = entries("lock wait").items()
     low, end = bounds_ns(bucket)
-    assert count == 1 and end > least and low <= most
+    # A process that could not run for two slices takes them for one (wait_check).
+    assert count == 1 and end > min(least, C["WAIT_SLICE_NS"]) and low <= most
     assert slot(waiter.cpu).lock_wait_buckets[bucket] == 1
     assert slot(waiter.cpu).vm_events[C["FUTEX_WAIT"]] >= 1
 
@@ -83,13 +85,14 @@ def test_one_fault_in_sixteen_is_timed_and_only_whole_ones(machine):
         for page in range(160):
             task.store(va + page * 4096, b"x")
         return time.monotonic_ns() - began
-    before = sum(entries("fault").values())
+    before = Counter(entries("fault"))
     took = puppet(touch)
-    faults, timed = counted("pgfault"), entries("fault")
-    assert faults >= 160 and abs(sum(timed.values()) - before - faults / C["FAULT_SAMPLE"]) <= 1
+    faults, after = counted("pgfault"), Counter(entries("fault"))
+    timed = after - before
+    assert faults >= 160 and abs(timed.total() - faults / C["FAULT_SAMPLE"]) <= 1
     assert all(bounds_ns(bucket)[0] <= took for bucket in timed)
     # One that ends in SIGSEGV is no fault served.
-    seen = sum(timed.values())
+    seen = after.total()
     puppet(lambda task: [_segv(task, 0x1000) for _ in range(40)])
     assert sum(entries("fault").values()) == seen
 
