@@ -455,7 +455,8 @@ def test_a_task_killed_at_any_moment_is_lost_or_cleaned_up(boot):
     lost = cleaned = 0
     machine = boot(frames_per_node=512)
     before = free_frames(machine)
-    for _ in range(40):
+    # Both will come, but how soon is a matter of luck.
+    while lost + cleaned < 40 or not (lost and cleaned):
         child = machine.spawn(busy)
         until(lambda: is_running(child), "its start")
         # The moment is random on purpose.
@@ -473,7 +474,6 @@ def test_a_task_killed_at_any_moment_is_lost_or_cleaned_up(boot):
             machine.close()
             machine = boot(frames_per_node=512)
             lost += 1
-    assert lost and cleaned
 
 
 def test_a_task_killed_in_the_middle_of_an_access_does_not_hang_a_flush(machine):

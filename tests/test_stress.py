@@ -229,11 +229,11 @@ def test_fork_keeps_as_many_tasks_alive_as_there_are_workers():
 
     def look(run):
         alive.append(int((vmstat.tasks()["state"] != 0).sum()) - 2)
-        return run.board.rows["forks"].sum() > 60
+        return run.board.rows["forks"].sum() > 60 and max(alive) >= 12
     result = stress("fork", "--workers", 12, tick=Until(look))
     assert result["failures"] == [] and result["seconds"] < 60
-    # Two may have forked into the same gap.
-    assert 12 <= max(alive) <= 18 and result["cow_faults"] > 0
+    # While there were eleven each of them may have seen room for one more.
+    assert max(alive) <= 2 * 11 and result["cow_faults"] > 0
 
 
 def test_memcg_holds_while_limits_are_hit_and_groups_are_removed():
