@@ -64,7 +64,15 @@ class Terminal:
             assert self.read() and time.monotonic() < deadline, f"{what or pattern} is not on the screen:\n{self.text}"
         return found
 
+    def until_gone(self, pattern):
+        """Returns when a pattern is not on the screen."""
+        deadline = time.monotonic() + 60
+        while re.search(pattern, self.text, re.M):
+            assert self.read() and time.monotonic() < deadline, f"{pattern} is on the screen still:\n{self.text}"
+
     def press(self, keys):
+        """Keys for a program that stands still wait together for it; and then Escape, and what comes behind it, are
+        one key.  So after Escape that has been done which it does, before anything else is pressed."""
         self.process.send(keys)
 
     def resize(self, lines, columns):
@@ -183,6 +191,7 @@ def test_a_filter_keeps_what_matches_and_escape_takes_it_off(tasks, terminal):
     screen.press("init\r")
     screen.until_pids([1])
     screen.press("/")
+    screen.until("▊ +init +▎")
     screen.press("\x1b")
     screen.until_pids([1, tasks[0].pid, tasks[1].pid])
 
@@ -196,7 +205,7 @@ def test_a_task_and_a_page_can_be_opened(tasks, terminal):
     screen.until(rf"holds page lock page {pfn}, 0 spinlocks")
     screen.until(rf"{holder.va:#x}.* rw- 3 pages".replace("0x", "0x0*"))
     screen.press("\x1b")
-    screen.until(r"^ +1 +init")
+    screen.until_gone("holds page lock")
     screen.press("p")
     screen.until("number of a page")
     screen.press(f"{pfn}\r")
@@ -204,7 +213,7 @@ def test_a_task_and_a_page_can_be_opened(tasks, terminal):
     screen.until(rf"lock held by task {holder.pid} ")
     screen.until(rf"at {holder.va:#x}: page {pfn} ")
     screen.press("q")
-    screen.until(r"^ +1 +init")
+    screen.until_gone("lock held by task")
     screen.press("p")
     screen.until("number of a page")
     screen.press("9999999\r")
