@@ -12,6 +12,7 @@ import os
 import time
 
 import numpy as np
+import numpy.random     # before there are tasks: when it is first used is in each of them
 
 import shmkern
 from shmkern import replay
