@@ -4,6 +4,7 @@ process or block that is left behind fails the test."""
 import contextlib
 import ctypes
 import fcntl
+import gc
 import mmap
 import os
 import shutil
@@ -17,6 +18,10 @@ import pytest
 # As in shmkern_entry.py, and for the commands that the tests start with `python -m`: numpy's threads
 # spin for a tenth of a second in each process that begins.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# numpy imports them when they are first used, which would be in each task and forked process anew.
+import numpy.ma  # noqa: F401
+import numpy.random  # noqa: F401
 
 # A shell has what it starts in the background ignore Ctrl-C, and nohup a hangup; and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -38,21 +43,32 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.module.__name__ in HEAVY)
 
 
+def pytest_collection_finish():
+    """What is there now stays: no task, a fork of this process, looks through it for garbage, and so copies it."""
+    gc.freeze()
+
+
 # Processes that serve more than one test: they and their descendants are not left behind.
 serving = []
 
 
+def children(pid):
+    """Pids of a process's children; none of one that has gone."""
+    found = []
+    with contextlib.suppress(OSError, psutil.Error):
+        if not os.path.exists("/proc/thread-self/children"):    # a kernel that does not tell
+            return [child.pid for child in psutil.Process(pid).children()]
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
+
+
 def our_processes():
-    """Pids of this process's descendants, but for those that serve more than one test and theirs: by one look at
-    each process, for a browser's come and go."""
-    children = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            parent = int(Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(name))
+    """Pids of this process's descendants, but for those that serve more than one test and theirs.  Each process is
+    asked for its children: a look at all that the host has, before and after each test, takes long."""
     found, parents = set(), [os.getpid()]
     while parents:
-        more = [pid for pid in children.get(parents.pop(), ()) if pid not in serving]
+        more = [pid for pid in children(parents.pop()) if pid not in serving]
         found.update(more)
         parents += more
     return found
