@@ -485,7 +485,7 @@ def test_what_was_edited_while_it_was_compiled_is_compiled_again(tmp_path, alone
     header.write_text("#define STEP 2\n")
     # A compiler in whose way somebody edits.
     (tmp_path / "cc").write_text("#!/bin/sh\ncase $* in *low.c*) test ! -f edit || sh edit;; esac\n"
-                                 "gcc $* || exit\ncase $* in *low.c*) test ! -f back || sh back;; esac\n")
+                                 "gcc \"$@\" || exit\ncase $* in *low.c*) test ! -f back || sh back;; esac\n")
     (tmp_path / "cc").chmod(0o755)
     (alone / "low.pxd").write_text(KERNEL["low.pxd"] + 'cdef extern from "low.h":\n    int STEP\n')
     (alone / "low.py").write_text(KERNEL["low.py"].replace("2 *", "STEP *") + "def answer():\n    return low_twice(4),\n")
@@ -533,7 +533,7 @@ def test_a_build_that_is_ended_leaves_no_process_and_is_taken_up_again(tmp_path,
     for path in alone.glob("low.*.so"):
         path.unlink()
     # A compiler that is not through before the signal has come.
-    (tmp_path / "cc").write_text("#!/bin/sh\ncase $* in *low.c*) until test -e go; do sleep 0.01; done; esac\nexec gcc $*\n")
+    (tmp_path / "cc").write_text("#!/bin/sh\ncase $* in *low.c*) until test -e go; do sleep 0.01; done; esac\nexec gcc \"$@\"\n")
     (tmp_path / "cc").chmod(0o755)
     process = subprocess.Popen(BUILD, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=os.environ | {"SHMKERN_FLAVOURS": "shipped", "CC": "./cc"})
