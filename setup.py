@@ -3,7 +3,7 @@
 
 Every shmkern/NAME.py with a shmkern/NAME.pxd beside it is a kernel module: Cython
 makes C of it and gcc a shared object.  A module is compiled again when its .py or .pxd,
-a declaration that it needs of another .pxd (pxd_declarations.py), a header, an option,
+a declaration that it needs of another .pxd (pxd_declarations.py), a header (gcc's part alone), an option,
 setup.py, translator.py or struct_uses.py has changed since it was last finished, or while it was compiled;
 build_temp/NAME.done says with what that was.  Of a struct only the members count up to the last that the module
 takes (struct_uses.py).
@@ -37,6 +37,7 @@ DIRECTIVES = {
     "wraparound": False,
     "initializedcheck": False,
     "auto_pickle": False,
+    "emit_code_comments": False,    # a third of the C; its line directives say where it comes from
 }
 GCC_FLAGS = [
     "-O1",
@@ -173,9 +174,10 @@ class BuildKernel(build_ext):
         sys.stdout.flush()
         done = self.done(ext)
         done.parent.mkdir(parents=True, exist_ok=True)
-        missing, made_with = self.missing(ext), self.made_with(ext)
+        missing = self.missing(ext)
+        made_with, compiled = self.made_with(ext)
         done.unlink(missing_ok=True)
-        if made_with is None:
+        if not compiled:
             # Also a flavour that is not asked for: what there is of it was made of something else.
             for flavour in flavours(ext, FLAVOURS):
                 self.shared_object(flavour).unlink(missing_ok=True)
@@ -185,12 +187,11 @@ class BuildKernel(build_ext):
         for job in [self.compilers.submit(self.compile, flavour) for flavour in missing]:
             job.result()
 
-        includes, last = made_with
-        texts = [*ext.sources, *ext.depends, *includes]
-        if any(os.stat(path).st_ctime_ns != self.changed.get(path) for path in texts):
+        if any(os.stat(path).st_ctime_ns != self.changed.get(path)
+               for path in [*ext.sources, *ext.depends, *made_with[0]]):
             return      # Edited meanwhile, perhaps back again: who knows which text this was made of.
         draft = done.with_suffix(".draft")
-        draft.write_text(json.dumps([self.made_of(ext, includes, last), includes, last]))
+        draft.write_text(json.dumps([self.c_made_of(ext, *made_with), self.compiled_with(), *made_with]))
         os.replace(draft, done)
 
     def precompile(self, ext):
@@ -231,33 +232,33 @@ class BuildKernel(build_ext):
 
     def missing(self, ext):
         """The flavours of ext that are not there, or not of the present text."""
-        stale = self.made_with(ext) is None
-        return [flavour for flavour in flavours(ext) if stale or not self.shared_object(flavour).exists()]
+        _, compiled = self.made_with(ext)
+        return [flavour for flavour in flavours(ext) if not compiled or not self.shared_object(flavour).exists()]
 
     def made_with(self, ext):
-        """The .pxd files that ext was made from, and what of each struct it uses; or None where it is to be made
-        again."""
+        """The .pxd files that the C of ext was made from, and what of each struct it uses; or None where it is to be
+        made again.  And whether all that has been compiled of it need not be, with these headers and options."""
         try:
-            made_of, includes, last = json.loads(self.done(ext).read_text())
-            return (includes, last) if made_of == self.made_of(ext, includes, last) else None
-        except (FileNotFoundError, KeyError, ValueError):   # never built, or a source is gone
-            return None
-        except (SyntaxError, TokenError):                   # Cython will say it better
-            return None
+            c_made_of, compiled_with, *made_with = json.loads(self.done(ext).read_text())
+            if c_made_of == self.c_made_of(ext, *made_with):
+                return made_with, compiled_with == self.compiled_with()
+        except (FileNotFoundError, KeyError, TypeError, ValueError,     # never built, or a source is gone
+                SyntaxError, TokenError):                               # Cython will say it better
+            pass
+        return None, False
 
-    def made_of(self, ext, includes, last):
-        """A hash of all that decides what is compiled; `includes` are the .pxd files that ext includes, `last` what
-        it uses of each struct."""
+    def c_made_of(self, ext, includes, last):
+        """A hash of all that decides what Cython makes of ext; `includes` are the .pxd files that it includes, `last`
+        what it uses of each struct."""
         own = [self.texts[path] for path in ext.sources + ext.depends if path not in HEADERS]
         texts = text_needed(own, {path: self.texts[path] for path in includes}, last)
-        headers = [self.texts[path] for path in HEADERS]
-        return hashlib.sha256("\0".join([self.options(), *headers, *texts]).encode()).hexdigest()
+        return hash_of([version("Cython"), *(self.texts[name] for name in BUILDERS), *texts])
 
-    def options(self):
-        """Whatever else decides what is compiled, on one line."""
+    def compiled_with(self):
+        """A hash of all that decides what gcc makes of that."""
         environment = [os.environ.get(name) for name in ("CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED")]
-        return repr((version("Cython"), version("greenlet"), sysconfig.get_config_var("EXT_SUFFIX"), environment,
-                     [self.texts[name] for name in BUILDERS]))
+        return hash_of([repr(environment), version("greenlet"), sysconfig.get_config_var("EXT_SUFFIX"),
+                        *(self.texts[path] for path in HEADERS)])
 
     def c_file(self, ext):
         return Path(ext.sources[0]) if ext.name == RUNTIME else Path(self.build_temp, ext.name + ".c")
@@ -281,6 +282,10 @@ class BuildKernel(build_ext):
         for found in Path("shmkern").rglob("*.so"):
             if found not in wanted:
                 found.unlink()
+
+
+def hash_of(texts):
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def explore_flavour(ext):

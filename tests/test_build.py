@@ -355,7 +355,7 @@ def test_what_is_not_said_to_be_taken_makes_no_difference(uses):
 @pytest.mark.parametrize("module", ["lackey", "move_pages", "shmem", "swapoff", "process"])
 def test_what_the_kernel_is_not_said_to_take_makes_no_difference(module):
     done = ROOT / "build" / "inplace" / f"shmkern.{module}.done"
-    last, c_file = json.loads(done.read_text())[2], done.with_suffix(".c")
+    last, c_file = json.loads(done.read_text())[3], done.with_suffix(".c")
     text, count = stretched(c_file.read_text(), last)
     assert count > 0
     assert object_code(c_file, text) == object_code(c_file, c_file.read_text())
@@ -479,6 +479,20 @@ def test_no_python_h_of_another_build_is_used(tmp_path, alone):
     assert not left.exists()
 
 
+def test_after_an_edit_of_a_header_only_gcc_works(tmp_path, alone):
+    (alone / "low.h").write_text("#define STEP 2\n")
+    (alone / "low.pxd").write_text(KERNEL["low.pxd"] + 'cdef extern from "low.h":\n    int STEP\n')
+    (alone / "low.py").write_text(KERNEL["low.py"].replace("2 *", "STEP *") + "def answer():\n    return low_twice(4),\n")
+    build(tmp_path)
+    c_file = tmp_path / "build/inplace/shmkern.low.c"
+    before = c_file.stat().st_mtime_ns
+    (alone / "low.h").write_text("#define STEP 3\n")
+    assert build(tmp_path)[0] == {"low", "runtime"}
+    assert answer(tmp_path, "low").stdout == "12\n"
+    assert c_file.stat().st_mtime_ns == before
+    assert build(tmp_path)[0] == set()
+
+
 def test_what_was_edited_while_it_was_compiled_is_compiled_again(tmp_path, alone):
     """Also if the edit is taken back, before the end or later."""
     header = alone / "low.h"
@@ -554,7 +568,7 @@ def test_nothing_is_in_the_kernels_c_but_what_its_modules_need():
     checked = 0
     for done in (ROOT / "build" / "inplace").glob("shmkern.*.done"):
         module = done.stem.removeprefix("shmkern.")
-        includes = [Path(path).stem for path in json.loads(done.read_text())[1]]
+        includes = [Path(path).stem for path in json.loads(done.read_text())[2]]
         if not includes:        # explore/runtime.c
             continue
         own = [(ROOT / "shmkern" / f"{module}.py").read_text(), texts[module]]
