@@ -505,8 +505,8 @@ def mremap_area_check(mm, addr, old_len, new_len):
         return -EFAULT
     if new_len > old_len and vma.vm_flags & VM_DONTEXPAND:
         return -EFAULT
-    if new_len > old_len and vma.vm_flags & VM_LOCKED and \
-            not may_lock(mm.locked_vm + ((new_len - old_len) >> PAGE_SHIFT)):
+    # Also of what only moves, as long as there is too much already.
+    if vma.vm_flags & VM_LOCKED and not may_lock(mm.locked_vm + ((new_len - old_len) >> PAGE_SHIFT)):
         return -EAGAIN
     if vma.vm_file != NULL and \
             vma.vm_pgoff + ((addr - vma.vm_start) >> PAGE_SHIFT) + (new_len >> PAGE_SHIFT) > RADIX_TREE_MAX_INDEX:

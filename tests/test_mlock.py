@@ -3,14 +3,16 @@
 migration (mlock_migrate_page and unevictable_migrate_page, seed lines 356 and 374); limits and
 errnos.  Each machine is audited at the end: PG_mlocked is on exactly what locked areas map."""
 import errno
+import functools
 import os
 
 import pytest
 
 from helpers import C, PAGE, Puppet, counter, flags, mm_of, node_at, page_at, pte_of, until_waits, vmas
-from shmkern import (MAP_LOCKED, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MPOL_MF_MOVE_ALL, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
-                     PROT_WRITE)
+from shmkern import (MAP_LOCKED, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MPOL_MF_MOVE_ALL, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE,
+                     PROT_READ, PROT_WRITE)
 from shmkern.kallsyms import ksym
+from shmkern.worker import slot
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -85,6 +87,21 @@ def test_what_a_locked_area_faults_in_later_is_locked_from_the_start(machine):
     puppet(lambda task: task.store(other, b"x"))
     assert locked(puppet, other, 1) == [False] and locked(puppet, grown, 2 * PAGES) == [False] * 2 * PAGES
     assert mm_of(puppet).locked_vm == 0
+
+
+def test_locked_memory_beyond_the_limit_does_not_move(machine):
+    """2.6.30 asks about the limit also where nothing grows."""
+    def program(task):
+        va = task.mmap(2 * PAGE)
+        there = task.mmap(2 * PAGE)
+        task.mlock(va, 2 * PAGE)
+        move = functools.partial(task.mremap, va, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, there)
+        slot(task.cpu).rlimit_memlock = PAGE
+        refused = errno_of(move)
+        slot(task.cpu).rlimit_memlock = 2 * PAGE
+        return refused, move() == there, task.mremap(there, 2 * PAGE, 2 * PAGE) == there
+    assert machine.spawn(program, uid=1000).result(timeout=10) == ("EAGAIN", True, True)
+    machine.audit().raise_if_broken()
 
 
 def test_mlockall_locks_what_there_is_and_map_locked_what_comes(machine):
