@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the Python side raises besides OSError."""
 
+# Of the RuntimeError for who uses a Task where there is none.
+NO_TASK = "this process is not a task of the machine, or not any more"
+
 
 class SegmentationFault(Exception):
     """A task touched memory that it may not: where a CPU would raise SIGSEGV.

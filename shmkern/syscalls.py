@@ -16,7 +16,7 @@ from cython.cimports.cpython.number import PyNumber_Index
 from cython.cimports.libc.errno import EBADF, EINVAL, ENOMEM, ESRCH
 from cython.cimports.libc.string import memcpy, memset
 
-from shmkern.errors import BusError, SegmentationFault
+from shmkern.errors import NO_TASK, BusError, SegmentationFault
 
 
 def user_fault(address, write, rc):
@@ -34,7 +34,7 @@ def check_current():
     """RuntimeError when this process is no task: has ended as one, or was forked by the program itself.  Its Task
     objects say so too (NoTask), but some thread may have got hold of a method before."""
     if current() == NULL:
-        raise RuntimeError("this process is not a task of the machine, or not any more")
+        raise RuntimeError(NO_TASK)
 
 
 def syscall_enter():

@@ -20,7 +20,7 @@ from multiprocess.pool import ExceptionWithTraceback
 from multiprocess.reduction import ForkingPickler
 
 from shmkern import boot, bulk, direct_map, host_files, interrupts, layout, lifeline, swapoff, vmscan
-from shmkern.errors import HostError, TaskDied
+from shmkern.errors import NO_TASK, HostError, TaskDied
 from shmkern.numa import NumaSyscalls
 
 C = layout.constants
@@ -163,8 +163,7 @@ class NoTask(Task):
     def __getattribute__(self, name):
         if name in ("cpu", "pid", "os_pid") or name.startswith("__"):
             return super().__getattribute__(name)
-        # As check_current of the system calls.
-        raise RuntimeError("this process is not a task of the machine, or not any more")
+        raise RuntimeError(NO_TASK)
 
 
 # The Task objects that this process has, or its makers had.
