@@ -3,9 +3,11 @@
 
 Who adds a member to a struct shall wait for the modules that take one of those behind it, or that need the struct's
 size, and not for all that have a pointer to it.  This is read from what Cython is about to make C of, where nothing
-depends any more on how it was written.  Macros of headers are not looked into: none may ask for the size of a struct.  Nor does
-it count how a struct is aligned as a whole, of which gcc may make other instructions: no member is aligned to more than
-eight bytes, and below sixteen they are the same.
+depends any more on how it was written.
+
+Macros of headers are not looked into: none may ask for the size of a struct.  Nor does it count how a struct is aligned
+as a whole, of which gcc may make other instructions: no member is aligned to more than eight bytes, and below sixteen
+they are the same.
 """
 from Cython.Compiler import ExprNodes, ModuleNode, Nodes, UtilNodes
 from Cython.Compiler.Visitor import TreeVisitor
