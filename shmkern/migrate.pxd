@@ -15,7 +15,7 @@ cdef enum:
     NR_OFFLINE_AT_ONCE_PAGES = 256     # mm/memory_hotplug.c
     CACHE_LINE = 64                    # bytes; where a line is longer, some hints are for nothing
     PAGE_LINES = 64
-    LINES_A_STAGE = 7                  # see prefetch_upcoming; a move has seven stages
+    LINES_AT_ONCE = 8                  # see prefetch_upcoming; a move has nine calls, or eight
 
 # What migrate_page_copy does to the flags (seed lines 346-379): the new page takes these
 # over, and the old page loses those.
@@ -28,11 +28,20 @@ cdef inline u64 page_flags_stripped() noexcept nogil:
     return <u64>1 << PG_active | <u64>1 << PG_unevictable | <u64>1 << PG_dirty | \
         <u64>1 << PG_mlocked | <u64>1 << PG_swapcache | <u64>1 << PG_private
 
+# Asks for a few more cache lines of the page that is copied next, and of where to.
+#
+# A copy waits for memory, and what is done between two copies does not: it is lock after lock.  So memory works for
+# the next copy meanwhile.  (No hardware prefetcher goes beyond a page.)  Only a few lines at a time, for a CPU has only
+# so many on their way, and what comes next has its own.  But all of them in the end: for the first that is left the
+# copy would wait as long as for all.
+cdef inline void prefetch_upcoming() noexcept nogil:
+    if current().upcoming_line < PAGE_LINES:
+        prefetch_lines()
+
 # A stage of a move begins.  `rc` is the outcome so far.
 cdef inline void migrate_stage(int stage, Page* page, Page* newpage, int rc) noexcept nogil:
     trace_migrate_stage(stage, page, newpage, rc)
-    if current().upcoming_line < PAGE_LINES:
-        prefetch_upcoming()
+    prefetch_upcoming()
 
 cdef void migrate_prep() noexcept nogil
 cdef void migrate_begin() noexcept nogil
@@ -47,7 +56,7 @@ cdef void migration_entry_wait(MmStruct* mm, u64* pmd, u64 address) noexcept nog
 cdef int migrate_page_move_mapping(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 cdef void expect_copy(Page* target) noexcept nogil
 @cython.locals(first=u64, last=u64, line=u64)
-cdef void prefetch_upcoming() noexcept nogil
+cdef void prefetch_lines() noexcept nogil
 cdef void migrate_page_copy(Page* newpage, Page* page) noexcept nogil
 cdef int fail_migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil
 cdef int migrate_page(AddressSpace* mapping, Page* newpage, Page* page) noexcept nogil

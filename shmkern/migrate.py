@@ -228,28 +228,21 @@ def migrate_page_move_mapping(mapping, newpage, page):
 
 
 def expect_copy(target):
-    """From here on migrate_stage asks for the lines of the page that this migrator moves next, and
-    of `target`, where it will probably go to."""
+    """From here on prefetch_upcoming asks for the lines of the page that this migrator moves next, and of `target`,
+    where it will probably go to."""
     me = current()
     me.upcoming_target = target
     me.upcoming_line = 0
     prefetchw(target)
 
 
-def prefetch_upcoming():
-    """Asks for a few more cache lines of the page that is copied next, and of where to.
-
-    A copy waits for memory, and what is done between two copies does not: it is lock after lock.  So
-    memory works for the next copy meanwhile.  (No hardware prefetcher goes beyond a page.)  Only a few
-    lines at a time, for a CPU has only so many on their way, and what comes next has its own.  The last
-    quarter of the page is left to the copy: once that has begun, the hardware asks ahead for more lines
-    than we could.
-    """
+def prefetch_lines():
+    """The slow half of prefetch_upcoming."""
     me = current()
     source = cast(pointer(char), page_address(me.upcoming))
     target = cast(pointer(char), page_address(me.upcoming_target))
     first = me.upcoming_line
-    last = min(first + LINES_A_STAGE, cast(u64, PAGE_LINES))
+    last = min(first + LINES_AT_ONCE, cast(u64, PAGE_LINES))
     for line in range(first, last):
         prefetch(source + line * CACHE_LINE)
         prefetchw(target + line * CACHE_LINE)
@@ -282,6 +275,7 @@ def migrate_page_copy(newpage, page):
         dec_zone_page_state(page, NR_MLOCK)
         inc_zone_page_state(newpage, NR_MLOCK)
     fetch_and64(addressof(page.flags), ~page_flags_stripped())
+    prefetch_upcoming()
     page.private = 0
     if not PageAnon(page):
         # An anonymous page stays one until it is freed: who zaps or copies one of its migration
@@ -521,6 +515,7 @@ def unmap_and_move(get_new_page, private, page, force):
             list_del(addressof(page.lru))
             putback_lru_page(page)
     nid = page_to_nid(newpage)
+    prefetch_upcoming()
     # To the LRU when it has become the page; freed otherwise.
     putback_lru_page(newpage)
     migrate_stage(MIGRATE_STAGE_DONE, page, newpage, rc)
