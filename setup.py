@@ -46,6 +46,7 @@ GCC_FLAGS = [
     "-Wno-unused-function",     # the inline functions of a .pxd, where it is cimported
     "-Wno-unused-variable",
     "-Wno-unused-but-set-variable",
+    "-DCYTHON_COMPRESS_STRINGS=0",
     "-DPY_SSIZE_T_CLEAN",       # as Cython does before it includes Python.h, which is compiled before that
 ]
 # What runs once for each page or access of a program.  The rest runs once for each system call or machine: it
@@ -145,18 +146,20 @@ class BuildKernel(build_ext):
 
     def build_extensions(self):
         # distutils has a pool too, but that one works to its end on Ctrl-C.
-        # All at once, before any is compiled: a file edited from here on is out of date the next time.
-        read = [*map(Path, BUILDERS), *(path for name in ("*.py", "*.pxd", "*.h", "explore/*.c")
-                                        for path in Path("shmkern").glob(name))]
-        self.changed = {str(path): os.stat(path).st_ctime_ns for path in read}
-        self.texts = {str(path): path.read_text() for path in read}
-        stale = [ext for ext in self.extensions if self.missing(ext)]
-        stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
-        # Of another Python, or half of one: gcc would take it.
-        shutil.rmtree(Path(self.build_temp, "Python.h.gch"), ignore_errors=True)
         cpus = len(os.sched_getaffinity(0))
         with ProcessPoolExecutor(cpus, get_context("spawn"), build_helper.begin) as self.translators, \
                 ThreadPoolExecutor(cpus) as pool, ThreadPoolExecutor(cpus) as self.compilers:
+            for _ in range(cpus):
+                self.translators.submit(build_helper.load)      # while we look what there is to do
+            # All at once, before any is compiled: a file edited from here on is out of date the next time.
+            read = [*map(Path, BUILDERS), *(path for name in ("*.py", "*.pxd", "*.h", "explore/*.c")
+                                            for path in Path("shmkern").glob(name))]
+            self.changed = {str(path): os.stat(path).st_ctime_ns for path in read}
+            self.texts = {str(path): path.read_text() for path in read}
+            stale = [ext for ext in self.extensions if self.missing(ext)]
+            stale.sort(key=lambda ext: -os.path.getsize(ext.sources[0]))
+            # Of another Python, or half of one: gcc would take it.
+            shutil.rmtree(Path(self.build_temp, "Python.h.gch"), ignore_errors=True)
             kernel = [ext for ext in stale if ext.name != RUNTIME]
             self.precompiled = [self.compilers.submit(self.precompile, made) for ext in kernel[:1] for made in flavours(ext)]
             try:

@@ -5,7 +5,6 @@ Reading the .pxd files that a module includes takes Cython longer than the modul
 same to all modules, so each is read once; then a fork makes the C, and leaves no trace here.
 """
 import ctypes
-import gc
 import json
 import os
 import signal
@@ -105,7 +104,6 @@ def translate(module, arguments):
     if pid == 0:
         exit_code = 1
         try:
-            gc.disable()        # it would copy all that the helper has read
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != helper:
                 os._exit(1)
