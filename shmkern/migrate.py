@@ -275,12 +275,12 @@ def migrate_page_copy(newpage, page):
         dec_zone_page_state(page, NR_MLOCK)
         inc_zone_page_state(newpage, NR_MLOCK)
     fetch_and64(addressof(page.flags), ~page_flags_stripped())
-    prefetch_upcoming()
     page.private = 0
     if not PageAnon(page):
         # An anonymous page stays one until it is freed: who zaps or copies one of its migration
         # entries, while they stand, has to know what it counts (later kernels do so too).
         WRITE_ONCE64(addressof(page.mapping), 0)
+    prefetch_upcoming()
     if PageWriteback(newpage):
         end_page_writeback(newpage)
 
