@@ -488,9 +488,9 @@ cdef enum:
 
 cdef enum:
     PF_MEMALLOC = 0x00000800   # frees memory, and may use what is kept for that
-    PF_MIGRATE = 0x00010000    # moves pages, between migrate_begin and migrate_end
     PF_KSWAPD = 0x00040000
     PF_SWAPWRITE = 0x00800000
+    PF_MIGRATE = 0x08000000    # ours: moves pages, between migrate_begin and migrate_end
 
 # include/linux/capability.h
 cdef enum:
