@@ -202,12 +202,14 @@ class BuildKernel(build_ext):
         this beside their C, and takes Python.h itself if that was meant for other options."""
         made = Path(self.build_temp, "Python.h.gch", ext.name)
         made.parent.mkdir(parents=True, exist_ok=True)
-        self.spawn([*self.compiler.compiler_so, *ext.extra_compile_args, "-x", "c-header",
-                    os.path.join(sysconfig.get_path("include"), "Python.h"), "-o", str(made)])
+        headers = sysconfig.get_path("include")
+        self.spawn([*self.compiler.compiler_so, *ext.extra_compile_args, "-I" + headers, "-x", "c-header",
+                    os.path.join(headers, "Python.h"), "-o", str(made)])
 
     def compile(self, ext):
         """Make one shared object of C, and put it where it belongs when it is whole."""
-        wait(self.precompiled)
+        for job in self.precompiled:
+            job.result()
         linked = Path(self.get_ext_fullpath(ext.name))
         linked.unlink(missing_ok=True)
         made = copy(ext)
