@@ -1478,11 +1478,13 @@ def test_threads_of_the_supervisor_may_use_the_machine_at_the_same_time(boot):
     rounds, words, wrong = 30, [], []
 
     def work():
+        read_end, write_end = os.pipe()
         try:
             for _ in range(rounds):
                 words.append(machine.init.fetch_add64(va, 1))
                 assert machine.spawn(lambda task: task.mmap(PAGE) != 0).result(20)
-                child = machine.spawn(lambda task: signal.pause())
+                child = machine.spawn(hold_memory, 1, write_end)
+                os.read(read_end, 1)        # It is out of the kernel, and stays there.
                 child.kill()
                 with pytest.raises(shmkern.TaskDied):
                     child.result(20)
@@ -1490,6 +1492,8 @@ def test_threads_of_the_supervisor_may_use_the_machine_at_the_same_time(boot):
                     wrong.append(machine.audit().findings)
         except BaseException as error:
             wrong.append(error)
+        finally:
+            os.close(read_end), os.close(write_end)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
     for thread in threads:
