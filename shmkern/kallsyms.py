@@ -53,7 +53,7 @@ def _callable(capsule):
     function = ctypes.PYFUNCTYPE(_ctype(returns), *args)(_get_pointer(capsule, signature))
 
     def call(*values):
-        return function(*(int(getattr(value, "address", value)) for value in values))
+        return function(*[int(getattr(value, "address", value)) for value in values])
     return call
 
 

@@ -36,7 +36,7 @@ class Mismatch(NamedTuple):
     found: bytes
 
     def __str__(self):
-        first = next(at for at, pair in enumerate(zip(self.expected, self.found)) if pair[0] != pair[1])
+        first = [expected == found for expected, found in zip(self.expected, self.found)].index(False)
         shown = slice(first, first + 16)
         return (f"{len(self.expected)} bytes at {self.address:#x}: from byte {first} on expected "
                 f"{self.expected[shown].hex()}, found {self.found[shown].hex()}")
