@@ -402,7 +402,8 @@ def handle_mm_fault(mm, vma, address, write):
 def mlock_faulted_page(vma, address):
     """Locks what a fault in a locked area has brought, unless it came locked, as new pages do.  Holds
     mmap_sem for reading; takes the page lock."""
-    page = follow_page(vma, address, 0)
+    # The access may find what is in the air once it is back, and come here no more.
+    page = follow_landed_page(vma, address)
     if page == NULL:
         return
     if not PageMlocked(page) and not PageReserved(page):

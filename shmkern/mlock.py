@@ -69,6 +69,27 @@ def page_is_mapped_at(page, mm, address):
     return True
 
 
+def follow_landed_page(vma, address):
+    """follow_page in a locked area; waits while a migrator has the page in the air, which maps it again without a
+    fault that would lock it.  (FOLL_MIGRATION of later kernels, since 5117b3b835f2.)  Holds mmap_sem; sleeps."""
+    pmd = walk_to_pmd(vma.vm_mm, address)
+    if pmd == NULL:
+        return NULL
+    ptl = pte_lockptr(pmd)
+    while True:
+        page = follow_page(vma, address, 0)
+        if page != NULL:
+            return page
+        # With the lock: without it a PTE that a migrator is just taking away looks like none.
+        spin_lock(ptl)
+        pte = READ_PTE(pte_offset(pmd, address))
+        spin_unlock(ptl)
+        if is_swap_pte(pte) and is_migration_entry(pte_to_swp_entry(pte)):
+            migration_entry_wait(vma.vm_mm, pmd, address)
+        elif not pte_present(pte):
+            return NULL
+
+
 def munlock_one(vma, page, address):
     """munlock_vma_page for a page that was just seen mapped at `address`, with a reference of the
     caller's, which it drops.  Takes the page lock."""

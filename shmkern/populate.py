@@ -20,7 +20,7 @@ def mlock_page_at(vma, address, fault):
             # What will be written is copied now.
             page = get_user_page(vma, address, (vma.vm_flags & (VM_WRITE | VM_SHARED)) == VM_WRITE, addressof(rc))
         else:
-            page = follow_page(vma, address, 0)
+            page = follow_landed_page(vma, address)
         if page == NULL:
             return rc
         if PageReserved(page):

@@ -216,6 +216,23 @@ def test_unlocking_a_page_in_the_air_waits_until_it_is_back(machine):
     assert machine.vmstat()["nr_mlock"] == machine.vmstat()["nr_unevictable"] == 0
 
 
+def test_locking_without_access_waits_for_a_page_in_the_air(machine):
+    """It locks what is there, and that is on its way back."""
+    puppet, mover = Puppet(machine), Puppet(machine)
+    va = area(puppet, 1)
+    page = page_at(puppet, va).address
+    puppet(lambda task: task.mprotect(va, PAGE, PROT_NONE))
+    mover(lambda task: (ksym.migrate_prep(), ksym.isolate_lru_page(page)))
+    mover(lambda task: (ksym.lock_page(page), ksym.rcu_read_lock(), ksym.try_to_unmap(page, 1)))
+    puppet.begin(lambda task: errno_of(lambda: task.mlock(va, PAGE)))
+    assert until_waits(puppet, "WAIT_PAGE_LOCK") == page
+    mover(lambda task: (ksym.remove_migration_ptes(page, page), ksym.rcu_read_unlock(), ksym.unlock_page(page),
+                        ksym.putback_lru_page(page)))
+    assert puppet.reply() == "ENOMEM"
+    assert locked(puppet, va, 1) == [True]
+    machine.audit().raise_if_broken()
+
+
 def test_a_page_that_is_unlocked_while_isolated_comes_back_to_an_evictable_list(machine):
     """putback_lru_page looks again: munlock found the page on no list."""
     puppet, other = Puppet(machine), Puppet(machine)

@@ -245,6 +245,25 @@ def mlock(room):
     room.check(lambda: user.load64(va) == OLD)
 
 
+def mlock_refused(task, va):
+    """Locks an area without access: what is there already is locked, and no more can be had."""
+    try:
+        task.mlock(va, PAGE)
+    except OSError as error:
+        assert error.errno == errno.ENOMEM
+    else:
+        raise AssertionError("an area without access was filled")
+
+
+@scenario
+def mlock_no_access(room):
+    """As mlock, in an area that has no access: its pages are locked as they are, be it in the air."""
+    user, va, migrator = one_page(room)
+    user.mprotect(va, PAGE, C["PROT_NONE"])
+    room.program(user, lambda task: mlock_refused(task, va))
+    room.program(migrator, migrate_frame(user, va))
+
+
 @scenario
 def mlock_fault(room):
     """A fault in a locked area sees to the page that it has found there, while a thread's store puts a copy in
@@ -255,6 +274,13 @@ def mlock_fault(room):
     user.mprotect(va, PAGE, PROT_READ)
     user.mlock(va, PAGE)
     user.mprotect(va, PAGE, PROT_READ | C["PROT_WRITE"])
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(room.task(shares=user), end_of_fault(room, user, va))
+    room.check(lambda: is_stored(user, va) and child.load64(va) == OLD)
+
+
+def end_of_fault(room, user, va):
+    """A program that does what a fault in a locked area of a task does once it has mapped a page."""
     mm = worker.slot(user.cpu).mm
     mmap_sem = mm + room.offset("MmStruct", "mmap_sem")
 
@@ -262,9 +288,24 @@ def mlock_fault(room):
         task.kernel("down_read", mmap_sem)
         task.kernel("mlock_faulted_page", task.kernel("find_vma", mm, va), va)
         task.kernel("up_read", mmap_sem)
-    room.program(user, lambda task: task.store64(va, NEW))
-    room.program(room.task(shares=user), fault)
-    room.check(lambda: is_stored(user, va) and child.load64(va) == OLD)
+    return fault
+
+
+@scenario
+def mlock_fault_migrate(room):
+    """A fault in a locked area has mapped a page, and that is moved before the fault comes to lock it.  Nobody
+    need fault on it again."""
+    user, va, migrator = one_page(room)
+    user.mlock(va, PAGE)
+    page = room.page_of(user, va)
+    user.kernel("lock_page", page)
+    user.kernel("clear_page_mlock", page)
+    user.kernel("unlock_page", page)
+    migrator.migrate_prep()
+    room.begins_whole = False
+    room.program(user, end_of_fault(room, user, va))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: user.load64(va) == OLD)
 
 
 @scenario
