@@ -26,7 +26,7 @@ cdef void change_pte_range(MmStruct* mm, u64* pmd, u64 address, u64 end, u64 new
 cdef void change_protection(VmAreaStruct* vma, u64 start, u64 end) noexcept nogil
 cdef void move_ptes(VmAreaStruct* vma, u64* old_pmd, u64 old_addr, u64 old_end, u64* new_pmd, u64 new_addr) noexcept nogil
 @cython.locals(new_pmd=pointer_to_u64, at=u64, to=u64, stop=u64)
-cdef u64 move_page_tables(VmAreaStruct* vma, u64 old_addr, VmAreaStruct* new_vma, u64 new_addr, u64 length) noexcept nogil
+cdef u64 move_page_tables(VmAreaStruct* vma, u64 old_addr, VmAreaStruct* new_vma, u64 new_addr, u64 length, bint back) noexcept nogil
 cdef u64* next_pmd(MmStruct* mm, u64* address, u64 end) noexcept nogil
 
 ctypedef u64* pointer_to_u64

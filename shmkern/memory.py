@@ -360,8 +360,9 @@ def move_ptes(vma, old_pmd, old_addr, old_end, new_pmd, new_addr):
     unlock_rmap(vma_mapping(vma), vma.anon_vma)
 
 
-def move_page_tables(vma, old_addr, new_vma, new_addr, length):
-    """Moves the entries of `length` bytes at `old_addr` in `vma` to `new_addr` in `new_vma`.
+def move_page_tables(vma, old_addr, new_vma, new_addr, length, back):
+    """Moves the entries of `length` bytes at `old_addr` in `vma` to `new_addr` in `new_vma`.  With
+    `back`, to where they came from, which takes no memory.
 
     Returns how many bytes were moved: less than `length` when there was no memory for a
     table."""
@@ -374,10 +375,15 @@ def move_page_tables(vma, old_addr, new_vma, new_addr, length):
             return length
         new_pmd = NULL
         to = new_addr + (at - old_addr)
-        if pte_alloc(mm, to, addressof(new_pmd)) == NULL:
+        if back:
+            # One table's entries may have come from two, and one of those be none: nothing came from there.
+            # (Linux would make it, and lose what is behind it when it cannot.)
+            new_pmd = walk_to_pmd(mm, to)
+        elif pte_alloc(mm, to, addressof(new_pmd)) == NULL:
             return at - old_addr
         stop = addr_end(at, old_end, PMD_MASK)
         # As far as both tables reach.
         stop = at + min(stop - at, addr_end(to, to + (stop - at), PMD_MASK) - to)
-        move_ptes(vma, old_pmd, at, stop, new_pmd, to)
+        if new_pmd != NULL:
+            move_ptes(vma, old_pmd, at, stop, new_pmd, to)
         at = stop

@@ -465,10 +465,10 @@ def move_vma(mm, old_addr, old_len, new_addr, new_len):
     vma_link_file(new_vma)
     anon_vma_link(new_vma)
     insert_vm_struct(mm, new_vma)
-    moved = move_page_tables(vma, old_addr, new_vma, new_addr, old_len)
+    moved = move_page_tables(vma, old_addr, new_vma, new_addr, old_len, False)
     if moved < old_len:
         # Back to where the tables still are; that takes no memory.
-        move_page_tables(new_vma, new_addr, vma, old_addr, moved)
+        move_page_tables(new_vma, new_addr, vma, old_addr, moved, True)
         remove_areas(mm, new_addr, new_addr + new_len)
         merge_boundary(mm, old_addr)
         merge_boundary(mm, old_addr + old_len)

@@ -136,6 +136,41 @@ def test_mremap_to_another_place(machine, puppet):
     assert puppet(lambda task: [task.load(to + i * PAGE, 1)[0] for i in range(6)]) == [1, 2, 3, 4, 5, 6]
 
 
+def test_mremap_without_memory_brings_back_what_it_has_moved(boot):
+    """Not one allocation fails, but all from some point on.  What one table at the new place holds came from two,
+    of which the one behind has never been there: nothing may want it on the way back."""
+    machine = boot(1, 512)
+    puppet = Puppet(machine)
+    at, length = A + TABLE - 2 * PAGE, 2 * TABLE + 2 * PAGE
+    places = [at, at + PAGE] + [A + 2 * TABLE + i * PAGE for i in (0, 1, 300, 511)]
+    to = (1 << 46) + TABLE - 100 * PAGE
+    puppet(lambda task: (task.mmap(length, RW, FIXED, at), [task.store64(place, place) for place in places]))
+
+    def fill(task):
+        rest = task.mmap(512 * PAGE)
+        for number in range(512):
+            try:
+                task.store64(rest + number * PAGE, number)
+            except OSError as error:
+                assert error.errno == errno.ENOMEM
+                return rest
+        raise AssertionError("there is more memory than that")
+    rest = puppet(fill)
+    moved, tries = False, 0
+    while not moved:
+        try:
+            moved = puppet(lambda task: task.mremap(at, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to)) == to
+        except OSError as error:
+            assert error.errno == errno.ENOMEM
+        offset = to - at if moved else 0
+        assert puppet(lambda task: [task.load64(place + offset) for place in places]) == places, f"with {tries} frames"
+        machine.audit().raise_if_broken()
+        # One frame more.
+        puppet(lambda task: task.munmap(rest + tries * PAGE, PAGE))
+        tries += 1
+    assert tries > 3
+
+
 def test_mremap_that_has_to_move_to_grow(machine, puppet):
     puppet(lambda task: (task.mmap(PAGE, RW, FIXED, A + 8 * PAGE), task.mprotect(A + 8 * PAGE, PAGE, PROT_NONE)))
     assert check_each_failure(machine, puppet, lambda task: task.mremap(A, 8 * PAGE, 16 * PAGE, MREMAP_MAYMOVE),
