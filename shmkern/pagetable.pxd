@@ -100,9 +100,11 @@ cdef inline pte_t pfn_pte(u64 pfn, u64 prot) noexcept nogil:
 cdef inline pte_t mk_pte(Page* page, u64 prot) noexcept nogil:
     return pfn_pte(page_to_pfn(page), prot)
 
-# Another protection; the frame, accessed, dirty and special stay.
+# Another protection; the frame, accessed, dirty and special stay.  Also where the protection has one of them,
+# as an area's has accessed, for new entries.
 cdef inline pte_t pte_modify(pte_t pte, u64 prot) noexcept nogil:
-    return (pte & (PTE_PFN_MASK | _PAGE_ACCESSED | _PAGE_DIRTY | _PAGE_SPECIAL)) | prot
+    cdef u64 kept = PTE_PFN_MASK | _PAGE_ACCESSED | _PAGE_DIRTY | _PAGE_SPECIAL
+    return (pte & kept) | (prot & ~kept)
 
 # ---- swap and migration entries ----
 

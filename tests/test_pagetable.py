@@ -56,6 +56,10 @@ def test_new_protection_keeps_frame_accessed_dirty_and_special():
     pte = ksym.pfn_pte(77, PRESENT | RW | USER | ACCESSED | DIRTY | SPECIAL)
     assert ksym.pte_modify(pte, PROTNONE) == ksym.pfn_pte(77, PROTNONE | ACCESSED | DIRTY | SPECIAL)
     assert ksym.pte_modify(ksym.pfn_pte(77, PRESENT | RW | NX), PRESENT) == ksym.pfn_pte(77, PRESENT)
+    # An area's protection has accessed in it, and a page that was not accessed stays so.
+    prot = ksym.vm_get_page_prot(C["VM_READ"])
+    assert prot & ACCESSED
+    assert ksym.pte_modify(ksym.pfn_pte(77, PRESENT | RW), prot) == ksym.pfn_pte(77, prot & ~ACCESSED)
 
 
 def test_entry_without_access_is_present_to_the_kernel():
