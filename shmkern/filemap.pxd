@@ -45,7 +45,7 @@ cdef bint __set_page_dirty_no_writeback(Page* page) noexcept nogil
 cdef int read_into_page(Inode* inode, Page* page, u64 first, u64 end) noexcept nogil
 cdef int filemap_readpage(AddressSpace* mapping, Page* page) noexcept nogil
 cdef int page_cache_read(AddressSpace* mapping, u64 offset) noexcept nogil
-cdef int lock_uptodate_page(AddressSpace* mapping, u64 offset, Page** out) noexcept nogil
+cdef int lock_uptodate_page(AddressSpace* mapping, u64 offset, Page** out, bint fault) noexcept nogil
 cdef int filemap_fault(AddressSpace* mapping, u64 offset, Page** out) noexcept nogil
 
 ctypedef Page* pointer_to_page

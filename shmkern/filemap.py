@@ -242,14 +242,15 @@ def page_cache_read(mapping, offset):
     return rc
 
 
-def lock_uptodate_page(mapping, offset, out):
-    """The page at an index, read if it has to be, locked and with a reference, in *out.  Returns
-    0, -ENOMEM or -EIO."""
+def lock_uptodate_page(mapping, offset, out, fault):
+    """The page at an index, read if it has to be, locked and with a reference, in *out.  `fault`: for one, which
+    is a major one then.  Returns 0, -ENOMEM or -EIO."""
     while True:
         page = find_lock_page(mapping, offset)
         if page == NULL:
             rc = page_cache_read(mapping, offset)
-            count_vm_event(PGMAJFAULT)
+            if fault:
+                count_vm_event(PGMAJFAULT)
         elif PageUptodate(page):
             out[0] = page
             return 0
@@ -266,7 +267,7 @@ def filemap_fault(mapping, offset, out):
     -ENOMEM, or -VM_FAULT_SIGBUS: behind the end of the file, or it cannot be read."""
     if offset >= i_size_pages(mapping.host):
         return -VM_FAULT_SIGBUS
-    rc = lock_uptodate_page(mapping, offset, out)
+    rc = lock_uptodate_page(mapping, offset, out, True)
     if rc == 0 and offset >= i_size_pages(mapping.host):
         # Truncation waits for our page lock; it has set the size first.
         unlock_page(out[0])

@@ -30,7 +30,7 @@ def find_uptodate_page(mapping, index, out):
         if PageUptodate(out[0]):
             return 0
         put_page(out[0])
-    rc = lock_uptodate_page(mapping, index, out)
+    rc = lock_uptodate_page(mapping, index, out, False)
     if rc == 0:
         unlock_page(out[0])
     return rc
@@ -97,7 +97,7 @@ def write_into_page(mapping, buf, count, pos):
     page of the program's is not there (any more); or -ENOMEM, -EIO, or what the host says to the new
     end.  Holds i_mutex; sleeps."""
     page = NULL
-    rc = lock_uptodate_page(mapping, pos >> PAGE_SHIFT, addressof(page))
+    rc = lock_uptodate_page(mapping, pos >> PAGE_SHIFT, addressof(page), False)
     if rc != 0:
         return rc
     copied = 0

@@ -8,7 +8,7 @@ import resource
 
 import pytest
 
-from helpers import C, PAGE, Mapper, Puppet, errno_of, flags, migration_entry, node_at, page_at, pte_of, set_pte, until_waits
+from helpers import C, PAGE, Mapper, Puppet, counter, errno_of, flags, migration_entry, node_at, page_at, pte_of, set_pte, until_waits
 from shmkern import MAP_SHARED, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE_ALL, PROT_READ, PROT_WRITE
 from shmkern.kallsyms import ksym
 
@@ -50,6 +50,15 @@ def test_what_is_written_is_in_every_mapping_and_what_is_stored_is_read(machine,
         expected[PAGE - 3:PAGE + 4], expected[3 * PAGE:3 * PAGE + 7] = b"across1", b"stored1"
         assert path.read_bytes() == expected
         assert machine.vmstat()["nr_file_dirty"] == 0
+
+
+def test_what_reads_and_writes_bring_into_the_cache_is_no_major_fault(machine, path):
+    one = Mapper(machine, str(path))
+    fd, va, count = one.fd, one.va, counter(machine)
+    one(lambda task: (task.pread(fd, 2 * PAGE, 0), task.pwrite(fd, b"x", 2 * PAGE)))
+    assert count("pgpgin") == 3 and count("pgmajfault") == count("pgfault") == 0
+    one(lambda task: [task.load(va + i * PAGE, 1) for i in range(5)])
+    assert count("pgpgin") == count("pgfault") == 5 and count("pgmajfault") == 2
 
 
 def test_a_write_behind_the_end_makes_the_file_longer_with_zeros_in_between(machine, tmp_path):
