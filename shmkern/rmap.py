@@ -189,8 +189,8 @@ def page_add_new_anon_rmap(page, vma, address):
     page._mapcount = 0
     __page_set_anon_rmap(page, vma, address)
     if vma.vm_flags & VM_LOCKED:
-        # Nobody else has it, so this needs no page lock.
-        page.flags |= cast(u64, 1) << PG_mlocked
+        # Nobody else has it, so this needs no page lock.  Marked: whoever frees its buddy looks for PG_buddy.
+        WRITE_ONCE64(addressof(page.flags), page.flags | cast(u64, 1) << PG_mlocked)
         inc_zone_page_state(page, NR_MLOCK)
         add_page_to_unevictable_list(page)
         return

@@ -309,6 +309,20 @@ def mlock_fault_migrate(room):
 
 
 @scenario
+def mlock_copy(room):
+    """A store to a page in a locked area gets a copy, which is locked from the start, while the child that has
+    the page too exits, and frees frames beside that of the copy."""
+    user, va, _migrator = one_page(room)
+    child = room.forked(user)
+    user.mprotect(va, PAGE, PROT_READ)
+    user.mlock(va, PAGE)
+    user.mprotect(va, PAGE, PROT_READ | C["PROT_WRITE"])
+    room.program(user, lambda task: task.store64(va, NEW))
+    room.program(child, lambda task: task.exit())
+    room.check(lambda: is_stored(user, va))
+
+
+@scenario
 def munlock(room):
     """A locked page is unlocked while it is being moved: it is evictable then, wherever it is."""
     user, va, migrator = one_page(room)
