@@ -552,7 +552,8 @@ def migrate_list(pagelist, get_new_page, private):
                 count_vm_event(PGMIGRATE_RETRY)
             elif rc != 0:
                 nr_failed += 1
-    me.vm_events[PGMIGRATE_FAIL] += nr_failed + retry
+                count_vm_event(PGMIGRATE_FAIL)
+    me.vm_events[PGMIGRATE_FAIL] += retry
     return nr_failed + retry
 
 

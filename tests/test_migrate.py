@@ -11,7 +11,7 @@ import multiprocess
 import pytest
 
 import shmkern
-from helpers import (C, PAGE, Puppet, counter, flags, frame_bytes, free_frames, is_present, migration_entry,
+from helpers import (C, PAGE, Mapper, Puppet, counter, flags, frame_bytes, free_frames, is_present, migration_entry,
                      mm_of, node_at, page, page_at, pfn_at, pte_of, until, until_asleep, until_waits, woken)
 from shmkern import (MPOL_MF_MOVE_ALL, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE, layout,
                      worker)
@@ -784,6 +784,19 @@ def test_a_list_is_moved_and_each_result_is_left_where_it_was_asked_for(machine,
     assert (count("pgmigrate_success"), count("pgmigrate_fail"), count("pgmigrate_retry")) == (3, 1, 10)
     assert [node_at(owner, va + i * PAGE) for i in range(4)] == [1, 1, 0, 1]
     other(lambda task: ksym.put_page(busy))
+    machine.audit().raise_if_broken()
+
+
+def test_what_cannot_move_is_counted_also_when_the_next_page_finds_no_memory(machine, owner, tmp_path):
+    (tmp_path / "file").write_bytes(bytes(Mapper.PAGES * PAGE))
+    fixed, va = Mapper(machine, str(tmp_path / "file"), fs="fixed"), owner.va
+    fixed.load(0, 1)
+    first, last = page_at(fixed, fixed.va).address, page_at(owner, va).address
+    count = counter(machine)
+    rc, results = Puppet(machine)(lambda task: migrate(
+        task, [first, last], lambda page: ksym.alloc_pages_node(1, GFP, 0) if page == first else 0))
+    assert rc == ENOMEM and results[first] == EIO
+    assert (count("pgmigrate_success"), count("pgmigrate_fail")) == (0, 1)
     machine.audit().raise_if_broken()
 
 
