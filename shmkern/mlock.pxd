@@ -13,7 +13,8 @@ cdef void munlock_vma_page(Page* page) noexcept nogil
 cdef bint page_is_mapped_at(Page* page, MmStruct* mm, u64 address) noexcept nogil
 @cython.locals(pte=pte_t)
 cdef Page* follow_landed_page(VmAreaStruct* vma, u64 address) noexcept nogil
-cdef void munlock_one(VmAreaStruct* vma, Page* page, u64 address) noexcept nogil
+@cython.locals(mapped=bint)
+cdef bint munlock_one(VmAreaStruct* vma, Page* page, u64 address) noexcept nogil
 cdef void munlock_swapped(swp_entry_t entry) noexcept nogil
 @cython.locals(pte=pte_t)
 cdef void munlock_pte_range(VmAreaStruct* vma, u64* pmd, u64 address, u64 end) noexcept nogil

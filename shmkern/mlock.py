@@ -92,13 +92,15 @@ def follow_landed_page(vma, address):
 
 def munlock_one(vma, page, address):
     """munlock_vma_page for a page that was just seen mapped at `address`, with a reference of the
-    caller's, which it drops.  Takes the page lock."""
+    caller's, which it drops.  Says whether it was mapped there still: while we waited for its lock migration may
+    have made a swap entry of its PTE.  Takes the page lock."""
     lock_page(page)
-    # While we waited, a write may have replaced it; that write has looked after it.
-    if page_is_mapped_at(page, vma.vm_mm, address):
+    mapped = page_is_mapped_at(page, vma.vm_mm, address)
+    if mapped:
         munlock_vma_page(page)
     unlock_page(page)
     put_page(page)
+    return mapped
 
 
 def munlock_swapped(entry):
@@ -133,9 +135,8 @@ def munlock_pte_range(vma, pmd, address, end):
             munlock_swapped(pte_to_swp_entry(pte))
         if pte_present(pte) and not pte_special(pte):
             page = follow_page(vma, address, 0)
-            if page == NULL:
+            if page == NULL or not munlock_one(vma, page, address):
                 continue
-            munlock_one(vma, page, address)
         address += PAGE_SIZE
 
 

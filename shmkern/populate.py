@@ -71,7 +71,8 @@ def populate_mapped(start, length):
     """mm_populate for what mmap or mremap has just given the current task.  That pages cannot be had is no
     error there.  Takes mmap_sem for reading."""
     mm = current().mm
-    if mm.locked_vm:
+    # A thread may lock areas right now; those it fills itself.
+    if READ_ONCE64(addressof(mm.locked_vm)):
         mm_populate(mm, start, start + PAGE_ALIGN(length))
 
 
@@ -83,9 +84,9 @@ def mlock_fixup(vma, lock):
     mm = vma.vm_mm
     if lock and not vma.vm_flags & (VM_LOCKED | VM_IO | VM_PFNMAP):
         WRITE_ONCE64(addressof(vma.vm_flags), vma.vm_flags | VM_LOCKED)
-        mm.locked_vm += vma_pages(vma)
+        WRITE_ONCE64(addressof(mm.locked_vm), mm.locked_vm + vma_pages(vma))
     elif not lock and vma.vm_flags & VM_LOCKED:
-        mm.locked_vm -= vma_pages(vma)
+        WRITE_ONCE64(addressof(mm.locked_vm), mm.locked_vm - vma_pages(vma))
         munlock_vma_pages_range(vma, vma.vm_start, vma.vm_end)
 
 

@@ -195,7 +195,8 @@ def account_pages(mm, vm_flags, pages):
     """Counts pages that an area with these flags gains, or loses."""
     mm.total_vm += pages
     if vm_flags & VM_LOCKED:
-        mm.locked_vm += pages
+        # Marked: populate_mapped looks without mmap_sem.
+        WRITE_ONCE64(addressof(mm.locked_vm), mm.locked_vm + pages)
 
 
 def insert_vm_struct(mm, vma):

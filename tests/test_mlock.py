@@ -471,6 +471,26 @@ def test_a_page_that_leaves_its_area_for_the_swap_cache_is_unlocked_with_the_are
     machine.audit().raise_if_broken()
 
 
+def test_a_page_that_becomes_a_swap_entry_while_munlock_waits_for_it_is_unlocked(boot, tmp_path):
+    machine = boot(2, 256)
+    machine.swapon(tmp_path / "swap", 100)
+    puppet, mover = Puppet(machine), Puppet(machine)
+    va = area(puppet, 1)
+    page = page_at(puppet, va).address
+    puppet(lambda task: (ksym.lock_page(page), ksym.add_to_swap(page), ksym.unlock_page(page)))
+    puppet(lambda task: (task.mprotect(va, PAGE, PROT_READ), task.mlock(va, PAGE)))
+    mover(lambda task: ksym.lock_page(page))
+    puppet.begin(lambda task: task.munlock(va, PAGE))
+    assert until_waits(puppet, "WAIT_PAGE_LOCK") == page
+    # As migration does, which then fails, for munlock has a reference.
+    mover(lambda task: (ksym.try_to_unmap(page, 1), ksym.unlock_page(page)))
+    puppet.reply()
+    assert not pte_of(puppet, va) & C["_PAGE_PRESENT"]
+    puppet(lambda task: task.load(va, 1))
+    assert page_at(puppet, va).address == page
+    assert locked(puppet, va, 1) == [False] and machine.vmstat()["nr_mlock"] == 0
+
+
 def test_what_lies_behind_the_end_of_a_file_cannot_be_locked(machine, tmp_path):
     (tmp_path / "file").write_bytes(b"x" * PAGE)
     puppet = Puppet(machine)

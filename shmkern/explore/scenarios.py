@@ -245,6 +245,15 @@ def mlock(room):
     room.check(lambda: user.load64(va) == OLD)
 
 
+@scenario
+def mlock_mmap(room):
+    """A thread locks the page in memory while another maps something, and sees whether that is to be filled."""
+    user, va, _migrator = one_page(room)
+    room.program(user, lambda task: task.mlock(va, PAGE))
+    room.program(room.task(shares=user), lambda task: task.mmap(PAGE))
+    room.check(lambda: user.load64(va) == OLD)
+
+
 def mlock_refused(task, va):
     """Locks an area without access: what is there already is locked, and no more can be had."""
     try:

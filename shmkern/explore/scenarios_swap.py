@@ -329,9 +329,9 @@ def swapoff_munmap(room):
     room.program(other, lambda task: task.kernel("do_swapoff", 0))
 
 
-def locked_entry(room, fork=False):
-    """As in_swap_cache; the page is locked in memory, was mapped, and has been moved in the swap cache, since when
-    a swap entry leads to it.  With `fork` another address space has one too.  (user, va, migrator, child)"""
+def locked_in_swap_cache(room, fork=False):
+    """As in_swap_cache; the page is mapped, and locked in memory.  With `fork` another address space has a swap
+    entry for it.  (user, va, migrator, child)"""
     user, va, _page, migrator = in_swap_cache(room)
     child = room.forked(user) if fork else None
     user.load64(va)
@@ -340,6 +340,12 @@ def locked_entry(room, fork=False):
     user.mlock(va, PAGE)
     user.mprotect(va, PAGE, PROT_READ | PROT_WRITE)
     migrator.migrate_prep()
+    return user, va, migrator, child
+
+
+def locked_entry(room, fork=False):
+    """As locked_in_swap_cache; the page has been moved in the swap cache, since when a swap entry leads to it."""
+    user, va, migrator, child = locked_in_swap_cache(room, fork)
     migrate_frame(user, va)(migrator)
     return user, va, migrator, child
 
@@ -349,6 +355,16 @@ def is_unlocked(room, user, va):
     before that the audit cannot know."""
     user.store64(va, NEW)
     return is_stored(user, va) and room.audit_text() == ""
+
+
+@scenario
+def munlock_swap_cache(room):
+    """A page of the swap cache is unlocked while it is being moved: its PTE becomes a swap entry while munlock waits
+    for the page's lock."""
+    user, va, migrator, _child = locked_in_swap_cache(room)
+    room.program(user, lambda task: task.munlock(va, PAGE))
+    room.program(migrator, migrate_frame(user, va))
+    room.check(lambda: is_unlocked(room, user, va))
 
 
 @scenario
