@@ -10,12 +10,15 @@ import ctypes
 import errno
 import multiprocess
 import multiprocess.connection
+import operator
 import os
 import pickle
 import random
 import signal
 import stat
+import sys
 import time
+import types
 from multiprocess.pool import ExceptionWithTraceback
 from multiprocess.reduction import ForkingPickler
 
@@ -30,6 +33,8 @@ POLL_SECONDS = 0.2
 
 # The pipe that the result of this process goes through.
 _results = None
+# What __main__ had when this process was forked, and its maker has, too.
+_inherited = types.SimpleNamespace()
 
 
 class TaskExit(BaseException):
@@ -321,7 +326,9 @@ def start_process(cpu, program, args, watch=lambda at_once: None, keep=lambda ch
 
 def _main(end, cpu, pid, program, args, receive, send):
     """The life of a task's process; `end` is that of the time in which its maker puts signals off."""
-    global _results
+    global _inherited, _results
+    _inherited = types.SimpleNamespace()
+    vars(_inherited).update(vars(sys.modules["__main__"]))
     receive.close()
     if _results is not None:
         # The maker's.  When that is killed in the middle of its result, who reads it must see the end.
@@ -346,6 +353,22 @@ def _main(end, cpu, pid, program, args, receive, send):
         send.close()
 
 
+class Pickler(ForkingPickler):
+    """For what goes back to this process's maker.  A class of __main__ that both have goes by its name: as a copy,
+    which is what it would be, it is not the one that the maker has in its `except`, or asks isinstance() for."""
+
+    def reducer_override(self, obj):
+        if not isinstance(obj, type) or obj.__module__ != "__main__":
+            return NotImplemented
+        try:
+            find = operator.attrgetter(obj.__qualname__)
+            # The program may have put another one in its place.
+            same = find(_inherited) is obj and find(sys.modules["__main__"]) is obj
+        except AttributeError:
+            same = False
+        return obj.__qualname__ if same else NotImplemented
+
+
 def hand_over(connection, outcome):
     """Sends an outcome, unless nobody is waiting for it any more."""
     with contextlib.suppress(BrokenPipeError):
@@ -356,7 +379,7 @@ def _packed(outcome):
     """An outcome as bytes; or, when it cannot be sent, what was wrong with it, and where an exception was raised."""
     succeeded, value = outcome
     try:
-        data = ForkingPickler.dumps(outcome)
+        data = Pickler.dumps(outcome)
         if not succeeded:
             # Many an exception cannot be unpickled: its args are not those that its class takes.  Who finds that
             # out there does not know where it comes from.
@@ -368,7 +391,7 @@ def _packed(outcome):
                                        f"{type(error).__name__}: {error}")
         problem.__cause__ = error
         error.__cause__ = None if succeeded else value.exc
-        return ForkingPickler.dumps((False, ExceptionWithTraceback(problem, None)))
+        return Pickler.dumps((False, ExceptionWithTraceback(problem, None)))
 
 
 def _run(cpu, pid, program, args):

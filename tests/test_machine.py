@@ -275,6 +275,47 @@ def test_an_outcome_that_cannot_be_sent_to_nobody_is_no_error(machine, capfd):
     os.close(read_end), os.close(write_end)
 
 
+def test_a_class_of_the_program_that_is_run_is_the_same_one_when_it_comes_back():
+    """And no copy, which no `except` would catch.  One that only the task has comes as a copy."""
+    program = textwrap.dedent("""
+        import enum
+        import shmkern
+
+        class Outer:
+            class Error(Exception):
+                pass
+
+        class Colour(enum.Enum):
+            RED = 1
+
+        class Redefined:
+            pass
+
+        def results(task):
+            yield Outer()
+            yield Colour.RED
+            yield task.fork(lambda task: Outer()).result(20)
+            old = Redefined()
+            exec("class Redefined: pass\\nclass Own: pass", globals())
+            yield [type(result).__name__ for result in (old, Redefined(), Own())]
+            yield old, Redefined(), Own()
+
+        def program(task):
+            raise Outer.Error(list(results(task)))
+
+        with shmkern.Machine(frames_per_node=256) as machine:
+            try:
+                machine.spawn(program).result(20)
+            except Outer.Error as error:
+                [[outer, colour, forked, names, others]] = error.args
+            assert type(outer) is type(forked) is Outer and colour is Colour.RED
+            assert [type(other).__name__ for other in others] == names
+    """)
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, timeout=50,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
+
+
 def test_sys_exit_is_a_death_with_a_status(machine):
     with pytest.raises(shmkern.TaskDied, match="exited with status 3") as caught:
         run(machine, lambda task: sys.exit(3))
