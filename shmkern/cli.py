@@ -135,25 +135,15 @@ def block_states():
 
 
 def kill_process(pid, start, uid):
-    """SIGKILL to a process, if it is still the one that started then, and that user's: anybody can make
-    a file that names anybody's processes.  Says whether it was, and returns when it is gone."""
+    """direct_map.kill_process; returns when the process is gone."""
     try:
-        # A process held by a descriptor cannot become another one between check and kill.
-        fd = os.pidfd_open(pid)
-    except (OSError, OverflowError):
-        return False
-    try:
-        if direct_map.process_gone(pid, start) or direct_map.process_uid(pid) != uid:
-            return False
-        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        killed = direct_map.kill_process(pid, start, uid)
         deadline = time.monotonic() + 10
-        while not direct_map.process_gone(pid, start) and time.monotonic() < deadline:
+        while killed and not direct_map.process_gone(pid, start) and time.monotonic() < deadline:
             time.sleep(0.002)
-        return True
+        return killed
     except OSError as error:
         raise UsageError(f"process {pid} cannot be ended: {error.strerror}") from None
-    finally:
-        os.close(fd)
 
 
 # ---- ls and rm ---------------------------------------------------------------------

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import stat
 import time
 from pathlib import Path
@@ -124,6 +125,23 @@ def process_gone(pid, start=None):
     not."""
     state, began = process_stat(pid)
     return state in ("", "Z", "X") or start not in (None, began)
+
+
+def kill_process(pid, start, uid=None):
+    """SIGKILL to a process, if it is still the one that started then, and that user's, if one is given: anybody
+    can make a file that names anybody's processes.  Says whether it was.  Raises OSError."""
+    try:
+        # A process held by a descriptor cannot become another one between check and kill.
+        fd = os.pidfd_open(pid)
+    except (OSError, OverflowError):
+        return False
+    try:
+        if process_gone(pid, start) or uid not in (None, process_uid(pid)):
+            return False
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return True
+    finally:
+        os.close(fd)
 
 
 def create(size, metadata_size, address_size):

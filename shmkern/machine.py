@@ -620,7 +620,11 @@ class Machine:
             child.close()
         if self.init is not None:
             self.init.close()
-        # Children of tasks got the signal from the lifeline; somebody else reaps them.
+        # Children of tasks got the signal from the lifeline, unless the program has closed its descriptors or become
+        # another one; somebody else reaps them.
+        for task in tasks:
+            with contextlib.suppress(OSError):
+                direct_map.kill_process(*task)
         deadline = time.monotonic() + 10
         # Without descriptors nobody can be looked at, and they end all the same.
         with contextlib.suppress(OSError):

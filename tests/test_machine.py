@@ -732,6 +732,35 @@ def test_leaving_the_block_after_an_exception_ends_everything(error):
     os.close(read_end), os.close(write_end)
 
 
+@pytest.mark.parametrize("cut", [lambda: os.closerange(3, 4096), lambda: os.execvp("sleep", ["sleep", "600"])],
+                         ids=["closes all", "becomes another program"])
+def test_a_child_of_a_task_that_has_cut_its_ties_ends_with_the_machine(boot, cut):
+    machine = boot()
+    read_end, write_end = os.pipe()
+
+    def child(_task):
+        os.close(read_end)
+        # The last one who has it, and it is closed by what follows.
+        cut()
+        signal.pause()
+
+    def program(task):
+        child_pid = task.fork(child).os_pid
+        os.close(write_end)
+        assert os.read(read_end, 1) == b""
+        return child_pid
+
+    # Neither the supervisor nor init is to have it open.
+    first = machine.spawn(program)
+    os.close(write_end)
+    pid = first.result(20)
+    assert alive(pid)
+    began = time.monotonic()
+    machine.close()
+    assert not alive(pid) and time.monotonic() - began < 5
+    os.close(read_end)
+
+
 def alive(pid):
     """Whether a process runs: not gone, not a zombie."""
     return direct_map.process_stat(pid)[0] not in ("", "Z", "X")
