@@ -261,7 +261,7 @@ def write(record, output, text):
         if not text:
             perfetto_trace.write(output, record, progress)
             return
-        with contextlib.nullcontext(sys.stdout) if output is None else open(output, "w") as file:
+        with contextlib.nullcontext(sys.stdout) if output is None else open(output, "w", encoding="utf-8") as file:
             print(tracing.HEADER, file=file)
             for event in progress(record.events):
                 print(tracing.text(event, record.names), file=file)

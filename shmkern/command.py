@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import io
 import json
 import os
 import signal
@@ -40,6 +41,9 @@ def carry_out(name, function):
     if sys.stdout is None:
         print(f"shmkern {name}: the standard output is closed", file=sys.stderr)
         return BAD_USE
+    # As on the standard error: what the locale does not have is no reason to stop.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     status, problem = BAD_USE, None
     try:
         status = function()

@@ -79,4 +79,5 @@ def write_whole(path, text):
     # What has no end by itself, such as a pipe that nobody reads, can be interrupted.
     regular = os.path.isfile(path) or not os.path.exists(path)
     with later() if regular else contextlib.nullcontext():
-        Path(path).write_text(text)
+        # Whatever the locale says; a file's name may have bytes that are no text.
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -32,11 +32,13 @@ class Recording:
             db.execute("UPDATE turn SET state = 'cut short' WHERE state = 'running'")
             db.execute("UPDATE session SET ended = 'killed' WHERE ended IS NULL")
             self.broken = bool(db.execute("SELECT count(*) FROM finding").fetchone()[0])
+            # The name of a file may have bytes that are no text.
+            command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]).encode(errors="backslashreplace").decode()
             self.session = db.execute(
                 "INSERT INTO session (began, os_pid, start_time, revision, host, command) VALUES (?, ?, ?, ?, ?, ?)",
                 (datetime.now().astimezone().isoformat(timespec="seconds"), os.getpid(),
                  direct_map.process_start(os.getpid()), provenance.revision(), json.dumps(provenance.host()),
-                 shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))).lastrowid
+                 command)).lastrowid
 
     def elapsed(self):
         """Seconds of the run, the earlier sessions' included."""

@@ -217,6 +217,25 @@ def test_what_is_written_to_a_pipe_can_be_interrupted(tmp_path):
         signal.signal(signal.SIGALRM, before)
 
 
+# Every locale of a test host may be one of UTF-8.
+ASCII = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"}
+
+
+@pytest.mark.parametrize("name", [b"trace", b"\xff"])
+def test_a_locale_or_a_name_that_is_no_text_costs_no_report(name, tmp_path):
+    Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_text(LINES)
+    done = subprocess.run([*SHMKERN, "stress", "trace", name, "--seconds", "0.2", "--workers", "1", "--html", "a.html"],
+                          capture_output=True, timeout=50, cwd=tmp_path, env=ASCII)
+    assert done.returncode == 0 and done.stderr == b"", done
+    assert "\N{EN DASH}" in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
+def test_what_the_locale_does_not_have_can_be_printed(tmp_path):
+    program = ["-c", "import shmkern.command as c; c.carry_out('x', lambda: print('\\N{BLACK STAR}\\udcff'))"]
+    done = subprocess.run([sys.executable, *program], capture_output=True, timeout=50, env=ASCII)
+    assert (done.stdout, done.stderr) == (b"\\u2605\\udcff\n", b"")
+
+
 def test_a_device_takes_two_results():
     command.check_outputs("/dev/null", "/dev/null", None, "-", "-")
 

@@ -424,7 +424,7 @@ def save(finding, path):
 def load(path):
     """A saved finding.  ValueError when it is none."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
         if data.pop("format") == FORMAT:
             saved = Finding(**data | {"runs": [told_from(run) for run in data["runs"]]})
             need(saved.runs and isinstance(saved.scenario, str) and isinstance(saved.file, str | None))
