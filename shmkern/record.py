@@ -27,8 +27,8 @@ class TraceError(Exception):
 def _chunks(path):
     """The contents of a trace file, unpacked, in blocks of whole lines."""
     with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
+        # A pipe has no way back.
+        packed = file.peek(2).startswith(b"\x1f\x8b")
         rest = b""
         stream = gzip.GzipFile(fileobj=file) if packed else file
         while block := stream.read(CHUNK):

@@ -294,6 +294,13 @@ def test_trace_is_read_in_blocks_without_losing_a_line(tmp_path, monkeypatch):
     assert "line 2001 " in read_error(tmp_path / "bad")
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_trace_may_come_through_a_pipe(pack):
+    done = subprocess.run([*SHMKERN, "stress", "trace", "/dev/stdin", "--seconds", "0.2", "--workers", "2"],
+                          input=pack(LINES.encode()), capture_output=True, timeout=50)
+    assert done.returncode == 0 and b"trace held" in done.stdout, done
+
+
 def test_bad_trace_files_are_a_sentence(tmp_path):
     file = tmp_path / "file"
     file.write_text(" L 1ffeffe7e0,8\n==7== hello\n\n L 1ffeffe7e0\n")
