@@ -614,7 +614,9 @@ class Machine:
         lifeline.close_lifeline()
         host_files.close_door()
         for child in self.children:
-            child.process.kill()
+            # Or its pid may be another's.
+            if child.is_alive():
+                child.kill()
         for child in self.children:
             child.process.join()
             child.close()

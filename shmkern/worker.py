@@ -10,6 +10,7 @@ import ctypes
 import errno
 import multiprocess
 import multiprocess.connection
+import multiprocess.popen_fork
 import operator
 import os
 import pickle
@@ -198,6 +199,25 @@ def slot(cpu):
 
 # ---- making a task's process ---------------------------------------------------
 
+class Popen(multiprocess.popen_fork.Popen):
+    """Knows that its process has ended also when the program has been told instead, whose handler of SIGCHLD waits
+    for all that have, or nobody has, because SIGCHLD is ignored."""
+
+    def poll(self, flag=os.WNOHANG):
+        if super().poll(flag) is None:
+            try:
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                # As asyncio has it when nobody knows how.
+                self.returncode = 255
+        return self.returncode
+
+
+class Process(_fork.Process):
+    """A process that becomes a task."""
+    _Popen = Popen
+
+
 class Child:
     """A task, seen by whoever made it.  `pid` is its pid in the machine, `os_pid` the host's."""
 
@@ -308,7 +328,7 @@ def start_process(cpu, program, args, watch=lambda at_once: None, keep=lambda ch
     pid = slot(cpu).pid
     try:
         with interrupts.later() as end:
-            process = _fork.Process(target=_main, args=(end, cpu, pid, program, args, receive, send), name=f"task-{pid}")
+            process = Process(target=_main, args=(end, cpu, pid, program, args, receive, send), name=f"task-{pid}")
             try:
                 process.start()
             except OSError as error:

@@ -316,6 +316,46 @@ def test_a_class_of_the_program_that_is_run_is_the_same_one_when_it_comes_back()
     assert done.returncode == 0, done.stderr
 
 
+def wait_for_all(*_signal):
+    """A handler of SIGCHLD, as many a program has it."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, wait_for_all], ids=["ignored", "waited for"])
+def test_a_task_has_ended_although_its_maker_cannot_be_told(boot, handler):
+    """By the host, for its program is told, or SIGCHLD is ignored, as by who has started the program."""
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        machine = boot()
+        done, dead = machine.spawn(lambda task: 5), machine.spawn(lambda task: os._exit(3))
+        assert done.result(20) == 5
+        with pytest.raises(shmkern.TaskDied):
+            dead.result(20)
+        until(lambda: not done.is_alive() and not dead.is_alive(), "the end of both")
+        machine.spawn(lambda task: signal.pause())
+        # Nothing is kept of them, as the descriptors that each had here.
+        assert done not in machine.children and dead not in machine.children
+        assert not {done.process, dead.process} & set(multiprocess.active_children())
+        machine.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_process_that_the_supervisor_forks_ends_without_a_word(machine):
+    """multiprocess would wait for the tasks, which are not its own."""
+    child = machine.spawn(lambda task: signal.pause())
+    pid = os.fork()
+    if pid == 0:
+        try:
+            multiprocess.util._exit_function()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0 and child.is_alive()
+
+
 def test_sys_exit_is_a_death_with_a_status(machine):
     with pytest.raises(shmkern.TaskDied, match="exited with status 3") as caught:
         run(machine, lambda task: sys.exit(3))
