@@ -584,7 +584,7 @@ class Machine:
             deadline = time.monotonic() + timeout
             while freezer.tasks_in_kernel():
                 self.check()
-                if time.monotonic() >= deadline:
+                if not time.monotonic() < deadline:
                     raise TimeoutError("tasks do not leave the kernel:\n" + "\n".join(report.in_kernel() + report.waiters()))
                 time.sleep(0.001)
             return audit_module.audit(**options)

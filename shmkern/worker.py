@@ -18,6 +18,7 @@ import random
 import signal
 import stat
 import sys
+import threading
 import time
 import types
 from multiprocess.pool import ExceptionWithTraceback
@@ -228,6 +229,8 @@ class Child:
         self.os_pid = process.pid
         self._connection = connection
         self._watch = watch
+        # Whose maker may have threads: one at a time takes what comes.
+        self._lock = threading.RLock()
         self._received = bytearray()
         self._outcome = None
 
@@ -241,7 +244,8 @@ class Child:
 
     def close(self):
         """Closes the pipe that the result would come through."""
-        self._connection.close()
+        with self._lock:
+            self._connection.close()
 
     def result(self, timeout=None):
         """Waits for the program's return value, and raises what it raised, with the traceback
@@ -249,17 +253,18 @@ class Child:
         without a word, KernelBug when the machine stopped."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._outcome is None and not self._unpack():
-            if self._connection.closed:
+            if self._connection.closed and self._outcome is None:
                 self._watch(True)       # The machine ended first, and says why.
                 raise TaskDied(self.pid, self.process.exitcode)
             wait = POLL_SECONDS
             if deadline is not None:
                 wait = min(wait, max(0, deadline - time.monotonic()))
-            if multiprocess.connection.wait([self._connection], wait) or not self.process.is_alive():
+            if self._wait(wait):
                 self._receive()
                 continue
             self._watch(False)
-            if deadline is not None and time.monotonic() >= deadline:
+            # In this way, for not-a-number is over as well.
+            if deadline is not None and not time.monotonic() < deadline:
                 raise TimeoutError(f"task {self.pid} has no result after {timeout} s")
         succeeded, value = self._outcome
         if succeeded:
@@ -268,33 +273,54 @@ class Child:
         self._watch(True)
         raise value
 
+    def _wait(self, seconds):
+        """Waits so long for something to take off the pipe, or to be known without."""
+        try:
+            return multiprocess.connection.wait([self._connection], seconds) or not self.process.is_alive()
+        except OSError:
+            # Another thread has taken the rest, and closed it.
+            if not self._connection.closed:
+                raise
+            return True
+
     def _receive(self):
         """Takes what has come of the outcome off the pipe; if nothing will any more, the task has died."""
         # What is off the pipe is kept, whatever a signal does then: result() may be called again.
-        with interrupts.later():
+        with self._lock, interrupts.later():
+            if self._connection.closed:
+                return
+            # In this order: what it has sent is there when it has ended.
+            ended = not self.process.is_alive()
             # Processes that the program made otherwise may hold its end of the pipe open, so look first.
-            data = os.read(self._connection.fileno(), 1 << 16) if self._connection.poll() else b""
-            self._received += data
-        if not data:
-            # Also for one that ends in the middle.
+            if self._connection.poll():
+                data = os.read(self._connection.fileno(), 1 << 16)
+                self._received += data
+                # Also for one that ends in the middle.
+                ended = not data
+        # Another thread may have taken the rest just now.
+        if ended and not self._unpack():
             self.process.join()
             self._watch(True)
-            self._outcome = False, TaskDied(self.pid, self.process.exitcode)
-            self._connection.close()
+            with self._lock:
+                self._outcome = self._outcome or (False, TaskDied(self.pid, self.process.exitcode))
+                self._connection.close()
 
     def _unpack(self):
         """Whether all of the outcome has come; then it is unpacked."""
-        outcome = message(memoryview(self._received))
-        if outcome is None:
-            return False
-        try:
-            self._outcome = ForkingPickler.loads(outcome)
-        except Exception as error:
-            # It could be pickled there, but not unpickled here.
-            self._outcome = False, error
-        self._received = b""
-        self._connection.close()
-        return True
+        with self._lock:
+            if self._outcome is not None:
+                return True
+            outcome = message(memoryview(self._received))
+            if outcome is None:
+                return False
+            try:
+                self._outcome = ForkingPickler.loads(outcome)
+            except Exception as error:
+                # It could be pickled there, but not unpickled here.
+                self._outcome = False, error
+            self._received = b""
+            self._connection.close()
+            return True
 
 
 def framed(data):

@@ -87,6 +87,24 @@ def test_result_may_be_asked_for_again(machine):
             bad.result(10)
 
 
+@pytest.mark.parametrize("length", [0, 1 << 20])
+def test_a_result_may_be_waited_for_by_several_threads(machine, length):
+    """Whoever takes what off the pipe, and although most of them find it empty."""
+    for _ in range(40):
+        child, results = machine.spawn(lambda task: bytes(length)), []
+        waiting = [threading.Thread(target=lambda: results.append(len(child.result(20)))) for _ in range(4)]
+        for thread in waiting:
+            thread.start()
+        for thread in waiting:
+            thread.join()
+        assert results == [length] * 4
+
+
+def test_not_a_number_is_no_time_to_wait_for_ever(machine):
+    with pytest.raises(TimeoutError):
+        machine.spawn(lambda task: signal.pause()).result(float("nan"))
+
+
 def test_exit_ends_a_program_at_once_with_a_value(machine):
     def program(task):
         try:
