@@ -90,18 +90,18 @@ class Init:
         if not callable(getattr(worker.Task, name, None)):
             raise AttributeError(f"tasks have no {name}()")
 
-        def call(*args):
+        def call(*args, **keywords):
             self._machine.check()
             if name in ("fork", "clone"):
                 # The Child would be init's, and stay there.
                 raise PermissionError(1, f"init does not {name}; Machine.spawn() makes a task")
-            return self.request(name, *args)
+            return self.request(name, *args, **keywords)
         return call
 
-    def request(self, name, *args):
-        """Has init call task.name(*args); returns or raises what that does."""
+    def request(self, name, /, *args, **keywords):
+        """Has init call task.name(*args, **keywords); returns or raises what that does."""
         with self._machine.lock:
-            return self._answer((name, args))
+            return self._answer((name, args, keywords))
 
     def settle(self):
         """Goes on with a call that was interrupted, as far as that takes no time: init does nothing else while it
@@ -167,8 +167,8 @@ class Init:
                 self._received, self._due = bytearray(), False
         return answer
 
-    def close(self):
-        """Closes the connection; init ends when it sees that."""
+    def hang_up(self):
+        """Closes the connection; init ends when it sees that.  (close() is the system call.)"""
         self._connection.close()
 
 
@@ -621,7 +621,7 @@ class Machine:
             child.process.join()
             child.close()
         if self.init is not None:
-            self.init.close()
+            self.init.hang_up()
         # Children of tasks got the signal from the lifeline, unless the program has closed its descriptors or become
         # another one; somebody else reaps them.
         for task in tasks:

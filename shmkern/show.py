@@ -60,7 +60,7 @@ class Led:
 
     def begin(self, method, *args):
         """Has the task call task.method(*args)."""
-        self._connection.send((method, args))
+        self._connection.send((method, args, {}))
 
     def is_done(self):
         """Whether what was begun is over."""

@@ -491,8 +491,8 @@ def answer(task, connection):
     except EOFError:
         return False
     try:
-        method, args = ForkingPickler.loads(request)
-        reply = True, getattr(task, method)(*args)
+        method, args, keywords = ForkingPickler.loads(request)
+        reply = True, getattr(task, method)(*args, **keywords)
     except TaskExit:
         reply = False, PermissionError(1, "init does not exit")
     except Exception as error:

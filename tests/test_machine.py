@@ -1489,6 +1489,15 @@ def test_init_does_what_its_supervisor_asks(machine):
     machine.init.munmap(va, 2 * PAGE)
 
 
+def test_a_request_to_init_may_name_its_arguments(machine, tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * PAGE)
+    fd = machine.init.open(tmp_path / "file", fs="buffer", block_size=512)
+    va = machine.init.mmap(PAGE, fd=fd, flags=shmkern.MAP_SHARED)
+    assert machine.init.load(va, length=2) == b"xx"
+    machine.init.munmap(va, PAGE)
+    machine.init.close(fd)
+
+
 def test_init_moves_another_tasks_pages(machine):
     puppet = Puppet(machine)
     va = puppet(lambda task: task.mmap(PAGE))
