@@ -125,7 +125,8 @@ class NumaSyscalls(Syscalls):
 
     def offline_node(self, node, timeout=10.0):
         """Takes a node's memory offline; see Machine.offline."""
-        arg0, arg1 = PyNumber_Index(node), int(timeout * 1e9)
+        # As long as one likes, which may be more nanoseconds than fit a word.
+        arg0, arg1 = PyNumber_Index(node), int(min(timeout, 1e9) * 1e9)
         syscall_enter()
         rc = offline_node(arg0, arg1)
         kernel_exit()

@@ -21,6 +21,8 @@ cdef u64 unsigned(value) except? 0xffffffffffffffff
 cdef int descriptor(value) except? -2
 cdef u64 word(value) except? 0xffffffffffffffff
 
+cdef contiguous(data)
+
 @cython.locals(size=u64)
 cdef u64 page_counter(value) except? 0xffffffffffffffff
 

@@ -79,6 +79,13 @@ def word(value):
     return PyLong_AsUnsignedLong(number)
 
 
+def contiguous(data):
+    """Bytes, or anything that has contiguous ones, as a memoryview of bytes.  TypeError for anything else."""
+    view = memoryview(data)
+    # An array without elements cannot be cast.
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
 def page_counter(value):
     """A number of bytes, rounded up to whole pages."""
     size = unsigned(value)
@@ -113,12 +120,12 @@ class Syscalls:
         address that cannot be stored to is stored.  Raises SegmentationFault, or
         OSError(ENOMEM)."""
         va = unsigned(address)
-        source = memoryview(data)
+        source = contiguous(data)
         size = source.nbytes
         if size == 0:
             return
         rc = 0
-        left = copy_to_user(va, bytes_of(source.cast("B")), size, addressof(rc))
+        left = copy_to_user(va, bytes_of(source), size, addressof(rc))
         if left:
             user_fault(va + (size - left), 1, rc)
 
@@ -348,7 +355,7 @@ class Syscalls:
         """pwrite(2) of bytes, or anything that has contiguous ones, into the page cache.  Returns how many
         were written."""
         arg, place = descriptor(fd), unsigned(offset)
-        source = memoryview(data).cast("B")
+        source = contiguous(data)
         syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = do_pwrite(arg, cast(u64, bytes_of(source)), source.nbytes, place)
@@ -371,7 +378,7 @@ class Syscalls:
     def write(self, fd, data):
         """write(2): as pwrite, at the file's position, which moves."""
         arg = descriptor(fd)
-        source = memoryview(data).cast("B")
+        source = contiguous(data)
         syscall_enter()
         current().addr_limit = KERNEL_DS
         rc = do_write(arg, cast(u64, bytes_of(source)), source.nbytes)

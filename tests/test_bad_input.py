@@ -177,6 +177,16 @@ def test_what_is_bytes_in_some_way_is_stored(machine):
     assert run(machine, program) == [b"abcd"] * 6
 
 
+def test_what_is_bytes_in_some_way_is_written(machine, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+
+    def program(task):
+        fd = task.open(tmp_path / "file")
+        return [task.write(fd, data) + task.pwrite(fd, data, 8)
+                for data in (np.frombuffer(b"abcd", np.uint16), b"", np.zeros(0), np.zeros((0, 3)))], task.pread(fd, 12, 0)
+    assert run(machine, program) == ([8, 0, 0, 0], b"abcd" + bytes(4) + b"abcd")
+
+
 def test_values_that_are_no_word(machine):
     def program(task):
         va = task.mmap(PAGE)

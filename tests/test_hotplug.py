@@ -129,6 +129,12 @@ def test_a_page_that_somebody_holds_is_waited_for_and_then_given_up(three):
     assert 1 not in nodes_at(puppet, va) and intact(puppet, va)
 
 
+@pytest.mark.parametrize("timeout", [1e300, float("inf")])
+def test_a_node_may_be_waited_for_as_long_as_one_likes(three, timeout):
+    three.offline(1, timeout)
+    three.online(1)
+
+
 def test_who_chose_a_node_before_it_was_isolated_gets_nothing_there(three):
     """Whoever comes too late must not put a page table where nothing would move it away again."""
     puppet = Puppet(three)
