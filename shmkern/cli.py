@@ -213,9 +213,10 @@ def record_trace(args):
     except record.TraceError as error:
         raise UsageError(str(error)) from None
     # The standard output is the program's.
-    how = {None: f"exit status {status}", "limit": f"ended after {count:,} accesses", "SIGINT": "ended by Ctrl-C"}[ended]
+    how = {None: f"exit status {status}", "limit": f"ended after {count:,} accesses", signal.SIGINT: "ended by Ctrl-C",
+           signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}[ended]
     print(f"shmkern record: {count:,} accesses in {path} ({command[0]}: {how})", file=sys.stderr)
-    return 128 + signal.SIGINT if ended == "SIGINT" else DONE
+    return DONE if ended in (None, "limit") else 128 + ended
 
 
 def run_bench(args):

@@ -107,9 +107,9 @@ def record(command, path, limit):
     """Runs `command` (a list) under valgrind and writes its memory accesses to `path`, as gzip.
 
     The program's input and output are left alone.  After `limit` accesses it is ended.
-    Ctrl-C ends it as well, and what was recorded until then is kept; a second one is a
-    KeyboardInterrupt.  Returns (accesses, the program's exit status as subprocess gives it, what
-    ended it before its time: None, "limit" or "SIGINT").
+    Ctrl-C ends it as well, or who tells us to end, and what was recorded until then is kept; the second
+    time that has its usual effect.  Returns (accesses, the program's exit status as subprocess gives it, what
+    ended it before its time: None, "limit" or the number of the signal).
     Raises TraceError: no valgrind, no such program, nothing recorded, no place to write to.
     """
     valgrind = _valgrind()
@@ -118,15 +118,23 @@ def record(command, path, limit):
     read_end, write_end = os.pipe()
     process, ended = None, None
 
-    def interrupt(*_signal):
+    def interrupt(number, _frame):
         # No exception: it may come in the middle of a write.  The pipe closes when the program is gone.
         nonlocal ended
-        ended = "SIGINT"
-        signal.signal(signal.SIGINT, before)
+        ended = number
+        restore()
         if process is not None:
             process.terminate()
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        # nohup's stays ignored.
+        if handler != signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         with gzip.open(path, "wb", compresslevel=6) as file:
             process = subprocess.Popen(
@@ -147,7 +155,7 @@ def record(command, path, limit):
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from error
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
         for end in (read_end, write_end):
             if end >= 0:
                 os.close(end)

@@ -696,15 +696,17 @@ def test_record_is_bounded(tmp_path):
 
 @valgrind_only
 @pytest.mark.parametrize("group", [False, True])
-def test_ctrl_c_keeps_what_was_recorded(tmp_path, group):
+@pytest.mark.parametrize("number, how", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"),
+                                         (signal.SIGHUP, "SIGHUP")])
+def test_ctrl_c_and_its_like_keep_what_was_recorded(tmp_path, group, number, how):
     """Also when it comes to us alone, and the program goes on."""
     trace = tmp_path / "loop.gz"
     with subprocess.Popen([*SHMKERN, "record", "-o", trace, "--", "sh", "-c", "echo on; while :; do :; done"], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout.readline() == "on\n"
-        (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+        (os.killpg if group else os.kill)(process.pid, number)
         _out, err = process.communicate(timeout=40)
-    assert process.returncode == 130 and "ended by Ctrl-C" in err and len(err.splitlines()) == 1, err
+    assert process.returncode == 128 + number and f"ended by {how}" in err and len(err.splitlines()) == 1, err
     count = int(re.search(r"([0-9,]+) accesses in", err)[1].replace(",", ""))
     assert len(record.read_trace(trace)) == count > 1000
 
