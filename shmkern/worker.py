@@ -347,6 +347,11 @@ def _host_error(error):
 def start_process(cpu, program, args, watch=lambda at_once: None, keep=lambda child: None):
     """Forks the process for a claimed slot.  Returns its Child.  Raises HostError when the host
     gives no process.  keep(child) is called as soon as there is one, whatever a signal does then."""
+    # multiprocess does that too.  What goes wrong here is not for want of a process.
+    for stream in (sys.stdout, sys.stderr):
+        # There is none, or it is closed.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.flush()
     try:
         receive, send = _fork.Pipe(duplex=False)
     except OSError as error:

@@ -1449,6 +1449,22 @@ def test_a_fork_that_fails_in_the_host_leaves_nothing(machine, monkeypatch):
     machine.audit().raise_if_broken()
 
 
+def test_who_cannot_write_what_was_printed_is_not_told_of_a_want_of_processes(machine, monkeypatch):
+    """What is in the buffer is written before a fork, or both would write it."""
+    read_end, write_end = os.pipe()
+    before = tables_in_use()
+    with open(write_end, "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        print("nobody reads that")
+        os.close(read_end)
+        with pytest.raises(BrokenPipeError):
+            machine.spawn(lambda task: 1)
+        # So that it can be closed.
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), write_end)
+    assert tables_in_use() == before and run(machine, lambda task: 1) == 1
+
+
 def test_a_forked_child_outlives_its_parent(machine):
     parent = Puppet(machine)
     va = parent(lambda task: task.mmap(PAGE))
