@@ -38,6 +38,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def carry_out(name, function):
     """The exit status of a command, which function() returns.  What it raises because of what the user
     or the host did is a sentence."""
+    if sys.stderr is None:
+        # It is closed.  What is printed to no file goes to the standard output.
+        sys.stderr = open(os.devnull, "w")
     if sys.stdout is None:
         print(f"shmkern {name}: the standard output is closed", file=sys.stderr)
         return BAD_USE

@@ -409,6 +409,13 @@ def test_a_closed_standard_output_is_one_sentence(args):
     assert_bad_use(done, "the standard output is closed")
 
 
+def test_a_closed_standard_error_puts_no_words_into_the_result():
+    args = ["stress", "anon", "--seconds", "0.2", "--workers", "1", "--json", "-"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *SHMKERN, *args], stdout=subprocess.PIPE, text=True,
+                          timeout=50)
+    assert done.returncode == 0 and json.loads(done.stdout)["scenario"] == "anon"
+
+
 def test_terminal_gets_a_live_line():
     master, slave = pty.openpty()
     with subprocess.Popen([*SHMKERN, "stress", "anon", "--seconds", "500", "--workers", "2"], stdout=slave, stderr=slave,
