@@ -61,11 +61,14 @@ def join_fences():
 
 
 def start_task_process():
-    """A task's part, first thing in its process: no Ctrl-C, and ties to the supervisor."""
+    """A task's part, first thing in its process: no Ctrl-C, no signal that its maker takes for its own, and ties to
+    the supervisor."""
     global is_task
     is_task = True
     join_fences()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The maker's event loop reads what comes through it.
+    signal.set_wakeup_fd(-1)
     # Opened anew: who gets the signal is kept in the open file, not in the descriptor.
     fd = os.open(f"/proc/self/fd/{_read_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     rc = kill_me_when_pipe_closes(fd)

@@ -11,6 +11,7 @@ import pickle
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -1170,6 +1171,23 @@ def test_a_task_has_the_signals_of_its_maker(machine):
         assert run(machine, lambda task: signal.getsignal(signal.SIGINT)) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_of_a_task_is_not_told_to_its_makers_event_loop(machine):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False), theirs.setblocking(False)
+
+    def program(_task):
+        signal.signal(signal.SIGUSR1, lambda *_signal: None)
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.set_wakeup_fd(theirs.fileno())
+    try:
+        run(machine, program)
+    finally:
+        signal.set_wakeup_fd(before)
+    with pytest.raises(BlockingIOError), ours, theirs:
+        ours.recv(1)
 
 
 @pytest.mark.parametrize("step", ["_new_object", "write_header"])
