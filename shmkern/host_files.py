@@ -131,8 +131,8 @@ def open_file(task, path, flags, mode, fs, block_size):
     """worker.Task.open."""
     kind, blkbits = _kind_of(fs, block_size)
     writable = flags & os.O_ACCMODE != os.O_RDONLY
-    # Pages are read before they are written, so O_WRONLY is not enough.
-    fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | flags & _HOST_FLAGS, mode)
+    # Pages are read before they are written, so O_WRONLY is not enough.  At a FIFO an open would wait.
+    fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK | flags & _HOST_FLAGS, mode)
     opened = None
     try:
         status = os.fstat(fd)

@@ -339,6 +339,8 @@ def test_an_area_of_a_file_is_split_moved_and_merged_like_any_other(machine, pat
 # ---- open, mmap: rights and wrong arguments ----------------------------------------------
 
 def test_the_errnos_of_open_and_mmap(machine, path, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+
     def program(task):
         read_only = task.open(path, os.O_RDONLY)
         assert errno_of(lambda: task.mmap(PAGE, RW, MAP_SHARED, fd=read_only)) == "EACCES"
@@ -353,6 +355,8 @@ def test_the_errnos_of_open_and_mmap(machine, path, tmp_path):
         assert errno_of(lambda: task.close(17)) == "EBADF" == errno_of(lambda: task.fsync(-1))
         assert errno_of(lambda: task.open(str(tmp_path))) in ("EISDIR", "ENODEV")
         assert errno_of(lambda: task.open("/dev/null")) == "ENODEV"
+        # Where an open waits for somebody who writes.
+        assert errno_of(lambda: task.open(tmp_path / "fifo", os.O_RDONLY)) == "ENODEV"
         assert errno_of(lambda: task.open(path + ".not")) == "ENOENT"
         assert errno_of(lambda: task.open(path, fs="buffer")) == "EBUSY"
         with pytest.raises(ValueError):
