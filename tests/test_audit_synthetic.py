@@ -1644,6 +1644,7 @@ def test_no_damage_makes_the_audit_crash_or_hang(seed):
     assert broken > 50
 
 
+@settings(deadline=None)
 # ---- the two algorithms -----------------------------------------------------
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.randoms(use_true_random=False))
@@ -1665,6 +1666,7 @@ def rings(owners, rng):
     return next_, prev, owner
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), st.integers(1, 28), st.randoms(use_true_random=False))
 def test_ring_without_its_head_is_lost(members, cut, rng):
     next_, prev, owner = rings([0] * members, rng)
@@ -1679,6 +1681,7 @@ def test_ring_without_its_head_is_lost(members, cut, rng):
     assert set(np.flatnonzero(lost)) == set(ring[cut + 1:])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.randoms(use_true_random=False))
 def test_any_wrong_link_is_broken_or_loses_members(owners, rng):
     next_, prev, owner = rings(owners, rng)
@@ -1689,7 +1692,7 @@ def test_any_wrong_link_is_broken_or_loses_members(owners, rng):
     assert broken.any() or lost.any()
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 200))
 def test_balanced_trees_of_any_size_are_sound(size):
     nodes = [None] * size
