@@ -447,6 +447,7 @@ def check_zones(m):
             m.report.add("zone", f"node {nid}: node_zone is another zone", expected=hex(address),
                          found=hex(nodes["node_zone"][nid]))
     check_node_states(m)
+    check_nodes(m, nodes)
     m.absent = np.repeat(m.zones["present_pages"] == 0, m.zone_size)
     node = (m.flags >> NODE_SHIFT).reshape(-1, m.zone_size)
     right = np.arange(len(m.zones), dtype=np.uint64)[:, None]
@@ -467,6 +468,28 @@ def check_node_states(m):
                          expected=hex(more), found=hex(some))
     if m.kernel.isolated_nodes:
         m.report.add("zone", "isolated_nodes: nobody is taking a node offline", found=hex(m.kernel.isolated_nodes))
+
+
+def check_nodes(m, nodes):
+    """A node knows its number, what its memory is for, and the way to the others: its zonelist begins with
+    itself and has each node once.  Its kswapd is there.  Its zone's watermarks are in order."""
+    pids = {0, *m.pid[m.running].tolist()}
+    for nid, (node, zone) in enumerate(zip(nodes, m.zones)):
+        has_memory, for_kernel = (int(m.kernel.node_states[C[name]]) >> nid & 1
+                                  for name in ("N_HIGH_MEMORY", "N_NORMAL_MEMORY"))
+        around = node["zonelist"].tolist()
+        if sorted(around[:len(nodes)]) != list(range(len(nodes))) or around[0] != nid or \
+                any(place != -1 for place in around[len(nodes):]):
+            m.report.add("zone", f"node {nid}: zonelist is not all nodes, beginning with this one", found=str(around))
+        marks = zone["watermark"].tolist()
+        for what, wrong, found in (
+                ("node_id is wrong", node["node_id"] != nid, node["node_id"]),
+                ("memoryless, and it has memory", node["memoryless"] and has_memory, node["memoryless"]),
+                ("movable, and the kernel may use its memory", node["movable"] and for_kernel, node["movable"]),
+                ("kswapd_pid is no task's", node["kswapd_pid"] not in pids, node["kswapd_pid"]),
+                ("its zone's watermarks are not in order", marks != sorted(marks), str(marks))):
+            if wrong:
+                m.report.add("zone", f"node {nid}: {what}", found=found)
 
 
 # ---- slab -------------------------------------------------------------------
@@ -959,9 +982,12 @@ def check_cpusets(m):
     if not used[0] or parent[0] != -1:
         m.report.add("cpuset", "the first cpuset is not the root")
         return
+    below = {0}
+    for _generation in range(len(used)):
+        below.update(np.flatnonzero(used & np.isin(parent, list(below))).tolist())
     for number in (np.flatnonzero(used[1:]) + 1).tolist():
-        if not 0 <= parent[number] < len(used) or not used[parent[number]]:
-            m.report.add("cpuset", f"cpuset {number} has no parent", found=parent[number])
+        if number not in below:
+            m.report.add("cpuset", f"cpuset {number} is not below the root", found=parent[number])
         elif cpusets["mems_allowed"][number] & ~cpusets["mems_allowed"][parent[number]]:
             m.report.add("cpuset", f"cpuset {number} has nodes that its parent has not",
                          expected=hex(cpusets["mems_allowed"][parent[number]]),
@@ -1809,6 +1835,10 @@ def check_zone_counters(m):
     expected["NR_FILE_PAGES"] = m.per_zone(m.cached)
     expected["NR_FILE_DIRTY"] = m.per_zone(m.cached & m.accounts & m.has("PG_dirty"))
     expected["NR_WRITEBACK"] = m.per_zone(m.cached & m.has("PG_writeback"))
+    stray = m.tasks["vm_stat_diff"].reshape(-1, C["MAX_NUMNODES"], C["VM_STAT_STRIDE"]).copy()
+    stray[:, :len(m.zones), :C["NR_VM_ZONE_STAT_ITEMS"]] = 0
+    m.report.each(stray.any(axis=(1, 2)), "counter", lambda cpu: (
+        f"CPU {cpu} has counted for a zone, or an item, that there is not", {"task": m.pid[cpu]}))
     for item, sums in expected.items():
         m.report.each(found[:, C[item]] != sums, "counter", lambda nid, item=item, sums=sums: (
             f"zone {nid}: {item} is wrong", {"expected": sums[nid], "found": found[nid, C[item]]}))

@@ -141,6 +141,7 @@ class Synthetic:
             zone["spanned_pages"] = zone["present_pages"] = self.frames_per_node
             node = layout.view("PgData", self.kernel.nodes, len(self.zones))[nid]
             node["node_id"] = nid
+            node["zonelist"] = [*range(nid, len(self.zones)), *range(nid)] + [-1] * (C["MAX_NUMNODES"] - len(self.zones))
             node["node_zone"] = self.kernel.zones + nid * layout.sizeof("Zone")
         self.kernel.node_states[:] = (1 << len(self.zones)) - 1
         self.kernel.device_free[:len(self.zones)] = (1 << C["DEVICE_FRAMES"]) - 1
@@ -538,9 +539,64 @@ def node_has_anothers_zone(s):
     layout.view("PgData", s.kernel.nodes, 2)["node_zone"][1] = s.kernel.zones
 
 
+@damage("zone", found=1)
+def node_has_anothers_number(s):
+    nodes_of(s)["node_id"][0] = 1
+
+
+@damage("zone", found=str([1, 1] + [-1] * 62))
+def node_is_twice_on_a_zonelist(s):
+    nodes_of(s)["zonelist"][1, 1] = 1
+
+
+@damage("zone", found=str([1, 0, 2] + [-1] * 61))
+def zonelist_has_a_node_that_is_none(s):
+    nodes_of(s)["zonelist"][1, 2] = 2
+
+
+@damage("zone")
+def nodes_own_memory_is_not_the_nearest(s):
+    nodes_of(s)["zonelist"][1, :2] = 0, 1
+
+
+@damage("zone", found=1)
+def node_with_memory_is_memoryless(s):
+    nodes_of(s)["memoryless"][0] = 1
+
+
+@damage("zone", found=1)
+def kernel_may_use_a_movable_node(s):
+    nodes_of(s)["movable"][0] = 1
+
+
+@damage("zone", found=9)
+def kswapd_is_no_task(s):
+    nodes_of(s)["kswapd_pid"][1] = 9
+
+
+@damage("zone", found="[9, 8, 10]")
+def watermarks_are_out_of_order(s):
+    s.zones["watermark"][1] = 9, 8, 10
+
+
+@damage("counter", task=2)
+def counter_of_no_item_has_changed(s):
+    s.tasks["vm_stat_diff"][1, C["VM_STAT_STRIDE"] + C["NR_VM_ZONE_STAT_ITEMS"]] = 1
+
+
+@damage("counter", task=2)
+def counter_of_no_zone_has_changed(s):
+    s.tasks["vm_stat_diff"][1, len(s.zones) * C["VM_STAT_STRIDE"]] = -1
+
+
 @damage("zone", page=300, expected=1, found=5)
 def page_is_flagged_for_another_node(s):
     s.pages["flags"][300] = 5 << C["NODES_PGSHIFT"]
+
+
+def nodes_of(s):
+    """struct PgData of all nodes, live."""
+    return layout.view("PgData", s.kernel.nodes, len(s.zones))
 
 
 def free_head(s, order):
@@ -767,6 +823,12 @@ def task_is_in_no_cpuset(s):
 def cpuset_has_more_than_its_parent(s):
     s.kernel.cpusets["mems_allowed"][0] = 0b11
     s.kernel.cpusets["in_use"][3], s.kernel.cpusets["mems_allowed"][3] = 1, 0b111
+
+
+@damage("cpuset", found=4)
+def cpusets_are_each_others_parents(s):
+    s.kernel.cpusets["in_use"][3:5] = 1
+    s.kernel.cpusets["parent"][3:5] = 4, 3
 
 
 def give_policy(s, **fields):
