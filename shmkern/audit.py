@@ -45,8 +45,9 @@ MAX_ORDER = C["MAX_ORDER"]
 PRESENT, RW, USER = C["_PAGE_PRESENT"], C["_PAGE_RW"], C["_PAGE_USER"]
 ACCESSED, DIRTY, PTE_FILE = C["_PAGE_ACCESSED"], C["_PAGE_DIRTY"], C["_PAGE_FILE"]
 PROTNONE, SPECIAL = C["_PAGE_PROTNONE"], C["_PAGE_SPECIAL"]
+NX = np.uint64(1 << 63)
 PTE_BITS = {"PRESENT": PRESENT, "RW": RW, "USER": USER, "ACCESSED": ACCESSED, "DIRTY": DIRTY,
-            "PROTNONE": PROTNONE, "SPECIAL": SPECIAL, "NX": 1 << 63}
+            "PROTNONE": PROTNONE, "SPECIAL": SPECIAL, "NX": int(NX)}
 ENTRIES = C["PTRS_PER_TABLE"]
 # Macros in pagetable.pxd, so layout does not know them.
 PTE_PFN_MASK = 0x000ffffffffff000
@@ -809,6 +810,36 @@ def check_vmas(m):
             {**m.whose(i), "expected": expected[i], "found": m.mm[field][i]}))
 
 
+def access_prot(flags):
+    """Of the protection that vm_get_page_prot has for VMAs with these flags, all but RW."""
+    allowed = np.where((flags & C["VM_EXEC"]) != 0, np.uint64(0), NX) | np.uint64(PRESENT | USER | ACCESSED)
+    return np.where((flags & VM_ACCESS) != 0, allowed, np.uint64(PROTNONE | ACCESSED))
+
+
+def check_vma_flags(m):
+    """A VMA allows no more than it may; what a fault does there is what its file is for; and vm_page_prot
+    follows from vm_flags, without RW where the first write has to fault."""
+    flags, ops = m.vma["vm_flags"], m.vma["vm_ops"]
+
+    def each(wrong, message, expected, found):
+        m.report.each(wrong, "vma", lambda i: (message, {
+            **m.whose(m.vma_mm[i]), "address": m.vma["vm_start"][i], "expected": hex(expected[i]), "found": hex(found[i])}))
+
+    may = flags >> np.uint64(4) & VM_ACCESS
+    each((flags & VM_ACCESS & ~may) != 0, "a VMA allows what it may not", may, flags & VM_ACCESS)
+
+    def has_ops(*names):
+        known = [address for address, row in zip(m.inode_address, m.inode) if row["i_data"]["a_ops"] in names]
+        return np.isin(m.vma_mapping, np.array(known, np.uint64))
+
+    kind = np.where(m.vma["vm_file"] != 0, np.where(has_ops(C["AOPS_SHMEM"]), C["VM_OPS_SHMEM"], C["VM_OPS_FILE"]),
+                    np.where((flags & C["VM_PFNMAP"]) != 0, C["VM_OPS_DEVICE"], C["VM_OPS_ANON"])).astype(np.uint64)
+    each(ops != kind, "vm_ops are not those of what the VMA maps", kind, ops)
+    shared = (flags & (VM_WRITE | C["VM_SHARED"])) == VM_WRITE | C["VM_SHARED"]
+    prot = access_prot(flags) | np.where(shared & ~has_ops(*ACCOUNTING), np.uint64(RW), np.uint64(0))
+    each(m.vma["vm_page_prot"] != prot, "vm_page_prot does not follow from vm_flags", prot, m.vma["vm_page_prot"])
+
+
 def check_rb_trees(m):
     """Each mm_rb is a red-black tree of the VMAs on the list, in the list's order, and parent
     pointers lead back: find_vma and the list must never disagree."""
@@ -1529,6 +1560,11 @@ def check_pte_protection(m):
     m.report.each(inside & (allowed != ((m.pte & PRESENT) != 0)), "pte", lambda i: (
         "a PTE is PRESENT for the MMU exactly when its VMA allows any access",
         found(i, "PRESENT" if allowed[i] else "PROTNONE")))
+    # RW has been seen to; the others come and go.
+    fixed = ~np.uint64(PTE_PFN_MASK | ACCESSED | DIRTY | RW | SPECIAL)
+    other = inside & (allowed == ((m.pte & PRESENT) != 0)) & (((m.pte ^ access_prot(flags)) & fixed) != 0)
+    m.report.each(other, "pte", lambda i: (
+        "a PTE has another protection than its VMA", found(i, pte_text(int(m.pte[i] & ~fixed | access_prot(flags)[i] & fixed)))))
     anon = (m.mapping[m.map_pfn] & ANON) != 0
     shared = anon & writable[m.maps] & (m.nr_maps[m.map_pfn] > 1)
     m.report.each(shared, "pte", lambda i: (
@@ -1988,7 +2024,7 @@ def audit(strict_tlb=True, check_poison=False):
     # Each of the find_* functions needs those before it.
     for step in (check_zones, find_caches, find_free_objects, find_rcu_pending,
                  check_tasks, find_address_spaces, find_vmas, check_vmas, check_rb_trees,
-                 find_files, find_cached_pages, find_swap_cache, find_buffers, check_i_mmap, check_anon_vmas,
+                 find_files, check_vma_flags, find_cached_pages, find_swap_cache, find_buffers, check_i_mmap, check_anon_vmas,
                  find_shared_policies, find_policies, check_cpusets, audit_memcg.find_mem_cgroups, find_page_tables,
                  check_page_tables, find_pagevecs,
                  find_free_blocks, check_ptes, check_swap_map, check_pte_protection, check_rmap,

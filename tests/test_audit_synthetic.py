@@ -36,7 +36,7 @@ CACHES = {"VmAreaStruct": "vm_area_cachep", "MmStruct": "mm_cachep", "AnonVma": 
 PRESENT, RW, USER = C["_PAGE_PRESENT"], C["_PAGE_RW"], C["_PAGE_USER"]
 ACCESSED, DIRTY = C["_PAGE_ACCESSED"], C["_PAGE_DIRTY"]
 PROTNONE, SPECIAL = C["_PAGE_PROTNONE"], C["_PAGE_SPECIAL"]
-READABLE = PRESENT | USER | ACCESSED
+READABLE = PRESENT | USER | ACCESSED | 1 << 63
 WRITABLE = READABLE | RW | DIRTY
 
 
@@ -253,7 +253,8 @@ class Synthetic:
     def new_vma(self, mm, start, nr_pages, vm_flags, anon_vma=None, pgoff=None):
         vma = self.slab_alloc("VmAreaStruct")
         vma.vm_mm, vma.vm_start, vma.vm_end = mm.address, start, start + nr_pages * PAGE
-        vma.vm_flags = vm_flags
+        vma.vm_flags = vm_flags | C["VM_MAYREAD"] | C["VM_MAYWRITE"] | C["VM_MAYEXEC"]
+        vma.vm_page_prot = READABLE if vm_flags & C["VM_READ"] else PROTNONE | ACCESSED
         vma.vm_pgoff = start // PAGE if pgoff is None else pgoff
         if anon_vma is not None:
             vma.anon_vma = anon_vma.address
@@ -1076,6 +1077,24 @@ def tree_leads_to_another_address_space(s):
     layout.struct("RbNode", s.parent.mm_rb.rb_node).rb_left = s.child_heap.vm_rb.address
 
 
+@damage("vma", task=1, address=HEAP, expected="0x3", found="0x7")
+def vma_allows_what_it_may_not(s):
+    s.heap.vm_flags = s.heap.vm_flags & ~C["VM_MAYEXEC"] | C["VM_EXEC"]
+    s.heap.vm_page_prot &= ~(1 << 63)
+    for entry in range(8):
+        s.pte(s.parent, HEAP + entry * PAGE)[:] &= ~np.uint64(1 << 63)
+
+
+@damage("vma", task=1, address=HEAP, expected=hex(C["VM_OPS_ANON"]), found=hex(C["VM_OPS_SHMEM"]))
+def vma_faults_as_if_it_mapped_something_else(s):
+    s.heap.vm_ops = C["VM_OPS_SHMEM"]
+
+
+@damage("vma", task=1, address=HEAP, expected=hex(READABLE), found=hex(READABLE | RW))
+def protection_of_a_vma_lets_the_first_write_pass(s):
+    s.heap.vm_page_prot |= RW
+
+
 # anon_vmas and rmap
 
 @damage("anon_vma", "rmap", address=HEAP, task=1)
@@ -1192,14 +1211,24 @@ def nr_pagetable_is_wrong(s):
 
 # Page table entries
 
+@damage("pte", address=HEAP + PAGE, task=1)
+def pte_lets_run_what_its_vma_does_not(s):
+    s.pte(s.parent, HEAP + PAGE)[:] &= ~np.uint64(1 << 63)
+
+
+@damage("pte", address=HEAP + PAGE, task=1)
+def pte_has_a_bit_that_there_is_not(s):
+    s.pte(s.parent, HEAP + PAGE)[:] |= np.uint64(1 << 10)
+
+
 @damage("pte", address=HEAP, task=1)
 def writable_pte_in_a_read_only_vma(s):
-    s.heap.vm_flags = C["VM_READ"]
+    s.heap.vm_flags &= ~C["VM_WRITE"]
 
 
 @damage("pte", address=GUARD)
 def present_pte_in_a_vma_without_access(s):
-    s.pte(s.parent, GUARD)[:] = s.far[2] << 12 | READABLE
+    s.pte(s.parent, GUARD)[:] = int(s.far[2]) << 12 | READABLE
 
 
 @damage("pte", page=5, address=HEAP + 2 * PAGE)
