@@ -1694,13 +1694,26 @@ def check_page_flags(m):
         return one
 
     mapped, lru = m.nr_maps > 0, m.has("PG_lru")
+    unknown = m.flags & ~np.uint64(sum(1 << bit for bit in PAGE_FLAGS.values()) | ((1 << 64) - (1 << NODE_SHIFT)))
+    m.report.each((unknown != 0) & ~m.free, "flags", found("a page has a flag that there is not"))
     m.report.each(m.has("PG_locked"), "flags", found("a page is locked"))
+    m.report.each(m.has("PG_waiters") & ~m.has("PG_locked", "PG_writeback") & ~m.free, "flags", found(
+        "PG_waiters is left on a page that nobody unlocks"))
     m.report.each(m.has("PG_writeback"), "flags", found("a page is under writeback"))
     m.report.each(m.has("PG_reserved") != (zero_page(m) | m.absent), "flags", found(
         "PG_reserved is not on the zero page and absent frames alone"))
     anon = mapped & ((m.mapping & ANON) != 0)
     m.report.each(anon & ~m.has("PG_swapbacked"), "flags", found(
         "an anonymous page is not PG_swapbacked"))
+    m.report.each(anon & ~m.has("PG_uptodate"), "flags", found(
+        "an anonymous page is mapped and was never filled"))
+    kernels = m.table | zero_page(m)
+    own = np.where(m.table, 1 << PAGE_FLAGS["PG_pagetable"], 1 << PAGE_FLAGS["PG_reserved"]).astype(np.uint64)
+    wrong = ((m.flags & ~np.uint64((1 << 64) - (1 << NODE_SHIFT))) != own) | (m.mapping != 0)
+    m.report.each(kernels & wrong & ~m.free & ~mapped, "flags", found(
+        "a page table, or the zero page, has the flags or the mapping of something else"))
+    if m.frames[m.kernel.zero_pfn].any():
+        m.report.add("flags", "the zero page is not zero", page=m.kernel.zero_pfn)
     m.report.each((mapped | m.cached) & ~lru & (m.nr_held == 0), "lru", found(
         "a mapped or cached page is on no LRU list and in no pagevec"))
     m.report.each(lru & ~mapped & ~m.cached & ~m.private & ~m.free, "lru", found(

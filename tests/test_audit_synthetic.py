@@ -314,7 +314,7 @@ class Synthetic:
             self.frames[self.leaf_table(mm, int(table) << 21), vpn[mask] & 511] = \
                 pfns[mask].astype(np.uint64) << np.uint64(12) | np.uint64(bits)
         fresh = pfns[self.pages["_mapcount"][pfns] == -1]
-        self.pages["flags"][fresh] |= flag("PG_swapbacked", "PG_lru")
+        self.pages["flags"][fresh] |= flag("PG_swapbacked", "PG_lru", "PG_uptodate")
         self.pages["mapping"][pfns] = vma.anon_vma + C["PAGE_MAPPING_ANON"]
         self.pages["index"][pfns] = vpn - vma.vm_start // PAGE + vma.vm_pgoff
         self.pages["_count"][pfns] += 1
@@ -749,7 +749,7 @@ def page_stays_isolated(s):
     s.zones["vm_stat"][1, C["NR_INACTIVE_ANON"]] -= 1
 
 
-@damage("lru", "counter")
+@damage("lru", "counter", "flags")
 def page_table_is_on_a_list(s):
     s.pages["flags"][s.leaf_table(s.parent, HEAP)] |= flag("PG_lru", "PG_swapbacked")
 
@@ -1338,6 +1338,36 @@ def nr_file_mapped_is_wrong(s):
 @damage("counter")
 def cpu_keeps_a_count_that_is_nobodys(s):
     s.tasks["vm_stat_diff"][3, C["VM_STAT_STRIDE"] + C["NR_ANON_PAGES"]] = -1
+
+
+@damage("flags", page=256)
+def page_has_a_flag_that_there_is_not(s):
+    s.pages["flags"][256] |= 1 << 30
+
+
+@damage("flags", page=256)
+def sleepers_flag_is_left_on_a_page(s):
+    s.pages["flags"][256] |= flag("PG_waiters")
+
+
+@damage("flags", page=256, address=HEAP + 4 * PAGE)
+def mapped_page_was_never_filled(s):
+    s.pages["flags"][256] &= ~np.uint64(flag("PG_uptodate"))
+
+
+@damage("flags", page=9)
+def page_table_is_dirty(s):
+    s.pages["flags"][s.leaf_table(s.parent, HEAP)] |= flag("PG_dirty")
+
+
+@damage("flags", page=9)
+def page_table_has_a_mapping(s):
+    s.pages["mapping"][s.leaf_table(s.parent, HEAP)] = s.heap_anon.address + C["PAGE_MAPPING_ANON"]
+
+
+@damage("flags", page=0)
+def somebody_has_written_to_the_zero_page(s):
+    s.frames[s.kernel.zero_pfn, 17] = 1
 
 
 # TLBs
