@@ -618,11 +618,11 @@ def rcu_object(m, head):
 
 def find_rcu_pending(m):
     """The RCU queue, from rcu_head to rcu_tail, has rcu_pending entries, each inside the object
-    that it is going to free; and nobody is freeing any."""
+    that it is going to free, in the order of their epochs; and nobody is freeing any."""
     kernel = m.kernel
     cachep = {"RadixTreeNode": kernel.radix_tree_node_cachep, "Inode": kernel.inode_cachep,
               "AnonVma": kernel.anon_vma_cachep}
-    m.rcu_pending, head, last = {struct: set() for struct in cachep}, kernel.rcu_head, 0
+    m.rcu_pending, head, last, epoch = {struct: set() for struct in cachep}, kernel.rcu_head, 0, 0
     while head:
         struct, address = rcu_object(m, head)
         fault = address if struct is None else \
@@ -634,8 +634,12 @@ def find_rcu_pending(m):
         if (entry.object, entry.cache) != (address, cachep[struct]):
             m.report.add("rcu", f"an entry of the RCU queue frees something else than the {struct} it lies in",
                          address=head, found=hex(entry.object), expected=hex(address))
+        # Readers are waited for by epoch, and the queue is cut where they begin.
+        if not epoch <= entry.epoch <= kernel.rcu_epoch:
+            m.report.add("rcu", "an entry of the RCU queue is of an epoch before that of the one ahead, or of none yet",
+                         address=head, expected=f"{epoch} to {kernel.rcu_epoch}", found=entry.epoch)
         m.rcu_pending[struct].add(address)
-        last, head = head, entry.next
+        last, head, epoch = head, entry.next, entry.epoch
     if last != kernel.rcu_tail:
         m.report.add("rcu", "rcu_tail is not the end of the RCU queue", expected=hex(last),
                      found=hex(kernel.rcu_tail))

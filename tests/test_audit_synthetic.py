@@ -1557,6 +1557,20 @@ def rcu_queue_is_miscounted(s):
     s.kernel.rcu_pending = 2
 
 
+@damage("rcu", expected="0 to 4", found=5)
+def object_waits_for_an_epoch_that_has_not_begun(s):
+    s.retired.rcu.epoch, s.kernel.rcu_epoch = 5, 4
+
+
+@damage("rcu", expected="6 to 7", found=5)
+def rcu_queue_is_out_of_order(s):
+    later = s.slab_alloc("AnonVma")
+    later.rcu.object, later.rcu.cache = later.address, s.kernel.anon_vma_cachep
+    s.retired.rcu.next = s.kernel.rcu_tail = later.rcu.address
+    s.retired.rcu.epoch, later.rcu.epoch = 6, 5
+    s.kernel.rcu_epoch, s.kernel.rcu_pending = 7, 2
+
+
 @damage("rcu")
 def rcu_freer_never_came_back(s):
     s.kernel.rcu_freers = 1
