@@ -676,7 +676,9 @@ def check_slab_usage(m):
 def check_tasks(m):
     """A slot's number is its index; live tasks have different pids; a task that stands still
     outside the kernel holds nothing: no spinlock (preempt_count), no sleeping lock, no RCU
-    read section, no page that it frees or moves; and it does not stand at a tracepoint."""
+    read section, no page that it frees or moves; it does not stand at a tracepoint, and has none
+    of the rights that the kernel has for a while: to the last frames (PF_MEMALLOC), to pointers of
+    its own (addr_limit)."""
     m.report.each(m.tasks["cpu"] != np.arange(len(m.tasks)), "task", lambda cpu: (
         "a task's CPU number is not its slot's",
         {"task": m.pid[cpu], "expected": cpu, "found": m.tasks["cpu"][cpu]}))
@@ -689,6 +691,13 @@ def check_tasks(m):
         m.report.each(m.running & (m.tasks[field] != 0), "lock", lambda cpu, field=field: (
             f"a task stands still with {field} not zero{held_text(m, cpu)}",
             {"task": m.pid[cpu], "expected": 0, "found": m.tasks[field][cpu]}))
+    kswapd = (m.tasks["flags"] & C["PF_KSWAPD"]) != 0
+    # What a task is, not what it is doing.
+    lasting = np.where(kswapd, C["PF_KSWAPD"] | C["PF_SWAPWRITE"], 0)
+    for field, expected in (("flags", lasting), ("addr_limit", np.zeros_like(lasting))):
+        m.report.each(m.running & (m.tasks[field] != expected), "task", lambda cpu, field=field, expected=expected: (
+            f"a task is outside the kernel with {field} as they are inside",
+            {"task": m.pid[cpu], "expected": hex(expected[cpu]), "found": hex(m.tasks[field][cpu])}))
     for field in ("nr_isolators", "reclaim_waiters", "nr_starving"):
         if m.kernel[field]:
             m.report.add("counter", f"no task is in the kernel, and {field} is not zero", expected=0, found=m.kernel[field])
@@ -1902,8 +1911,8 @@ def check_zone_counters(m):
 def check_tlbs(m):
     """A translation in a TLB is the page table's: the PTE is PRESENT and ACCESSED and maps
     that frame; it is RW if the TLB lets writes pass, and DIRTY if it lets them pass unseen.
-    Otherwise a store goes to a page that is not there any more.  The CPU is in cpu_vm_mask,
-    or no flush would ever reach it.  CPUs in the middle of an access are left out."""
+    Otherwise a store goes to a page that is not there any more.  CPUs in the middle of an access are
+    left out.  A CPU that runs an address space is in its cpu_vm_mask, or no flush would ever reach it."""
     has_mm = m.users_of[m.quiet] >= 0
     rows, tlb = m.quiet[has_mm], m.tlb[has_mm]
     row, slot = np.nonzero(tlb)
@@ -1929,10 +1938,11 @@ def check_tlbs(m):
     m.report.each(~valid, "tlb", lambda i: (
         f"CPU {cpu[i]}: TLB slot {slot[i]} is neither empty nor valid",
         {"task": m.pid[cpu[i]], "found": hex(entry[i])}))
-    used = np.unique(cpu)
+    # Whether it has translations already or not: the next access makes one.
+    used = np.flatnonzero(m.running & (m.users_of >= 0))
     mask = m.mm["cpu_vm_mask"][m.users_of[used], used // 64] >> (used % 64).astype(np.uint64)
     m.report.each(mask & 1 == 0, "tlb", lambda i: (
-        f"CPU {used[i]} has translations but is not in cpu_vm_mask",
+        f"CPU {used[i]} runs an address space and is not in its cpu_vm_mask",
         {**m.whose(m.users_of[used[i]]), "task": m.pid[used[i]]}))
 
 
@@ -1948,8 +1958,8 @@ def lookup_ptes(m, mm, vpn):
 # ---- locks ------------------------------------------------------------------
 
 def check_locks(m):
-    """Nobody holds a lock in a still machine: every Spinlock and RwSem, wherever a struct has
-    one, and every page table's split lock is free."""
+    """Nobody holds a lock in a still machine, or waits for one: every Spinlock and RwSem, wherever a struct
+    has one, and every page table's split lock is free."""
     anon_vmas = m.gather(m.anon_vmas, "AnonVma")
     kernel = layout.view("Kernel", m.kernel.address, 1)
     check_lock_fields(m, kernel, lambda i: ("kernel", {}))
@@ -1960,12 +1970,10 @@ def check_locks(m):
         "mm": m.mm["id"][i], "address": m.mm_address[i]}))
     check_lock_fields(m, anon_vmas, lambda i: (
         f"anon_vma {m.anon_vmas[i]:#x}", {"address": m.anon_vmas[i]}))
-    check_lock_fields(m, m.mem_cgroup["res"], lambda i: (
-        f"{audit_memcg.group_text(m, i)}: res", {"address": m.mem_cgroup_address[i]}))
+    check_lock_fields(m, m.mem_cgroup, lambda i: (
+        audit_memcg.group_text(m, i), {"address": m.mem_cgroup_address[i]}))
     check_lock_fields(m, m.page_cgroup, lambda pfn: ("page_cgroup", {"page": pfn}))
     check_lock_fields(m, m.inode, lambda i: (f"inode {m.inode['i_id'][i]}", {"address": m.inode_address[i]}))
-    check_lock_fields(m, m.inode["i_data"], lambda i: (
-        f"mapping of inode {m.inode['i_id'][i]}", {"address": m.inode_address[i]}))
     check_lock_fields(m, m.gather(list(m.files), "FilesStruct"), lambda i: ("a descriptor table", {}))
     table = np.flatnonzero(m.table)
     words = m.ptl[table]
@@ -1974,24 +1982,31 @@ def check_locks(m):
         {"page": table[i], "mm": m.mm["id"][m.table_mm[table[i]]]}))
 
 
-def check_lock_fields(m, rows, describe):
-    """The locks in an array of structs; describe(i) gives the owner's name and details."""
+def check_lock_fields(m, rows, describe, path=""):
+    """The locks in an array of structs, and in structs that these have as members; describe(i) gives the
+    owner's name and details."""
     for field in rows.dtype.names:
         if rows.dtype[field] not in (layout.dtypes["Spinlock"], layout.dtypes["RwSem"]):
+            if rows.dtype[field].names:
+                check_lock_fields(m, rows[field], describe, f"{path}{field}.")
             continue
         words = rows[field]["word"]
         semaphore = rows.dtype[field] == layout.dtypes["RwSem"]
+        # The rest of a semaphore that nobody holds; all but its sequence.
+        rest = rows[field]["owner"] | rows[field]["writers_waiting"] if semaphore else np.zeros_like(words)
 
-        def finding(i, field=field, words=words, semaphore=semaphore):
+        def finding(i, field=field, words=words, rest=rest, semaphore=semaphore):
             name, details = describe(i)
-            word = int(words[i])
+            name, word = f"{name}: {path}{field}", int(words[i])
+            if not word:
+                return f"{name} is free, and has an owner or writers that wait", {**details, "expected": 0, "found": rest[i]}
             if semaphore and not word & C["RWSEM_WRITER"]:
-                return f"{name}: {field} is held by {word & C['RWSEM_READERS']} readers", \
+                return f"{name} is held by {word & C['RWSEM_READERS']} readers", \
                     {**details, "expected": 0, "found": hex(word)}
             holder = int(rows[field]["owner"][i]) if semaphore else word
-            return lock_finding(m, f"{name}: {field}", holder, {**details, "found": hex(word)})
+            return lock_finding(m, name, holder, {**details, "found": hex(word)})
 
-        m.report.each(words != 0, "lock", finding)
+        m.report.each((words | rest) != 0, "lock", finding)
 
 
 def lock_finding(m, name, holder, details):

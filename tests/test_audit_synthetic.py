@@ -1407,6 +1407,11 @@ def cpu_is_not_in_the_mask(s):
     s.child.cpu_vm_mask[0] = 0
 
 
+@damage("tlb", task=2)
+def cpu_without_translations_is_not_in_the_mask(s):
+    s.parent.cpu_vm_mask[0] ^= np.uint64(2)
+
+
 # Locks
 
 LOCKS = [("kernel", field) for field in layout.dtypes["Kernel"].names
@@ -1448,6 +1453,37 @@ def task_stands_still_with_a_sleeping_lock(s):
 @damage("lock", task=2)
 def task_stands_still_within_rcu(s):
     s.tasks["rcu_nesting"][1] = 1
+
+
+@damage("lock", mm=2, expected=0, found=1)
+def writer_waits_for_a_free_mmap_sem(s):
+    s.child.mmap_sem.writers_waiting = 1
+
+
+@damage("lock", mm=2, expected=0, found=3)
+def free_mmap_sem_has_an_owner(s):
+    s.child.mmap_sem.owner = 3
+
+
+@damage("lock", task=3, found="0x3")
+def lock_of_the_swap_caches_tree_is_held(s):
+    s.kernel.swapper_space.tree_lock.word = 3
+
+
+@damage("task", task=2, expected="0x0", found=hex(C["PF_MIGRATE"]))
+def task_is_said_to_move_pages(s):
+    s.tasks["flags"][1] = C["PF_MIGRATE"]
+
+
+@damage("task", task=2, expected=hex(C["PF_KSWAPD"] | C["PF_SWAPWRITE"]),
+        found=hex(C["PF_KSWAPD"] | C["PF_SWAPWRITE"] | C["PF_MEMALLOC"]))
+def kswapd_may_take_the_last_frames(s):
+    s.tasks["flags"][1] = C["PF_KSWAPD"] | C["PF_SWAPWRITE"] | C["PF_MEMALLOC"]
+
+
+@damage("task", task=3, expected="0x0", found="0x1")
+def programs_pointers_are_taken_for_the_kernels(s):
+    s.tasks["addr_limit"][2] = C["KERNEL_DS"]
 
 
 @damage("lock", task=2, expected=0, found=5)

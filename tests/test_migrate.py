@@ -860,6 +860,7 @@ def test_pf_swapwrite_is_set_for_the_call_alone(machine, owner):
         migrate(task, [ksym.follow_page(vma, va, 0)], lambda page: (ksym.put_page(page),
                                                                 ksym.alloc_pages_node(0, GFP, 0))[1])
         seen.append(slot.flags & C["PF_SWAPWRITE"])
+        slot.flags &= ~C["PF_SWAPWRITE"]
         return seen
 
     vma = mm_of(owner).mmap
