@@ -195,8 +195,8 @@ class _Machine:
         anon_vmas, rcu_pending                  addresses of AnonVma objects, and by struct of what waits for RCU
         inode, inode_address, file_address      rows and addresses of inodes, addresses of open files
         files, vma_mapping                      users of descriptor tables; mapping of each VMA's file
-        cached, tagged, accounts                which pages are in a page tree, are tagged dirty
-                                                there, and have their dirt counted
+        cached, tagged, accounts, behind        which pages are in a page tree, are tagged dirty there,
+                                                have their dirt counted, and lie behind their file's end
         swap_maps, swap_uses, swapped           {area: its counts, and how often each slot is used}, and
                                                 which pages are in the swap cache
         private, nr_buffers                     which pages have buffers, and how many there are
@@ -382,9 +382,9 @@ def check_regions(report):
     if not kernel.zero_pfn < kernel.max_pfn:
         report.add("block", "kernel.zero_pfn is no frame", expected=f"below {kernel.max_pfn}",
                    found=kernel.zero_pfn)
-    if kernel.nr_caches > C["SLAB_CACHES_MAX"]:
-        report.add("block", "kernel.nr_caches is out of range", found=kernel.nr_caches,
-                   expected=f"at most {C['SLAB_CACHES_MAX']}")
+    for field, most in (("nr_caches", C["SLAB_CACHES_MAX"]), ("nr_swapfiles", C["MAX_SWAPFILES"])):
+        if kernel[field] > most:
+            report.add("block", f"kernel.{field} is out of range", found=kernel[field], expected=f"at most {most}")
     if report.findings:
         return False
     regions = [("struct Kernel", BASE, PAGE_SIZE + layout.sizeof("Kernel"), 8)]
@@ -392,9 +392,12 @@ def check_regions(report):
             ("mem_map", "Page", kernel.max_pfn), ("tasks", "Task", kernel.max_tasks),
             ("zones", "Zone", kernel.nr_nodes), ("nodes", "PgData", kernel.nr_nodes)):
         regions.append((f"kernel.{field}", kernel[field], count * layout.sizeof(name), 8))
+    regions.append(("kernel.wait_table", kernel.wait_table, C["WAIT_TABLE_SIZE"] * layout.sizeof("WaitQueueHead"), 4))
     if kernel.page_cgroup:
         regions.append(("kernel.page_cgroup", kernel.page_cgroup,
                         kernel.max_pfn * layout.sizeof("PageCgroup"), 8))
+    if kernel.swap_maps_size:
+        regions.append(("kernel.swap_maps", kernel.swap_maps, kernel.swap_maps_size * 2, 2))
     slab_size, frames_size = kernel.slab_end - kernel.slab_base, kernel.max_pfn * PAGE_SIZE
     regions.append(("kernel.slabs", kernel.slabs, slab_size // PAGE_SIZE * layout.sizeof("Slab"), 8))
     regions.append(("kernel.slab_base", kernel.slab_base, slab_size, 8))
@@ -1096,16 +1099,48 @@ def find_files(m):
             m.report.add("file", f"i_count of inode {row['i_id']} is not the number of its open files",
                          address=address, expected=opened[address], found=int(row["i_count"]))
     m.vma_mapping = np.array([mapping_of.get(int(file), 0) for file in m.vma["vm_file"]], np.uint64)
+    check_inodes(m)
+
+
+def check_inodes(m):
+    """A mapping leads back to its inode and knows what to do with its pages; and an inode's number, by which
+    processes know their descriptors, is its own."""
+    ids = Counter(m.inode["i_id"].tolist())
+    for address, row in zip(m.inode_address, m.inode):
+        data = row["i_data"]
+        for what, found, good in (
+                ("i_data.host is another", data["host"], data["host"] == address),
+                ("i_data.a_ops are no file's", data["a_ops"], C["AOPS_NONE"] < data["a_ops"] < C["AOPS_SWAP"]),
+                ("i_id is another's as well, or was not given yet", row["i_id"],
+                 ids[int(row["i_id"])] == 1 and row["i_id"] <= m.kernel.next_inode_id)):
+            if not good:
+                m.report.add("file", f"inode {row['i_id']}: {what}", address=address, found=found)
+
+
+def find_preloads(m):
+    """Nodes that a task has laid by for page trees are live objects, and each is one task's alone."""
+    m.tree_nodes, most = set(), C["RADIX_TREE_PRELOAD_SIZE"]
+    for cpu in np.flatnonzero(m.live & (m.tasks["nr_preloads"] != 0)).tolist():
+        count = int(m.tasks["nr_preloads"][cpu])
+        if count > most:
+            m.report.add("page_tree", "a task has more preloads than there is room for", task=m.pid[cpu],
+                         expected=f"at most {most}", found=count)
+        for address in m.tasks["radix_tree_preloads"][cpu][:min(count, most)].tolist():
+            fault = m.object_fault(address, "RadixTreeNode") or \
+                ("is in use elsewhere" if address in m.tree_nodes | m.rcu_pending["RadixTreeNode"] else None)
+            if fault:
+                m.report.add("page_tree", f"a preload of a task {fault}", task=m.pid[cpu], address=address)
+            else:
+                m.tree_nodes.add(address)
 
 
 def find_cached_pages(m):
     """Each page tree is well formed, with tags, and has nrpages pages, each of which says that it is
     there; and each page that says so is."""
     m.cached = np.zeros(m.max_pfn, bool)
-    m.tagged, m.accounts = m.cached.copy(), m.cached.copy()
+    m.tagged, m.accounts, m.behind = m.cached.copy(), m.cached.copy(), m.cached.copy()
     m.file_entries = []
-    m.tree_nodes = {int(node) for task in m.tasks[m.live]
-                    for node in task["radix_tree_preloads"][:min(int(task["nr_preloads"]), C["RADIX_TREE_PRELOAD_SIZE"])]}
+    find_preloads(m)
     for address, row in zip(m.inode_address, m.inode):
         data, pages, entries = row["i_data"], [], []
         if data["page_tree"]["rnode"]:
@@ -1120,10 +1155,11 @@ def find_cached_pages(m):
             m.report.add("page_tree", f"inode {row['i_id']}, a file of the host, has swap entries", address=address)
         m.file_entries += entries
         accounts = data["a_ops"] in ACCOUNTING
+        end = -(-int(row["i_size"]) // PAGE_SIZE)
         for pfn, index, tags in pages:
             if m.cached[pfn]:
                 m.report.add("page_tree", "a page is in a page tree twice", page=pfn)
-            m.cached[pfn], m.accounts[pfn] = True, accounts
+            m.cached[pfn], m.accounts[pfn], m.behind[pfn] = True, accounts, index >= end
             m.tagged[pfn] = tags >> C["PAGECACHE_TAG_DIRTY"] & 1
             if m.mapping[pfn] != address or m.index[pfn] != index:
                 m.report.add("page_tree", f"a page in the tree of inode {row['i_id']} at index {index} says otherwise",
@@ -1209,6 +1245,10 @@ def buffer_fault(m, bh, pfn, offset):
     if bh.b_page != m.kernel.mem_map + pfn * layout.sizeof("Page") or \
             bh.b_data != m.kernel.frames_base + pfn * PAGE_SIZE + offset or bh.b_size not in (512, 1024, 2048, 4096):
         return "is not that part of its page"
+    if m.cached[pfn] and bh.b_blocknr * bh.b_size != m.index[pfn] * PAGE_SIZE + offset:
+        return f"is of block {bh.b_blocknr}, and page {m.index[pfn]} of the file"
+    if m.flags[pfn] >> PAGE_FLAGS["PG_uptodate"] & 1 and not bh.b_state >> C["BH_Uptodate"] & 1:
+        return "was not read, and its page was"
     if bh.b_count != 0 or bh.b_state >> C["BH_Lock"] & 1 or bh.b_state >> C["BH_Async_Write"] & 1:
         return "is in use"
     return None
@@ -1217,7 +1257,7 @@ def buffer_fault(m, bh, pfn, offset):
 def check_cached_pages(m):
     """A page of a file that is written back is tagged dirty exactly when it is dirty, and dirty when a
     PTE lets a program write it: or the flusher would not find what is written.  What is mapped has
-    been read."""
+    been read.  Behind its file's end is at most what a fault has brought that came too late."""
     dirty = m.has("PG_dirty")
     m.report.each(m.cached & (m.tagged != (dirty & m.accounts)), "page_tree", lambda pfn: (
         "the dirty tag of a page is not its PG_dirty",
@@ -1226,6 +1266,8 @@ def check_cached_pages(m):
     clean = ((m.pte[entry] & RW) != 0) & ~dirty[m.pte_pfn[entry]]
     m.report.each(clean, "pte", lambda i: (
         "a clean page of a file is mapped writable", {**m.pte_details(entry[i]), "found": pte_text(int(m.pte[entry[i]]))}))
+    m.report.each(m.behind & (dirty | (m.nr_maps > 0)), "page_tree", lambda pfn: (
+        "a page behind the end of its file is dirty or mapped", {**m.mapped_by(pfn)[1], "found": m.index[pfn]}))
     m.report.each(m.cached & (m.nr_maps > 0) & ~m.has("PG_uptodate"), "flags", lambda pfn: (
         "a page of a file is mapped and was not read", m.mapped_by(pfn)[1]))
 
@@ -1273,13 +1315,13 @@ def find_swap_areas(m):
     """
     kernel = m.kernel
     m.swap_maps, m.swap_uses, taken = {}, {}, []
-    for area in range(min(kernel.nr_swapfiles, C["MAX_SWAPFILES"])):
+    for area in range(kernel.nr_swapfiles):
         info = kernel.swap_info[area]
         if not info["flags"] & C["SWP_USED"]:
             continue
         first = (int(info["swap_map"]) - kernel.swap_maps) // 2
         end = first + int(info["max"])
-        if first < 0 or end > kernel.swap_maps_size or \
+        if not 0 <= first < end <= kernel.swap_maps_size or \
                 any(first < other_end and other < end for other, other_end in taken):
             m.report.add("swap", f"area {area}: its map is not in the room for maps, or is another's as well",
                          address=info["swap_map"])
@@ -1395,6 +1437,8 @@ def check_area(m, area, uses, entries_of, page_of):
     if info["inuse_pages"] != len(found) - 1 - len(free):
         m.report.add("counter", f"area {area}: inuse_pages is not the number of slots in use",
                      expected=len(found) - 1 - len(free), found=info["inuse_pages"])
+    if info["highest_bit"] >= len(found):
+        m.report.add("swap", f"area {area}: highest_bit is no slot", expected=f"below {len(found)}", found=info["highest_bit"])
     outside = free[(free < info["lowest_bit"]) | (free > info["highest_bit"])]
     if len(outside):
         m.report.add("swap", f"area {area}: free slot {outside[0]} lies outside lowest_bit and highest_bit, and "

@@ -29,6 +29,7 @@ PAGE = C["PAGE_SIZE"]
 MAP_SHARED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x1, 0x20, 0x4000, 0x100000
 POISON_WORD = 0x6b6b6b6b6b6b6b6b
 LIST_POISON = 0x100100
+SWAP_SLOTS = 64
 CACHES = {"VmAreaStruct": "vm_area_cachep", "MmStruct": "mm_cachep", "AnonVma": "anon_vma_cachep",
           "Mempolicy": "policy_cachep", "SpNode": "sp_cachep", "RadixTreeNode": "radix_tree_node_cachep", "Inode": "inode_cachep",
           "File": "filp_cachep", "FilesStruct": "files_cachep", "BufferHead": "buffer_head_cachep"}
@@ -87,7 +88,7 @@ class Synthetic:
         places = {name: self.carve(count * layout.sizeof(struct)) for name, struct, count in (
             ("zones", "Zone", nodes), ("nodes", "PgData", nodes), ("tasks", "Task", max_tasks),
             ("mem_map", "Page", self.max_pfn),
-            ("wait_table", "WaitQueueHead", C["WAIT_TABLE_SIZE"]))}
+            ("wait_table", "WaitQueueHead", C["WAIT_TABLE_SIZE"]), ("swap_maps", "u16", SWAP_SLOTS))}
         places["slabs"] = self.carve(slab_pages * layout.sizeof("Slab"))
         slab = self.carve(slab_pages * PAGE)
         self.metadata_end = self.end
@@ -101,6 +102,7 @@ class Synthetic:
         kernel.frames_base, kernel.poison = frames_at, 1
         kernel.slab_base = kernel.slab_next = slab
         kernel.slab_end = slab + slab_pages * PAGE
+        kernel.swap_maps_size = SWAP_SLOTS
         self.slabs = layout.view("Slab", kernel.slabs, slab_pages)
         self.zones = layout.view("Zone", kernel.zones, nodes)
         self.tasks = layout.view("Task", kernel.tasks, max_tasks)
@@ -528,6 +530,21 @@ def zero_page_is_no_frame(s):
     s.kernel.zero_pfn = s.max_pfn
 
 
+@damage("block")
+def wait_table_points_out_of_the_block(s):
+    s.kernel.wait_table = 0x1000
+
+
+@damage("block")
+def swap_maps_leave_the_block(s):
+    s.kernel.swap_maps_size = 1 << 40
+
+
+@damage("block")
+def more_swap_areas_than_there_can_be(s):
+    s.kernel.nr_swapfiles = C["MAX_SWAPFILES"] + 1
+
+
 # Zones, free lists
 
 @damage("zone", expected=256, found=300)
@@ -852,9 +869,10 @@ def policy_names_a_node_that_is_none(s):
 
 
 def give_shared_policies(s):
-    """An inode that nobody has open, with policies for its pages 0 to 3 and 5; its three nodes."""
-    inode = s.slab_alloc("Inode")
-    inode.i_id = 7
+    """An inode that nobody has open, s.inode, with policies for its pages 0 to 3 and 5; its three nodes."""
+    s.inode = inode = s.slab_alloc("Inode")
+    inode.i_id = s.kernel.next_inode_id = 7
+    inode.i_data["host"], inode.i_data["a_ops"] = inode.address, C["AOPS_SHMEM"]
     s.list_add(inode.address + layout.offsetof("Inode", "i_list"),
                s.kernel.address + layout.offsetof("Kernel", "inodes"))
     nodes = []
@@ -869,6 +887,75 @@ def give_shared_policies(s):
     left.nd["rb_parent"] = right.nd["rb_parent"] = root.address
     left.nd["rb_red"] = right.nd["rb_red"] = 1
     return nodes
+
+
+@damage("lock", task=3)
+def lock_of_shared_policies_is_held(s):
+    give_shared_policies(s)
+    s.inode.i_policy["lock"]["word"] = 3
+
+
+@damage("file", found=0)
+def mapping_does_not_lead_back_to_its_inode(s):
+    give_shared_policies(s)
+    s.inode.i_data["host"] = 0
+
+
+@damage("file", found=C["AOPS_SWAP"])
+def inode_has_the_operations_of_the_swap_cache(s):
+    give_shared_policies(s)
+    s.inode.i_data["a_ops"] = C["AOPS_SWAP"]
+
+
+@damage("file", found=7)
+def two_inodes_have_one_number(s):
+    give_shared_policies(s), give_shared_policies(s)
+
+
+@damage("file", found=7)
+def inodes_number_was_never_given(s):
+    give_shared_policies(s)
+    s.kernel.next_inode_id = 6
+
+
+@damage("page_tree", task=2)
+def preload_is_no_node(s):
+    s.tasks["nr_preloads"][1], s.tasks["radix_tree_preloads"][1, 0] = 1, s.heap_anon.address
+
+
+@damage("page_tree", "slab", task=2)
+def preload_is_another_tasks_as_well(s):
+    node = s.slab_alloc("RadixTreeNode")
+    s.slab_alloc("RadixTreeNode")
+    s.tasks["nr_preloads"][:2] = 1
+    s.tasks["radix_tree_preloads"][:2, 0] = node.address
+
+
+@damage("page_tree", task=2, found=C["RADIX_TREE_PRELOAD_SIZE"] + 1)
+def more_preloads_than_there_is_room_for(s):
+    nodes = [s.slab_alloc("RadixTreeNode").address for _ in range(C["RADIX_TREE_PRELOAD_SIZE"])]
+    s.tasks["nr_preloads"][1], s.tasks["radix_tree_preloads"][1] = len(nodes) + 1, nodes
+
+
+def give_swap_area(s, **fields):
+    """An area that nobody uses, of all the room there is."""
+    info = layout.struct("SwapInfo", s.kernel.address + layout.offsetof("Kernel", "swap_info"))
+    info.flags, info.max, info.swap_map = C["SWP_USED"], SWAP_SLOTS, s.kernel.swap_maps
+    info.lowest_bit, info.highest_bit = 1, SWAP_SLOTS - 1
+    layout.view("u16", info.swap_map)[()] = C["SWAP_MAP_BAD"]
+    s.kernel.nr_swapfiles, s.kernel.nr_swap_pages, s.kernel.total_swap_pages = 1, SWAP_SLOTS - 1, SWAP_SLOTS - 1
+    for name, value in fields.items():
+        info[name] = value
+
+
+@damage("swap", expected=f"below {SWAP_SLOTS}", found=SWAP_SLOTS)
+def swap_area_gives_out_what_is_no_slot(s):
+    give_swap_area(s, highest_bit=SWAP_SLOTS)
+
+
+@damage("swap", "counter")
+def swap_area_has_no_slots(s):
+    give_swap_area(s, max=0)
 
 
 @damage("policy")

@@ -567,3 +567,27 @@ def test_a_file_that_the_host_does_not_make_shorter_stays_whole(machine):
     one(lambda task: task.fsync(fd))
     assert os.pread(memory, 4 * PAGE, 0) == b"N" * 3 * PAGE
     os.close(memory)
+
+
+# ---- the audit -----------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind, what, damage", [
+    ("page_tree", "behind the end", lambda inode, _bh: inode.__setitem__("i_size", 5 * PAGE)),
+    ("buffer", "is of block 9", lambda _inode, bh: bh.__setitem__("b_blocknr", 9)),
+    ("buffer", "was not read", lambda _inode, bh: bh.__setitem__("b_state", bh.b_state & ~(1 << C["BH_Uptodate"]))),
+])
+def test_the_audit_finds_a_page_that_would_go_to_another_place_of_its_file(machine, path, kind, what, damage):
+    """Or nowhere, or be taken for one that is not there yet."""
+    owner = Mapper(machine, path, fs="buffer", block_size=1024)
+    owner.store(5 * PAGE, b"dirty")
+    page = page_at(owner, owner.va + 5 * PAGE)
+    structs = layout.struct("Inode", page.mapping), layout.struct("BufferHead", page.private)
+    words = [layout.view("u64", one.address, layout.sizeof(name) // 8)
+             for one, name in zip(structs, ("Inode", "BufferHead"), strict=True)]
+    before = [word.copy() for word in words]
+    damage(*structs)
+    # A ring that is not followed to its end has leaked the rest.
+    [finding] = [finding for finding in machine.audit().findings if finding.kind == kind]
+    assert what in finding.message and finding.page == pfn_at(owner, owner.va + 5 * PAGE)
+    for word, was in zip(words, before, strict=True):
+        word[:] = was
