@@ -34,6 +34,13 @@ def find_mem_cgroups(m):
                 break
             m.mem_cgroup_address.append(address)
             before, node = node, m.u64(node)
+        else:
+            if m.u64(head + 8) != before:
+                m.report.add("memcg", "the list of groups: the head's prev is not the last", address=head,
+                             expected=hex(before), found=hex(m.u64(head + 8)))
+    if kernel.root_mem_cgroup != (m.mem_cgroup_address or [0])[0]:
+        m.report.add("memcg", "root_mem_cgroup is not the first group", expected=hex((m.mem_cgroup_address or [0])[0]),
+                     found=hex(kernel.root_mem_cgroup))
     m.mem_cgroup = m.gather(m.mem_cgroup_address, "MemCgroup")
     m.page_cgroup = layout.view("PageCgroup", kernel.page_cgroup, m.max_pfn).copy() if kernel.page_cgroup else \
         np.zeros(0, layout.dtypes["PageCgroup"])
@@ -171,6 +178,7 @@ def check_mem_cgroup_counters(m):
     compare(m, "stat[RSS]", stat[:, C["MEM_CGROUP_STAT_RSS"]], pages(used & ~cache) * size)
     compare(m, "stat[PGPGIN_COUNT] - stat[PGPGOUT_COUNT]", stat[:, C["MEM_CGROUP_STAT_PGPGIN_COUNT"]] -
             stat[:, C["MEM_CGROUP_STAT_PGPGOUT_COUNT"]], own)
+    compare(m, "min(res.limit, res.usage)", np.minimum(rows["res"]["limit"], rows["res"]["usage"]), rows["res"]["usage"])
     compare(m, "max(res.max_usage, res.usage)", np.maximum(rows["res"]["max_usage"], rows["res"]["usage"]),
             rows["res"]["max_usage"])
 

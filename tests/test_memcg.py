@@ -654,6 +654,7 @@ def row_of(group):
     (lambda row: row.stat.__setitem__(C["MEM_CGROUP_STAT_RSS"], 0), "stat[RSS]"),
     (lambda row: row.stat.__setitem__(C["MEM_CGROUP_STAT_CACHE"], PAGE), "stat[CACHE]"),
     (lambda row: row.res.__setitem__("max_usage", 0), "res.max_usage"),
+    (lambda row: row.res.__setitem__("limit", PAGE), "res.limit"),
 ])
 def test_the_audit_names_the_group_whose_numbers_are_wrong(machine, tree, damage, what):
     parent, a, b = tree
@@ -666,6 +667,17 @@ def test_the_audit_names_the_group_whose_numbers_are_wrong(machine, tree, damage
     assert any(what in finding.message and f"group 'a' ({a.id})" in finding.message for finding in found), found
     assert all(finding.expected is not None and finding.found is not None for finding in found)
     layout.view("u64", row.address, len(copy))[:] = copy
+
+
+@pytest.mark.parametrize("field, what", [("root_mem_cgroup", "is not the first group"), ("mem_cgroups", "prev is not the last")])
+def test_the_audit_finds_a_pointer_to_another_group(machine, tree, field, what):
+    parent, a, b = tree
+    where = layout.view("u64", layout.kernel().address + layout.offsetof("Kernel", field), 2)
+    before = where.copy()
+    where[-1 if field == "mem_cgroups" else 0] += 8
+    [finding] = machine.audit().findings
+    assert finding.kind == "memcg" and what in finding.message
+    where[:] = before
 
 
 @pytest.mark.parametrize("flags, group, message", [
