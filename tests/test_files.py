@@ -14,7 +14,7 @@ import pytest
 import shmkern
 from helpers import (PAGE, Mapper, Puppet, Stop, counter, errno_of, flags, migration_entry, mm_of, node_at, page_at, pfn_at,
                      pte_of, set_pte, stop, until_waits, vmas)
-from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout, vmstat
+from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout, vmstat, worker
 from shmkern.kallsyms import ksym
 
 C = layout.constants
@@ -567,6 +567,58 @@ def test_a_file_that_the_host_does_not_make_shorter_stays_whole(machine):
     one(lambda task: task.fsync(fd))
     assert os.pread(memory, 4 * PAGE, 0) == b"N" * 3 * PAGE
     os.close(memory)
+
+
+# ---- others at work on the page ------------------------------------------------------
+
+def test_a_dirty_page_counts_as_mapped_until_no_cpu_can_store_to_it(machine, path):
+    """zap_pte: writeback asks those who map a page to stop storing to it, and nobody else, before it takes it for
+    clean.  (Linux commit 1cf35d47712d.)"""
+    one = Mapper(machine, path)
+    one.store(0, b"dirty")
+    va, page, thread = one.va, page_at(one, one.va), one.clone()
+    thread(lambda task: ksym.access_begin(worker.slot(task.cpu)))
+    one.begin(lambda task: task.munmap(va, PAGE))
+    assert until_waits(one, "WAIT_TLB_ACK") == worker.slot(thread.cpu).address
+    assert page._mapcount == 0
+    thread(lambda task: ksym.access_end(worker.slot(task.cpu)))
+    one.reply()
+    assert page._mapcount == -1 and page.flags & flags("PG_dirty")
+
+
+def test_cleaning_a_page_does_not_overlook_an_entry_that_is_just_being_changed(machine, path):
+    """page_mkclean: mprotect takes a PTE away for a moment, and then it lets the program write again."""
+    one, other = Mapper(machine, path), Puppet(machine)
+    one.store(0, b"dirty")
+    va, page, entry = one.va, page_at(one, one.va).address, pte_of(one, one.va)
+
+    def take_away(task):
+        mm = worker.slot(task.cpu).mm
+        pmd = ksym.walk_to_pmd(mm, va)
+        ksym.spin_lock(ksym.pte_lockptr(pmd))
+        ksym.ptep_clear_flush(mm, va, ksym.pte_offset(pmd, va))
+    one(take_away)
+    other.begin(lambda task: (ksym.lock_page(page), ksym.page_mkclean(page), ksym.unlock_page(page))[1])
+    until_waits(other, "WAIT_SPINLOCK")
+    set_pte(one, va, entry)
+    one(lambda task: ksym.spin_unlock(ksym.pte_lockptr(ksym.walk_to_pmd(worker.slot(task.cpu).mm, va))))
+    assert other.reply() == 1 and not pte_of(one, va) & C["_PAGE_RW"]
+
+
+def test_a_first_write_that_waits_for_a_page_finds_that_it_is_no_longer_the_files(machine, path):
+    """wp_page_shared: truncated meanwhile, it has no operations to ask."""
+    one, other = Mapper(machine, path), Puppet(machine)
+    one.load(0, 1)
+    va, page = one.va, page_at(one, one.va)
+    address, mapping = page.address, page.mapping
+    other(lambda task: (ksym.lock_page(address), ksym.get_page(address)))
+    one.begin(lambda task: task.store(va, b"again"))
+    until_waits(one, "WAIT_PAGE_LOCK")
+    other(lambda task: (ksym.unmap_mapping_range(mapping, 0, 0, 1), ksym.truncate_complete_page(mapping, address),
+                        ksym.unlock_page(address)))
+    one.reply()
+    assert one.load(0, 5) == b"again" and page_at(one, va).address != address
+    other(lambda task: ksym.put_page(address))
 
 
 # ---- the audit -----------------------------------------------------------------------
