@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from helpers import C, PAGE, Puppet, counter, flags, mm_of, node_at, page_at, pte_of, until_waits, vmas
+from helpers import C, PAGE, Mapper, Puppet, counter, flags, mm_of, node_at, page_at, pte_of, set_pte, until_waits, vmas
 from shmkern import (MAP_LOCKED, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MPOL_MF_MOVE_ALL, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE,
-                     PROT_READ, PROT_WRITE)
+                     PROT_READ, PROT_WRITE, layout)
 from shmkern.kallsyms import ksym
 from shmkern.worker import slot
 
@@ -506,3 +506,58 @@ def test_locked_memory_is_not_invalidated(machine):
     puppet(lambda task: task.mlock(va + PAGE, PAGE))
     assert puppet(lambda task: [errno_of(lambda: task.msync(va, length, C["MS_INVALIDATE"])) for length in (PAGE, 2 * PAGE)]) \
         == [None, "EBUSY"]
+
+
+def test_a_page_that_waited_for_a_list_while_it_was_unlocked_is_not_stranded(machine):
+    """putback_lru_page: munlock found it on no list, and left it to whoever has it.  So that one looks again."""
+    owner, other = Puppet(machine), Puppet(machine)
+    va = area(owner, 1)
+    owner(lambda task: task.mlock(va, PAGE))
+    page = page_at(owner, va)
+    address, lock = page.address, layout.kernel().zones + node_at(owner, va) * layout.sizeof("Zone") + \
+        layout.offsetof("Zone", "lru_lock")
+    assert owner(lambda task: ksym.isolate_lru_page(address)) == 0
+    other(lambda task: ksym.spin_lock(lock))
+    owner.begin(lambda task: ksym.putback_lru_page(address))
+    until_waits(owner, "WAIT_SPINLOCK")
+    other(lambda task: (ksym.free_page_mlock(address), ksym.spin_unlock(lock)))
+    owner.reply()
+    machine.init.migrate_prep()
+    assert page.flags & flags("PG_lru", "PG_unevictable") == flags("PG_lru") and page._count == 1
+    owner(lambda task: (ksym.lock_page(address), ksym.mlock_vma_page(address), ksym.unlock_page(address)))
+
+
+def test_munlock_does_not_overlook_an_area_whose_entry_is_just_being_changed(machine):
+    """mprotect takes a PTE away for a moment; the page is still the other area's, and locked."""
+    owner, other = Puppet(machine), Puppet(machine)
+    va = area(owner, 1)
+    owner(lambda task: task.mlock(va, PAGE))
+    page, entry = page_at(owner, va).address, pte_of(owner, va)
+
+    def change(task):
+        ksym.spin_lock(ksym.pte_lockptr(ksym.walk_to_pmd(slot(task.cpu).mm, va)))
+        # A translation of its own would disagree with it.
+        ksym.ptep_clear_flush(slot(task.cpu).mm, va, ksym.pte_offset(ksym.walk_to_pmd(slot(task.cpu).mm, va), va))
+    owner(change)
+    other.begin(lambda task: (ksym.lock_page(page), ksym.try_to_munlock(page), ksym.unlock_page(page))[1])
+    until_waits(other, "WAIT_SPINLOCK")
+    set_pte(owner, va, entry)
+    owner(lambda task: ksym.spin_unlock(ksym.pte_lockptr(ksym.walk_to_pmd(slot(task.cpu).mm, va))))
+    assert other.reply() == C["SWAP_MLOCK"]
+
+
+def test_a_fault_that_waits_for_a_page_does_not_lock_what_is_not_mapped_any_more(machine, tmp_path):
+    """mlock_faulted_page: truncation unlocks the page and unmaps it, and whoever waits comes too late."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(PAGE))
+    owner, other = Mapper(machine, str(path)), Puppet(machine)
+    va = owner.va
+    owner(lambda task: task.mlock(va, PAGE))
+    page = page_at(owner, va)
+    address, mapping = page.address, page.mapping
+    other(lambda task: (ksym.lock_page(address), ksym.clear_page_mlock(address)))
+    owner.begin(lambda task: ksym.handle_mm_fault(slot(task.cpu).mm, ksym.find_vma(slot(task.cpu).mm, va), va, 0))
+    until_waits(owner, "WAIT_PAGE_LOCK")
+    other(lambda task: (ksym.unmap_mapping_range(mapping, 0, 0, 1), ksym.unlock_page(address)))
+    assert owner.reply() == 0
+    assert not page.flags & flags("PG_mlocked", "PG_unevictable")
