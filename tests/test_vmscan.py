@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from helpers import C, PAGE, Puppet, flags, page_at
+from helpers import C, PAGE, Mapper, Puppet, flags, page_at
 from shmkern import MAP_SHARED, MPOL_BIND, PROT_READ, PROT_WRITE, layout, worker
 from shmkern.kallsyms import ksym
 
@@ -306,6 +306,20 @@ def test_a_page_that_was_locked_in_memory_meanwhile_is_put_on_the_unevictable_li
     assert puppet(program) == ([pages[1]], [pages[2], pages[0]])
     assert [page_at(puppet, va + number * PAGE)._count for number in range(3)] == [1] * 3
     small.audit().raise_if_broken()
+
+
+def test_a_page_of_a_file_that_somebody_else_has_locked_counts_as_used(small, tmp_path):
+    """page_referenced cannot ask its page tables then; whoever has it is about to use it."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(PAGE))
+    owner, other = Mapper(small, str(path)), Puppet(small)
+    owner.load(0, 1)
+    page = page_at(owner, owner.va).address
+    owner(lambda task: ksym.page_referenced(page, 0, 0))
+    assert owner(lambda task: ksym.page_referenced(page, 0, 0)) == 0
+    other(lambda task: ksym.lock_page(page))
+    assert owner(lambda task: ksym.page_referenced(page, 0, 0)) == 1
+    other(lambda task: ksym.unlock_page(page))
 
 
 @pytest.mark.parametrize("kind", [ANON, FILE], ids=["anonymous", "file"])
