@@ -757,6 +757,42 @@ def test_policies_follow_when_a_cpuset_gets_other_nodes(four):
     four.audit().raise_if_broken()
 
 
+def test_areas_whose_static_nodes_differ_stay_two_though_they_mean_the_same_now(four):
+    """__mpol_equal: they will not when the cpuset has more nodes again."""
+    group = four.create_cpuset({0, 1})
+    puppet = Puppet(four, cpuset=group)
+    va = area(puppet, 4)
+    for at, nodes in ((va, [1, 2]), (va + 2 * PAGE, [1, 3])):
+        puppet(lambda task: task.mbind(at, 2 * PAGE, MPOL_BIND | MPOL_F_STATIC_NODES, nodes))
+
+    def policies():
+        return [puppet(lambda task: task.get_mempolicy(at, MPOL_F_ADDR))[1] for at in (va, va + 2 * PAGE)]
+    assert policies() == [[1], [1]]
+    four.set_mems(group, {0, 1, 2, 3})
+    assert policies() == [[1, 2], [1, 3]]
+
+
+def test_interleaving_starts_anew_when_the_nodes_are_others(four):
+    """interleave_nodes: it was about to go on at a node that lies behind all of the new ones."""
+    group = four.create_cpuset({2, 3})
+    puppet = Puppet(four, cpuset=group)
+
+    def take(count):
+        def program(task):
+            pages = [ksym.alloc_pages_current(C["GFP_HIGHUSER_MOVABLE"], 0) for _ in range(count)]
+            nodes = [layout.struct("Page", page).flags >> C["NODES_PGSHIFT"] for page in pages]
+            for page in pages:
+                ksym.put_page(page)
+            return nodes
+        return puppet(program)
+    puppet(lambda task: task.set_mempolicy(MPOL_INTERLEAVE, [2, 3]))
+    assert take(1) == [2] and worker.slot(puppet.cpu).il_next == 3
+    four.set_mems(group, {0, 1})
+    # So that 0 is not simply the local node.
+    worker.slot(puppet.cpu).numa_node = 1
+    assert take(4) == [0, 1, 0, 1]
+
+
 def test_pages_follow_a_cpuset_that_is_told_to_take_them_along(four):
     group = four.create_cpuset({0, 1}, memory_migrate=True)
     other = four.create_cpuset({3})
