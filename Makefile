@@ -144,7 +144,7 @@ build/.compiled: $(VENV)/.packages $(SOURCES) $(WRONG_SHIPPED) $(WRONG_EXPLORED)
 # ---- the other modules ----------------------------------------------------
 
 # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each command would compile what it imports.
-PLAIN := $(filter-out $(BUILDERS) $(KERNEL:=.py),$(wildcard *.py shmkern/*.py shmkern/explore/*.py stress/*.py))
+PLAIN := $(filter-out $(BUILDERS) $(KERNEL:=.py),$(wildcard *.py shmkern/*.py shmkern/audit/*.py shmkern/explore/*.py stress/*.py))
 
 build/.bytecode: $(VENV)/.packages $(PLAIN) | $(BUILT)
 	$(VENV)/bin/python -m compileall -q $(PLAIN)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from shmkern import boot, direct_map, layout, vmstat
-from shmkern.audit import page_flags_text
+from shmkern.dump import page_flags_text
 
 C = layout.constants
 KINDS = {C["PANIC_BUG"]: "kernel BUG", C["PANIC_HUNG_TASK"]: "hung task",

@@ -17,7 +17,7 @@ from collections import Counter
 import numpy as np
 
 from shmkern import command, direct_map, layout, report, vmstat
-from shmkern.audit import page_flags_text, pte_text
+from shmkern.dump import page_flags_text, pte_text
 from shmkern.errors import BootError, UsageError
 from shmkern.peek import in_block, mm_at, page_at, pte_of, pte_pfn, vmas
 

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from shmkern import audit as audit_module
 from shmkern import layout
-from shmkern.audit import AuditError, Finding, audit, check_rings, walk_rb_tree
+from shmkern.audit import AuditError, Finding, audit, ptes
+from shmkern.audit.findings import LIMIT
+from shmkern.audit.lists import check_rings, walk_rb_tree
 
 C = layout.constants
 BASE = C["DIRECT_MAP_BASE"]
@@ -1764,16 +1765,16 @@ def test_tasks_may_access_memory_during_the_audit():
     def run():
         machine = small_machine()
         machine.pte(machine.parent, HEAP + PAGE)[:] &= ~np.uint64(DIRTY | ACCESSED)
-        find_ptes = audit_module.find_ptes
+        find_ptes = ptes.find_ptes
 
         def find_ptes_then_store(*args):
             find_ptes(*args)
             machine.pte(machine.parent, HEAP + PAGE)[:] |= np.uint64(DIRTY | ACCESSED)
             machine.set_tlb(0, HEAP + PAGE, machine.own[1], C["TLB_WRITE"] | C["TLB_DIRTY"])
 
-        audit_module.find_ptes = find_ptes_then_store
+        ptes.find_ptes = find_ptes_then_store
         during = audit().to_json()
-        audit_module.find_ptes = find_ptes
+        ptes.find_ptes = find_ptes
         return during, audit().to_json()
 
     assert in_child(run) == ([], [])
@@ -1810,8 +1811,8 @@ def test_much_damage_of_one_sort_is_counted():
     def damage(s):
         s.pages["mapping"][262:500] = 9
     findings = findings_of(damage)
-    assert len(findings) == audit_module.LIMIT + 1
-    assert f"{238 - audit_module.LIMIT} more" in findings[-1]["message"]
+    assert len(findings) == LIMIT + 1
+    assert f"{238 - LIMIT} more" in findings[-1]["message"]
 
 
 def test_outcome_is_json_and_raises_when_broken():

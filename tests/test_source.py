@@ -131,7 +131,7 @@ def test_an_idle_declaration_is_found(tmp_path):
     assert list(idle_declarations(source, header)) == ["f: lost"]
 
 
-SOURCES = sorted(file for folder in (".", "shmkern", "shmkern/explore", "stress", "bench", "tests")
+SOURCES = sorted(file for folder in (".", "shmkern", "shmkern/audit", "shmkern/explore", "stress", "bench", "tests")
                  for file in (PACKAGE.parent / folder).glob("*.py"))
 
 
@@ -185,11 +185,11 @@ def test_an_array_is_as_long_as_the_constant_that_it_names(header):
 
 
 def imported(name):
-    """What a module of the package imports and cimports of it, anywhere in its .py and .pxd."""
-    header, source, found = PACKAGE / f"{name}.pxd", PACKAGE / f"{name}.py", set()
+    """What a module of the package, or a package in it, imports and cimports of it, anywhere in its .py and .pxd."""
+    header, found = PACKAGE / f"{name}.pxd", set()
     if header.exists():
         found |= set(re.findall(r"^(?:from|cimport) shmkern\.(\w+)", header.read_text(), re.M))
-    if source.exists():
+    for source in [*PACKAGE.glob(f"{name}.py"), *PACKAGE.glob(f"{name}/*.py")]:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
@@ -211,13 +211,14 @@ def rooms():
     text = (PACKAGE.parent / "docs/architecture.md").read_text()
     table = text[text.index("| file |"):text.index("## The block")]
     cells = [line.split("|")[1] for line in table.splitlines()[2:] if line.startswith("|")]
-    named = [(name, row) for row, cell in enumerate(cells) for name in re.findall(r"`(\w+)(?:\.h|\.pxd)?`", cell)]
+    named = [(name, row) for row, cell in enumerate(cells) for name in re.findall(r"`(\w+)(?:\.h|\.pxd|/)?`", cell)]
     assert len(named) == len(dict(named)), "a module is in two rows"
     return dict(named)
 
 
 def test_files_import_only_from_above_in_the_table_of_rooms():
     modules = {file.stem for pattern in ("*.py", "*.pxd") for file in PACKAGE.glob(pattern)}
+    modules |= {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
     row = rooms()
     assert row.keys() == modules
     wrong = [f"{name} imports {other}" for name in sorted(modules) for other in sorted(imported(name))
@@ -237,7 +238,7 @@ def test_cimports_have_no_circle():
 def test_every_file_names_its_licence():
     root = PACKAGE.parent
     files = [*PACKAGE.glob("*.py"), *HEADERS, *PACKAGE.glob("*.h"),
-             *PACKAGE.glob("explore/*.py"), *PACKAGE.glob("explore/*.c"), *PACKAGE.glob("explore/*.html"),
+             *PACKAGE.glob("*/*.py"), *PACKAGE.glob("explore/*.c"), *PACKAGE.glob("explore/*.html"),
              *(file for folder in ("tests", "stress", "bench") for file in (root / folder).glob("*.py"))]
     assert [file.name for file in files if "SPDX-License-Identifier: GPL-2.0-only" not in file.read_text()
             and file.stat().st_size] == []

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shmkern import audit, direct_map, layout, worker
+from shmkern import direct_map, dump, layout, worker
 from shmkern.explore.engine import HOST_FILE_SIZE
 
 C = layout.constants
@@ -120,9 +120,9 @@ class Names:
     def value(self, place, number, size):
         """What a value means in its place."""
         if place.struct == "pte":
-            return audit.pte_text(number)
+            return dump.pte_text(number)
         if (place.struct, place.field) == ("Page", "flags"):
-            return audit.page_flags_text(number)
+            return dump.page_flags_text(number)
         if place.field in ("_count", "_mapcount"):
             return str(number - (1 << 32) if number >> 31 else number)
         if number >= self.kernel.address and size == 8 and number < self.kernel.frames_base + (self.kernel.max_pfn << 12):

@@ -2,12 +2,12 @@
 """What must hold of memory control groups: who is charged for a frame follows from what the
 frame is, and what a group is charged and has on its LRU lists from who is charged for the frames.
 
-Steps of audit.audit(), which says what they may take for granted.  May import: layout, audit_lists.
+Steps of audit.audit(), which says what they may take for granted.  May import: layout, audit.lists.
 """
 import numpy as np
 
 from shmkern import layout
-from shmkern.audit_lists import check_rings, lru_of, ring_links
+from shmkern.audit.lists import check_rings, lru_of, ring_links
 
 C = layout.constants
 PAGE_SIZE = C["PAGE_SIZE"]
