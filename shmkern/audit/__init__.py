@@ -21,26 +21,9 @@ TLBs are read before the PTEs that they must agree with.
 
 May import, all files of this package: layout, vmstat, dump.  Takes no lock; whoever calls it has frozen the machine.
 """
-from shmkern.audit.block import check_header, check_regions, check_zones
-from shmkern.audit.files import check_cached_pages, check_i_mmap, find_buffers, find_cached_pages, find_files
+from shmkern.audit import block, files, free, locks, memcg, mm, pages, policy, ptes, slab, swap, tlb
 from shmkern.audit.findings import Audit, AuditError, Finding, Report
-from shmkern.audit.free import (
-    check_buddies, check_frame_poison, check_free_counts, check_free_pages, find_free_blocks)
-from shmkern.audit.locks import check_locks
 from shmkern.audit.machine import Machine
-from shmkern.audit.memcg import (
-    check_mem_cgroup_counters, check_mem_cgroup_lists, check_mem_cgroup_tree, check_page_cgroups, find_mem_cgroups)
-from shmkern.audit.mm import (
-    check_anon_vmas, check_rb_trees, check_tasks, check_vma_flags, check_vmas, find_address_spaces, find_vmas)
-from shmkern.audit.pages import (
-    check_counts, check_mlocked, check_owners, check_page_flags, check_page_lists, check_zone_counters,
-    find_pagevecs)
-from shmkern.audit.policy import check_cpusets, find_policies, find_shared_policies
-from shmkern.audit.ptes import (
-    check_page_tables, check_pte_protection, check_ptes, check_rmap, check_rss, find_page_tables)
-from shmkern.audit.slab import check_slab_usage, find_caches, find_free_objects, find_rcu_pending
-from shmkern.audit.swap import check_swap_map, find_swap_cache
-from shmkern.audit.tlb import check_tlbs
 
 
 def audit(strict_tlb=True, check_poison=False):
@@ -52,26 +35,25 @@ def audit(strict_tlb=True, check_poison=False):
     OSError(ENXIO) when no machine is mapped.
     """
     report = Report()
-    if not check_header(report) or not check_regions(report):
+    if not block.check_header(report) or not block.check_regions(report):
         return Audit(report.findings)
     m = Machine(report)
     # Each of the find_* functions needs those before it.
-    for step in (check_zones, find_caches, find_free_objects, find_rcu_pending,
-                 check_tasks, find_address_spaces, find_vmas, check_vmas, check_rb_trees,
-                 find_files, check_vma_flags, find_cached_pages, find_swap_cache, find_buffers, check_i_mmap, check_anon_vmas,
-                 find_shared_policies, find_policies, check_cpusets, find_mem_cgroups, find_page_tables,
-                 check_page_tables, find_pagevecs,
-                 find_free_blocks, check_ptes, check_swap_map, check_pte_protection, check_rmap,
-                 check_cached_pages, check_rss,
-                 check_counts, check_owners, check_page_flags, check_mlocked,
-                 check_buddies, check_free_pages, check_free_counts,
-                 check_page_lists, check_zone_counters, check_mem_cgroup_tree,
-                 check_page_cgroups, check_mem_cgroup_counters,
-                 check_mem_cgroup_lists,
-                 check_slab_usage, check_locks):
+    for step in (block.check_zones, slab.find_caches, slab.find_free_objects, slab.find_rcu_pending, mm.check_tasks,
+                 mm.find_address_spaces, mm.find_vmas, mm.check_vmas, mm.check_rb_trees, files.find_files,
+                 mm.check_vma_flags, files.find_cached_pages, swap.find_swap_cache, files.find_buffers,
+                 files.check_i_mmap, mm.check_anon_vmas, policy.find_shared_policies, policy.find_policies,
+                 policy.check_cpusets, memcg.find_mem_cgroups, ptes.find_page_tables, ptes.check_page_tables,
+                 pages.find_pagevecs, free.find_free_blocks, ptes.check_ptes, swap.check_swap_map,
+                 ptes.check_pte_protection, ptes.check_rmap, files.check_cached_pages, ptes.check_rss,
+                 pages.check_counts, pages.check_owners, pages.check_page_flags, pages.check_mlocked,
+                 free.check_buddies, free.check_free_pages, free.check_free_counts, pages.check_page_lists,
+                 pages.check_zone_counters, memcg.check_mem_cgroup_tree, memcg.check_page_cgroups,
+                 memcg.check_mem_cgroup_counters, memcg.check_mem_cgroup_lists, slab.check_slab_usage,
+                 locks.check_locks):
         step(m)
     if strict_tlb:
-        check_tlbs(m)
+        tlb.check_tlbs(m)
     if check_poison and m.kernel.poison:
-        check_frame_poison(m)
+        free.check_frame_poison(m)
     return Audit(report.findings)
