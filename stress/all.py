@@ -21,6 +21,9 @@ DEAL = ["offline", "threads", "threads", "fork", "file", "swap", "memcg", "move_
 PLAIN = {"anon": anon, "threads": threads, "file": file, "swap": swap, "offline": offline}
 WORKERS_MIN = 8
 FRAMES_PER_WORKER, FRAMES_MIN = 256, 4096
+# Of each node, besides, and of each node for each worker: of small nodes little is left besides what cannot be
+# reclaimed at the moment, such as the pages that each task and each kswapd has in its pagevecs.
+NODE_FRAMES, NODE_FRAMES_PER_WORKER = 160, 8
 # Frames that a worker takes at least, with its page tables: one of `threads` has most.
 NEED = 80
 PAGES_MAX = 64
@@ -67,7 +70,8 @@ def plan(options):
     if options.workers < WORKERS_MIN:
         raise common.UsageError(f"all needs {WORKERS_MIN} workers at least, one or two of each kind")
     if options.frames is None:
-        options.frames = max(FRAMES_MIN, options.workers * FRAMES_PER_WORKER)
+        options.frames = max(FRAMES_MIN, options.workers * FRAMES_PER_WORKER,
+                             options.nodes * (NODE_FRAMES + options.workers * NODE_FRAMES_PER_WORKER))
         options.frames += -options.frames % options.nodes
     # A private copy of each page of a file; copy-on-write in a tree and in a group.
     frames = common.take_frames(options, NEED * options.workers)

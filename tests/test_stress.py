@@ -147,6 +147,13 @@ def test_scenario_holds_and_tasks_meet_migration_entries(name):
     assert 0 < result["seconds"] < 60
 
 
+def test_all_has_frames_enough_by_itself_on_as_many_nodes_as_there_can_be():
+    """Each node's kswapd and each task keeps pages in its pagevecs, and what is there cannot be reclaimed."""
+    result = stress("all", "--workers", 12, "--nodes", 64, tick=Until(counted(pgmigrate_success=501, pswpout=101)))
+    assert result["failures"] == [] and result["audit"] == []
+    assert common.status_of(result) == common.HELD
+
+
 @pytest.mark.parametrize("name", ["file", "buffers"])
 def test_files_agree_with_the_host_while_their_pages_move(name):
     result = stress(name, "--workers", 8, tick=Until(counted(pgmigrate_success=1001, accesses=3001, pgfault=1001)))
