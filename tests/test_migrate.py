@@ -169,6 +169,14 @@ def test_a_cpu_that_knows_the_old_frame_forgets_it_before_the_copy(machine, owne
     assert sorted([owner.reply(), thread.reply()]) == [1, 2]
 
 
+def test_who_comes_to_sleep_on_a_page_that_is_unlocked_by_now_leaves_no_mark(owner):
+    """page_sleep: PG_waiters goes with the lock, and after that nobody would take it off."""
+    page = page_at(owner, owner.va)
+    address, locked = page.address, page.flags | flags("PG_locked")
+    owner(lambda task: ksym.page_sleep(address, locked, 0))
+    assert not page.flags & flags("PG_waiters")
+
+
 def ksym_slot(puppet, va):
     """Where the translation of an address would be in a task's TLB."""
     slot = worker.slot(puppet.cpu)
