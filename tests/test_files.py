@@ -14,7 +14,8 @@ import pytest
 import shmkern
 from helpers import (PAGE, Mapper, Puppet, Stop, counter, errno_of, flags, migration_entry, mm_of, node_at, page_at, pfn_at,
                      pte_of, set_pte, stop, until_waits, vmas)
-from shmkern import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout, vmstat, worker
+from shmkern import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_MAYMOVE, MS_SYNC, PROT_READ, PROT_WRITE, layout, vmstat,
+                     worker)
 from shmkern.kallsyms import ksym
 
 C = layout.constants
@@ -619,6 +620,34 @@ def test_a_first_write_that_waits_for_a_page_finds_that_it_is_no_longer_the_file
     one.reply()
     assert one.load(0, 5) == b"again" and page_at(one, va).address != address
     other(lambda task: ksym.put_page(address))
+
+
+def test_a_first_store_without_memory_for_buffers_maps_nothing(machine, path):
+    """do_fault: writable and clean, the page would not be written back."""
+    one, two = Mapper(machine, path, fs="buffer", block_size=1024), Mapper(machine, path)
+    # One has a table for it, and two the page, without buffers.
+    one.load(PAGE, 1), two.load(0, 1)
+    va, page = one.va, page_at(two, two.va)
+    address = page.address
+    two(lambda task: (ksym.lock_page(address), ksym.try_to_free_buffers(address), ksym.unlock_page(address)))
+    assert not page.flags & flags("PG_private")
+
+    def store(task):
+        task.fail_nth(1)
+        return errno_of(lambda: task.store(va, b"x")), task.fail_nth(0)
+    assert one(store) == ("ENOMEM", 0) and pte_of(one, va) == 0
+    one.store(0, b"x")
+    assert page.flags & flags("PG_private", "PG_dirty") == flags("PG_private", "PG_dirty")
+
+
+def test_private_copies_before_the_new_end_of_a_file_stay(machine, path):
+    """unmap_mapping_range: an area is not unmapped from its beginning on."""
+    one, two = Mapper(machine, path, how=MAP_PRIVATE), Mapper(machine, path)
+    fd, places = two.fd, (0, 3 * PAGE)
+    for place in places:
+        one.store(place, b"mine")
+    two(lambda task: task.ftruncate(fd, 4 * PAGE))
+    assert [one.load(place, 4) for place in places] == [b"mine"] * 2
 
 
 # ---- the audit -----------------------------------------------------------------------
