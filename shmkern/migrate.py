@@ -228,12 +228,14 @@ def migrate_page_move_mapping(mapping, newpage, page):
 
 
 def expect_copy(target):
-    """From here on prefetch_upcoming asks for the lines of the page that this migrator moves next, and of `target`,
-    where it will probably go to."""
+    """Begins to ask for the lines of the page that this migrator moves next, and of `target`, where it will probably go
+    to; prefetch_upcoming goes on.  Called as soon as a copy is made, whose stores the next locked instruction has to
+    wait for."""
     me = current()
     me.upcoming_target = target
     me.upcoming_line = 0
     prefetchw(target)
+    prefetch_lines()
 
 
 def prefetch_lines():
@@ -280,7 +282,6 @@ def migrate_page_copy(newpage, page):
         # An anonymous page stays one until it is freed: who zaps or copies one of its migration
         # entries, while they stand, has to know what it counts (later kernels do so too).
         WRITE_ONCE64(addressof(page.mapping), 0)
-    prefetch_upcoming()
     if PageWriteback(newpage):
         end_page_writeback(newpage)
 
