@@ -295,7 +295,7 @@ static inline int kill_me_when_pipe_closes(int fd)
 }
 
 /* Asks for a cache line that is going to be read, soon but not at once; it may be at any address. */
-static inline void prefetch(const void *line) { __builtin_prefetch(line, 0, 2); }
+static inline void prefetch(const void *line) { __builtin_prefetch(line, 0, 3); }
 
 /* The same for one that is going to be written. */
 static inline void prefetchw(const void *line)
