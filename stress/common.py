@@ -129,8 +129,8 @@ def summary(result):
     shown = {"workers": f"{result['workers']} on {result['nodes']} nodes of "
                         f"{result['frames'] // result['nodes']:,} frames, {result['seconds']:.1f} s",
              "accesses": f"{result['accesses']:,}", "faults": f"{result['faults']:,}",
-             "migration waits": f"{result['migration_waits']:,} (half of them up to {result['wait_p50_us']:,} us, "
-                                f"99 % up to {result['wait_p99_us']:,} us)",
+             "migration waits": f"{result['migration_waits']:,} (half of them up to {result['wait_p50_us']:,.1f} us, "
+                                f"99 % up to {result['wait_p99_us']:,.1f} us)",
              "pages migrated": f"{result['pages_migrated']:,} ({result['pages_per_second']:,} a second), "
                                f"{result['migrate_retried']:,} retried, {result['migrate_failed']:,} failed",
              "TLB shootdowns": f"{result['tlb_shootdowns']:,}"}
