@@ -3,12 +3,9 @@
 
 May import: layout.
 """
-import numpy as np
-
 from shmkern import layout
 
 C = layout.constants
-
 PAGE_SHIFT = C["PAGE_SHIFT"]
 NODE_SHIFT = C["NODES_PGSHIFT"]
 PRESENT = C["_PAGE_PRESENT"]
@@ -18,9 +15,9 @@ ACCESSED = C["_PAGE_ACCESSED"]
 DIRTY = C["_PAGE_DIRTY"]
 PROTNONE = C["_PAGE_PROTNONE"]
 SPECIAL = C["_PAGE_SPECIAL"]
-NX = np.uint64(1 << 63)
+NX = 1 << 63
 PTE_BITS = {"PRESENT": PRESENT, "RW": RW, "USER": USER, "ACCESSED": ACCESSED, "DIRTY": DIRTY,
-            "PROTNONE": PROTNONE, "SPECIAL": SPECIAL, "NX": int(NX)}
+            "PROTNONE": PROTNONE, "SPECIAL": SPECIAL, "NX": NX}
 # A macro in pagetable.pxd, so layout does not know it.
 PTE_PFN_MASK = 0x000ffffffffff000
 PAGE_FLAGS = {name: C[name] for name in C if name.startswith("PG_")}

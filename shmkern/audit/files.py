@@ -10,13 +10,12 @@ import numpy as np
 from shmkern import layout
 from shmkern.audit.findings import LIMIT
 from shmkern.audit.lists import list_addresses, walk_rb_tree
-from shmkern.dump import PAGE_FLAGS, pte_text
+from shmkern.dump import PAGE_FLAGS, RW, pte_text
 
 C = layout.constants
 PAGE_SIZE = C["PAGE_SIZE"]
 PAGE_SHIFT = C["PAGE_SHIFT"]
 ANON = C["PAGE_MAPPING_ANON"]
-RW = C["_PAGE_RW"]
 
 # Whose dirty pages are counted and tagged: those that are written back.
 ACCOUNTING = [C[name] for name in ("AOPS_PAGE", "AOPS_BUFFER", "AOPS_FALLBACK", "AOPS_FIXED")]

@@ -11,16 +11,11 @@ from shmkern.audit.files import ACCOUNTING
 from shmkern.audit.findings import LIMIT
 from shmkern.audit.lists import check_rings, list_addresses, walk_rb_tree
 from shmkern.audit.machine import TASK_SIZE
+from shmkern.dump import ACCESSED, NX, PRESENT, PROTNONE, RW, USER
 
 C = layout.constants
 PAGE_SIZE = C["PAGE_SIZE"]
 PAGE_SHIFT = C["PAGE_SHIFT"]
-PRESENT = C["_PAGE_PRESENT"]
-RW = C["_PAGE_RW"]
-USER = C["_PAGE_USER"]
-ACCESSED = C["_PAGE_ACCESSED"]
-PROTNONE = C["_PAGE_PROTNONE"]
-NX = np.uint64(1 << 63)
 VM_WRITE = C["VM_WRITE"]
 VM_ACCESS = C["VM_ACCESS_FLAGS"]
 
@@ -154,7 +149,7 @@ def check_vmas(m):
 
 def access_prot(flags):
     """Of the protection that vm_get_page_prot has for VMAs with these flags, all but RW."""
-    allowed = np.where((flags & C["VM_EXEC"]) != 0, np.uint64(0), NX) | np.uint64(PRESENT | USER | ACCESSED)
+    allowed = np.where((flags & C["VM_EXEC"]) != 0, np.uint64(0), np.uint64(NX)) | np.uint64(PRESENT | USER | ACCESSED)
     return np.where((flags & VM_ACCESS) != 0, allowed, np.uint64(PROTNONE | ACCESSED))
 
 

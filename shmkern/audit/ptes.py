@@ -9,20 +9,13 @@ from shmkern import layout
 from shmkern.audit.machine import VPN_BITS
 from shmkern.audit.mm import access_prot
 from shmkern.audit.swap import is_swap_entry
-from shmkern.dump import PTE_PFN_MASK, pte_text
+from shmkern.dump import ACCESSED, DIRTY, PRESENT, PROTNONE, PTE_PFN_MASK, RW, SPECIAL, USER, pte_text
 
 C = layout.constants
 PAGE_SIZE = C["PAGE_SIZE"]
 PAGE_SHIFT = C["PAGE_SHIFT"]
 ANON = C["PAGE_MAPPING_ANON"]
-PRESENT = C["_PAGE_PRESENT"]
-RW = C["_PAGE_RW"]
-USER = C["_PAGE_USER"]
-ACCESSED = C["_PAGE_ACCESSED"]
-DIRTY = C["_PAGE_DIRTY"]
 PTE_FILE = C["_PAGE_FILE"]
-PROTNONE = C["_PAGE_PROTNONE"]
-SPECIAL = C["_PAGE_SPECIAL"]
 ENTRIES = C["PTRS_PER_TABLE"]
 VM_WRITE = C["VM_WRITE"]
 VM_ACCESS = C["VM_ACCESS_FLAGS"]

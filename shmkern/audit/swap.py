@@ -7,11 +7,10 @@ import numpy as np
 
 from shmkern import layout
 from shmkern.audit.files import walk_page_tree
-from shmkern.dump import page_flags_text
+from shmkern.dump import RW, page_flags_text
 
 C = layout.constants
 PAGE_SHIFT = C["PAGE_SHIFT"]
-RW = C["_PAGE_RW"]
 PTE_FILE = C["_PAGE_FILE"]
 
 

@@ -7,14 +7,10 @@ import numpy as np
 
 from shmkern import layout
 from shmkern.audit.machine import VPN_BITS
-from shmkern.dump import PTE_PFN_MASK, pte_text
+from shmkern.dump import ACCESSED, DIRTY, PRESENT, PTE_PFN_MASK, RW, pte_text
 
 C = layout.constants
 PAGE_SHIFT = C["PAGE_SHIFT"]
-PRESENT = C["_PAGE_PRESENT"]
-RW = C["_PAGE_RW"]
-ACCESSED = C["_PAGE_ACCESSED"]
-DIRTY = C["_PAGE_DIRTY"]
 
 
 def check_tlbs(m):
