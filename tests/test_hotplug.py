@@ -132,6 +132,7 @@ def test_a_page_that_somebody_holds_is_waited_for_and_then_given_up(three):
 @pytest.mark.parametrize("timeout", [1e300, float("inf")])
 def test_a_node_may_be_waited_for_as_long_as_one_likes(three, timeout):
     three.offline(1, timeout)
+    assert three.init.get_mempolicy(0, MPOL_F_MEMS_ALLOWED)[1] == [0, 2]
     three.online(1)
 
 

@@ -455,6 +455,30 @@ def test_a_task_stops_at_a_tracepoint_with_what_it_holds(machine, owner, until):
         assert is_present(pte_of(owner, va))
 
 
+def test_a_move_asks_for_the_whole_of_the_next_page_before_that_is_copied(machine, until):
+    """Not for some lines less: for the first that is left the copy would wait as long as for all."""
+    owner, mover = Puppet(machine), Puppet(machine)
+    pid = owner.pid
+    first = owner(lambda task: task.mmap(2 * PAGE))
+    second = first + PAGE
+    owner(lambda task: task.store(first, b"x" * 2 * PAGE))
+
+    def goes_on_to(event, is_there):
+        tracing.set_breaks(mover.cpu, [event])
+        tracing.go_on(mover.cpu)
+        until(lambda: is_there() and tracing.is_stopped(mover.cpu))
+        return worker.slot(mover.cpu).upcoming_line
+
+    with tracing.Tracing():
+        tracing.set_breaks(mover.cpu, ["set_migration_pte"])
+        mover.begin(lambda task: task.move_pages(pid, [first, second], [1, 1]))
+        until(lambda: migration_entry(pte_of(owner, first)) and tracing.is_stopped(mover.cpu))
+        lines = layout.constants["PAGE_LINES"]
+        assert goes_on_to("remove_migration_pte", lambda: is_present(pte_of(owner, first))) < lines
+        assert goes_on_to("set_migration_pte", lambda: migration_entry(pte_of(owner, second))) == lines
+    assert mover.reply() == [1, 1]
+
+
 class Raised(Exception):
     pass
 
