@@ -25,6 +25,7 @@ def begin():
 
 
 def load():
+    """Imports what translate() needs, ahead of the first module."""
     import translator  # noqa: F401
 
 

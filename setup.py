@@ -46,7 +46,7 @@ GCC_FLAGS = [
     "-Wno-unused-function",     # the inline functions of a .pxd, where it is cimported
     "-Wno-unused-variable",
     "-Wno-unused-but-set-variable",
-    "-DCYTHON_COMPRESS_STRINGS=0",
+    "-DCYTHON_COMPRESS_STRINGS=0",  # gcc takes longer for the code that unpacks them than for the strings
     "-DPY_SSIZE_T_CLEAN",       # as Cython does before it includes Python.h, which is compiled before that
 ]
 # What runs once for each page or access of a program.  The rest runs once for each system call or machine: it
